@@ -1,0 +1,1 @@
+"""saetools: train, evaluate and explore sparse dictionaries of transformer activations."""

@@ -1,0 +1,1 @@
+"""Activations: tokens -> rows, on disk or live, calibrated and shuffled."""

@@ -1,0 +1,122 @@
+"""The configuration of a run: frozen sections, each field with its description and unit.
+
+The `dictionary` section is a union over the registered kinds, so it is built where the registry is known
+(`run_config_class`, called by the command line) and has no default.
+"""
+
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, create_model
+
+from saetools.records import FrozenModel
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+class HostConfig(FrozenModel):
+    """The subject model."""
+
+    name: str = Field("pycode", description="pycode (embedded), a hub name such as gpt2, or a directory")
+    revision: str | None = Field(None, description="commit of a hub model")
+    dtype: Dtype = Field("float32", description="dtype in which the host runs")
+    prepend_bos: bool = Field(True, description="begin each window with the tokenizer's BOS")
+    compatibility_mode: bool = Field(False, description="fold norms and centre weights (transformer-lens)")
+
+
+class CorpusConfig(FrozenModel):
+    """The text."""
+
+    name: str = Field("stdlib", description="stdlib, a hub data set, or a json / jsonl / parquet / txt file or directory")
+    subset: str | None = Field(None, description="configuration name of a hub data set")
+    split: str = Field("train", description="split of a hub data set; held-out documents are taken out of it by hash")
+    text_field: str = Field("text", description="column that holds the text")
+    streaming: bool = Field(False, description="stream a hub data set instead of downloading it whole")
+    context_tokens: int = Field(256, gt=1, description="tokens per window, BOS included")
+    max_documents: int | None = Field(None, gt=0, description="use only the first documents of each split")
+
+
+class ActivationsConfig(FrozenModel):
+    """Where rows come from and how they are mixed."""
+
+    source: Literal["live", "cached", "rows"] = Field("live", description="run the host, or read its stored rows, or a file")
+    path: Path | None = Field(None, description="store directory (cached) or .safetensors / .npy file (rows)")
+    heldout_path: Path | None = Field(None, description="held-out rows file; without it the last 10 % of path")
+    point: str = Field("blocks.2.hook_out", description="hook point of the host")
+    dtype: Dtype = Field("float32", description="dtype of rows on every way: stored, buffered and read")
+    host_batch: int = Field(16, gt=0, description="windows per forward pass of the host; part of the plan")
+    ring_rows: int = Field(65_536, gt=0, description="rows in the shuffle ring")
+    calibration_rows: int = Field(32_768, gt=0, description="kept rows measured before step 0")
+    drop_outliers: bool = Field(True, description="drop rows whose norm exceeds 10 times the calibration's median")
+    prefetch: int = Field(0, ge=0, description="host batches made ahead by a producer thread; changes no bit")
+
+
+class TrainingConfig(FrozenModel):
+    """Optimization. None stands for the rule in the description."""
+
+    n_tokens: int = Field(1_000_000, gt=0, description="kept rows to train on")
+    batch_rows: int = Field(2048, gt=0, description="rows per optimizer step")
+    lr: float | None = Field(None, gt=0, description="peak learning rate; None: 2e-4 / sqrt(F / 2^14)")
+    schedule: Literal["linear_decay", "constant"] = Field("linear_decay", description="after warm-up")
+    warmup_steps: int | None = Field(None, ge=0, description="None: min(1000, 5 % of the steps)")
+    decay_fraction: float = Field(0.2, ge=0, le=1, description="last part of the run with linear decay to 0")
+    clip_norm: float = Field(1.0, gt=0, description="global norm to which gradients are clipped")
+    init_from: Path | None = Field(None, description="dictionary directory or run to start from")
+    checkpoint_every_tokens: int | None = Field(None, gt=0, description="None: a tenth of n_tokens")
+    keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints kept")
+    impl: Literal["auto", "fused", "plain"] = Field("auto", description="training step: fused kernels or autograd")
+    dead_after_tokens: int | None = Field(None, gt=0, description="None: min(10 million, 5 % of n_tokens)")
+
+
+class EvaluationConfig(FrozenModel):
+    """Evaluation on held-out documents."""
+
+    n_tokens: int = Field(200_000, gt=0, description="held-out tokens for reconstruction and sparsity")
+    n_ce_tokens: int = Field(50_000, gt=0, description="held-out tokens for loss recovered")
+    n_features: int = Field(200, ge=0, description="features shown on the page")
+
+
+class LoggingConfig(FrozenModel):
+    """What is told while training."""
+
+    every_steps: int = Field(10, gt=0, description="steps between lines of metrics.jsonl")
+    progress: bool = Field(True, description="progress bar on stderr")
+    wandb: Literal["off", "offline", "online"] = Field("off", description="mirror of metrics.jsonl")
+    wandb_project: str = Field("saetools", description="project of the mirror")
+
+
+class RunSection(FrozenModel):
+    """The run itself."""
+
+    dir: Path = Field(description="run directory")
+    seed: int = Field(0, ge=0, description="decides initial weights, document order and shuffling")
+    device: Device = Field("auto", description="auto: cuda, else mps, else cpu")
+    threads: int | None = Field(None, gt=0, description="CPU threads of torch and numba; None: all cores")
+
+
+class RunConfigBase(FrozenModel):
+    """A whole run, but for its dictionary."""
+
+    host: HostConfig = Field(HostConfig(), description="subject model")
+    corpus: CorpusConfig = Field(CorpusConfig(), description="text")
+    activations: ActivationsConfig = Field(ActivationsConfig(), description="rows")
+    training: TrainingConfig = Field(TrainingConfig(), description="optimization")
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="held-out evaluation")
+    logging: LoggingConfig = Field(LoggingConfig(), description="metrics and progress")
+    run: RunSection = Field(description="directory, seed, device")
+
+
+def run_config_class(dictionary_configs: list[type[FrozenModel]]) -> type[RunConfigBase]:
+    """RunConfig with `dictionary` discriminated by `kind` over the given config classes, without a default."""
+    union: Any = reduce(or_, dictionary_configs)
+    if len(dictionary_configs) > 1:
+        union = Annotated[union, Field(discriminator="kind")]
+    return create_model(
+        "RunConfig",
+        __base__=RunConfigBase,
+        __doc__="The configuration of one run.",
+        dictionary=(union, Field(description="the dictionary to train")),
+    )

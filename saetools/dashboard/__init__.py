@@ -1,0 +1,1 @@
+"""Feature records drawn for people: no torch here."""

@@ -1,0 +1,1 @@
+"""Dictionaries: the trained objects. One file per kind."""

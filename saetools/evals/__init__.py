@@ -1,0 +1,1 @@
+"""Evaluations: one file each, all on held-out documents."""

@@ -1,0 +1,1 @@
+"""Layouts on disk: what is a valid dictionary, checkpoint or store."""

@@ -1,0 +1,1 @@
+"""Formulas: one function, one formula, one source."""

@@ -1,0 +1,1 @@
+"""Kernels: one folder per operation, a plain torch reference beside each fast path."""

@@ -1,0 +1,1 @@
+"""Subject models ("hosts"): transformers whose activations are decomposed."""

@@ -1,0 +1,59 @@
+"""What every host offers to the rest of the house."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from torch import Tensor
+
+from saetools.records import PointSpec
+from saetools.text.base import Tokenize
+
+Edit = Callable[[Tensor], Tensor]
+"""x_BTD -> x_BTD of the same shape and dtype: what a hook does to the activations at a point."""
+
+
+class Host(Protocol):
+    """A frozen transformer with named points. No method changes its weights or leaves a hook behind."""
+
+    name: str
+    tokenize: Tokenize
+    prepend_bos: bool
+    device: str
+
+    def points(self) -> list[str]:
+        """Canonical names of all points whose activations are vectors per token, shallow to deep."""
+        ...
+
+    def canonical(self, point: str) -> str:
+        """The canonical name of a point given by any of its names; PointError names the nearest otherwise."""
+        ...
+
+    def spec(self, point: str, context_tokens: int | None = None) -> PointSpec:
+        """The record that says what vectors at this point are."""
+        ...
+
+    def activations(self, ids_BT: Tensor, points: Sequence[str]) -> dict[str, Tensor]:
+        """x_BTD at each point (canonical names), by one forward pass that stops at the deepest of them."""
+        ...
+
+    def logits(self, ids_BT: Tensor, edits: Mapping[str, Edit] | None = None) -> Tensor:
+        """logits_BTV, with the activations at the given points replaced by what each edit returns."""
+        ...
+
+    @contextmanager
+    def editing(self, edits: Mapping[str, Edit]) -> Iterator[None]:
+        """While active, every forward pass of this host, generation included, applies the edits."""
+        ...
+
+    def generate(self, prompt: str, n_tokens: int, temperature: float = 0.0, seed: int = 0) -> str:
+        """The prompt's continuation (without the prompt)."""
+        ...
+
+    def unembedding(self) -> tuple[Tensor, Tensor | None]:
+        """(W_U_VD, final norm's weight_D or None): row v is the direction that raises the logit of token v."""
+        ...
+
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token of one window, such that they concatenate to the decoding of the whole."""
+        ...

@@ -1,0 +1,59 @@
+"""Frozen records that travel between rooms as JSON: no torch here."""
+
+import math
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_serializer
+
+
+class FrozenModel(BaseModel):
+    """Base of every config and record: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings", protected_namespaces=())
+
+
+class PointSpec(FrozenModel):
+    """What a vector is: of which host, at which point, made how. A dictionary is valid for these vectors alone."""
+
+    host: str = Field(description="host name as given: pycode, a hub name or a directory; `rows` without a host")
+    revision: str | None = Field(None, description="content hash (local) or commit (hub) of the host's weights")
+    point: str = Field(description="canonical hook point name, or `rows`")
+    d_model: int = Field(description="width of the vectors")
+    prepend_bos: bool | None = Field(None, description="whether each window began with BOS")
+    compatibility_mode: bool = Field(False, description="whether weights were folded and centred by transformer-lens")
+    host_dtype: str | None = Field(None, description="dtype in which the host ran")
+    tokenizer_hash: str | None = Field(None, description="sha256 of the tokenizer's serialised form")
+    context_tokens: int | None = Field(None, description="tokens per window, BOS included")
+
+
+class Calibration(FrozenModel):
+    """Constants measured once, over the first kept rows, before step 0; used unchanged ever after.
+
+    `scale` is such that E||scale * x||^2 = d_model. All the rest is in units of *scaled* rows, but
+    `median_norm`, which is of raw rows. Constants published for E||x||^2 = 1 are converted with
+    the factor d_model for squared norms and sqrt(d_model) for norms, codes and thresholds.
+    """
+
+    scale: float = Field(description="factor on raw rows")
+    total_variance: float = Field(description="V = E||y - E y||^2 of scaled rows y")
+    median_norm: float = Field(description="median Euclidean norm of raw rows")
+    b_dec_start: tuple[float, ...] = Field(description="geometric median of scaled rows, length d_model")
+    n_rows: int = Field(description="rows measured")
+
+
+class EvalRecord(FrozenModel):
+    """One figure of an evaluation."""
+
+    name: str = Field(description="name of the figure, e.g. fvu")
+    value: float | None = Field(description="the figure; None where it is undefined on this data")
+    unit: str = Field(description="unit: fraction, nats per token, features per token, ...")
+    n: int = Field(description="number of items that it was computed over")
+    n_unit: str = Field("tokens", description="what n counts")
+    spread: tuple[float, float] | None = Field(None, description="95 % bootstrap interval over documents")
+    series: dict[str, list[float]] | None = Field(None, description="curves or histograms behind the figure")
+    config: dict[str, Any] = Field(default_factory=dict, description="settings of the evaluation")
+    note: str | None = Field(None, description="what a reader must know, e.g. why an evaluation was skipped")
+
+    @field_serializer("value")
+    def _finite(self, value: float | None) -> float | str | None:
+        return value if value is None or math.isfinite(value) else str(value)

@@ -1,0 +1,1 @@
+"""Text: documents in a stated order, and their packing into token batches."""

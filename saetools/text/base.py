@@ -1,0 +1,60 @@
+"""Documents and the train / held-out split: the first stage of the data path."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+Split = Literal["train", "heldout"]
+
+HELDOUT_PER_MILLE = 150
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text with a name that is stable between runs."""
+
+    id: str
+    text: str
+
+
+class Corpus(Protocol):
+    """A corpus yields its documents of one split in one order, always the same."""
+
+    def documents(self, split: Split) -> Iterator[Document]: ...
+
+    def fingerprint(self) -> str: ...
+
+
+def split_of(document_id: str) -> Split:
+    """The split of a document: held-out for 15 % of ids, by sha256(id) mod 1000."""
+    digest = hashlib.sha256(document_id.encode("utf-8", "surrogatepass")).digest()
+    return "heldout" if int.from_bytes(digest[:8], "big") % 1000 < HELDOUT_PER_MILLE else "train"
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """One host batch. Its shape is always [B, T], padding included, whatever it holds.
+
+    Window = BOS (where the host wants one) + consecutive tokens of one document; rows of a last, incomplete
+    batch are all padding. Every token of a document is in exactly one window.
+    """
+
+    number: int  # which batch of its plan: 0, 1, ...
+    ids_BT: np.ndarray  # int64 token ids
+    keep_BT: np.ndarray  # bool: False at BOS and padding, which are never trained on nor counted
+    document_B: np.ndarray  # int64 number of the document in the corpus' order; -1 in an all-padding row
+    position_BT: np.ndarray  # int64 position of the token in its document (BOS and padding: -1)
+
+
+class Tokenize(Protocol):
+    """What packing needs to know of a host's tokenizer; hosts provide it."""
+
+    bos_id: int | None
+    pad_id: int
+
+    def encode(self, texts: list[str]) -> list[list[int]]: ...
+
+    def fingerprint(self) -> str: ...

@@ -1,0 +1,68 @@
+"""The corpus `stdlib`: the sources of the Python standard library on this machine.
+
+Real text that every machine has, so that the first run needs no download. Its content differs between
+Python versions; the fingerprint tells which text a figure belongs to.
+"""
+
+import hashlib
+import sysconfig
+import tokenize
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+from saetools.text.base import Document, Split, split_of
+
+SKIPPED_DIRECTORIES = frozenset(
+    {
+        "site-packages",
+        "dist-packages",
+        "test",
+        "tests",
+        "idle_test",
+        "encodings",
+        "pydoc_data",
+        "lib2to3",
+        "idlelib",
+        "__pycache__",
+    }
+)
+
+
+class StdlibCorpus:
+    """Every readable `*.py` below the standard library's root, ordered by its path relative to that root."""
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        self.root = Path(root or sysconfig.get_path("stdlib"))
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Paths relative to the root with `/`, sorted; undecodable and empty files are left out when read."""
+        found = []
+        for path in self.root.rglob("*.py"):
+            relative = path.relative_to(self.root)
+            if SKIPPED_DIRECTORIES.isdisjoint(relative.parts[:-1]):
+                found.append(relative.as_posix())
+        return sorted(found)
+
+    def documents(self, split: Split) -> Iterator[Document]:
+        for document_id in self.ids:
+            if split_of(document_id) != split:
+                continue
+            try:
+                with tokenize.open(self.root / document_id) as file:
+                    text = file.read()
+            except (SyntaxError, UnicodeDecodeError):
+                continue
+            if text.strip():
+                yield Document(document_id, text)
+
+    def fingerprint(self) -> str:
+        """sha256 over (id, text) of every document of both splits, in order."""
+        digest = hashlib.sha256()
+        for split in ("train", "heldout"):
+            for document in self.documents(split):
+                for part in (document.id, document.text):
+                    data = part.encode("utf-8", "surrogatepass")
+                    digest.update(len(data).to_bytes(8, "little") + data)
+        return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Training: state, step, schedule, loop, checkpoint."""
