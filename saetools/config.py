@@ -4,7 +4,7 @@ The `dictionary` section is a union over the registered kinds, so it is built wh
 (`run_config_class`, called by the command line) and has no default.
 """
 
-from functools import reduce
+from functools import cache, reduce
 from operator import or_
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -109,7 +109,8 @@ class RunConfigBase(FrozenModel):
     run: RunSection = Field(description="directory, seed, device")
 
 
-def run_config_class(dictionary_configs: list[type[FrozenModel]]) -> type[RunConfigBase]:
+@cache
+def run_config_class(*dictionary_configs: type[FrozenModel]) -> type[RunConfigBase]:
     """RunConfig with `dictionary` discriminated by `kind` over the given config classes, without a default."""
     union: Any = reduce(or_, dictionary_configs)
     if len(dictionary_configs) > 1:

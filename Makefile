@@ -1,0 +1,34 @@
+# Each target sets up what it needs in .venv, on a fresh clone too.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check test-all bench clean
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dash,dev]"
+	touch $(STAMP)
+
+demo: $(STAMP)  ## train, evaluate and show a dictionary of the embedded model
+	$(BIN)/saetools quickstart
+
+check: $(STAMP)  ## format, lint, types, fast tests (<= 2 minutes)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q -m "not slow and not gpu and not network and not browser" -n 2 \
+		tests/test_architecture.py tests/test_arguments.py tests/contracts tests/dictionaries tests/functional tests/formats
+
+test: $(STAMP)  ## everything but slow tests (<= 8 minutes)
+	$(BIN)/pytest -q -m "not slow and not gpu and not network" -n 2 tests
+
+test-all: $(STAMP)  ## all tests (<= 35 minutes)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q -m "not gpu and not network" -n 2 tests
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,180 @@
+"""The command line of a run: one YAML and `--section.field value` overrides -> one frozen RunConfig.
+
+jsonargparse reads the arguments against the config classes. It is given the one dictionary class that `kind` names
+(the last of the YAML's and the command line's), not the union: with a union of all kinds it drops fields silently or
+lists the errors of every kind. What it refuses is explained by validating the same values with pydantic, which knows
+the exact key.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from saetools.config import RunConfigBase, run_config_class
+from saetools.errors import ConfigError, nearest
+from saetools.records import FrozenModel
+
+DictionaryConfigs = Mapping[str, type[FrozenModel]]
+
+
+def parse_run(config_path: Path | None, overrides: Sequence[str], dictionary_configs: DictionaryConfigs) -> Any:
+    """The RunConfig of a YAML file (or none) under overrides such as `--training.lr 1e-3`.
+
+    Raises ConfigError with the key, what came and the nearest known key.
+    """
+    values = read_yaml(config_path) if config_path else {}
+    kind = _kind(values, overrides, dictionary_configs)
+    values = _for_kind(values, kind, dictionary_configs)
+    config_class = run_config_class(dictionary_configs[kind])
+    try:
+        return _parse(config_class, values, overrides)
+    except ConfigError as error:
+        raise ConfigError(f"{config_path}: {error}" if config_path else str(error)) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; ConfigError where it is missing, unreadable or not a mapping."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}. Give a YAML file, e.g. one of configs/.")
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__}; a config is a mapping of sections to fields.")
+    return values
+
+
+def help_text(program: str, dictionary_configs: DictionaryConfigs, kind: str = "topk") -> str:
+    """All fields with their descriptions and defaults; the dictionary section for one kind."""
+    config_class = run_config_class(dictionary_configs[kind])
+    return _parser(config_class, program).format_help()
+
+
+def to_yaml(config: RunConfigBase) -> str:
+    """The resolved config as YAML that `parse_run` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _kind(values: dict[str, Any], overrides: Sequence[str], known: DictionaryConfigs) -> str:
+    section = values.get("dictionary")
+    kind = section.get("kind") if isinstance(section, dict) else None
+    kind = _pairs(overrides).get("dictionary.kind", kind)
+    if kind is None:
+        raise ConfigError(f"no dictionary.kind is given. Known kinds: {', '.join(known)}.")
+    if kind not in known:
+        raise ConfigError(
+            f"dictionary.kind: unknown kind {kind!r}.{nearest(str(kind), known)} Known: {', '.join(known)}."
+        )
+    return kind
+
+
+def _for_kind(values: dict[str, Any], kind: str, known: DictionaryConfigs) -> dict[str, Any]:
+    """`values` with a dictionary section of `kind`: fields that only the YAML's own kind has are left out, aloud."""
+    section = dict(values.get("dictionary") or {})
+    previous = section.get("kind", kind)
+    if previous == kind or previous not in known:
+        return values
+    old, new = (set(known[name].model_fields) for name in (previous, kind))
+    dropped = sorted(set(section) & (old - new))
+    if dropped:
+        sys.stderr.write(f"note: {', '.join(dropped)} of kind {previous} do not apply to kind {kind} and are left out\n")
+    kept = {key: value for key, value in section.items() if key not in dropped}
+    return values | {"dictionary": kept | {"kind": kind}}
+
+
+def _parser(config_class: type[RunConfigBase], program: str | None = None) -> Any:
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(prog=program, exit_on_error=False, add_help=False, default_env=False)
+    parser.add_argument("--config", action="config", help=jsonargparse.SUPPRESS)
+    parser.add_class_arguments(config_class, None)
+    return parser
+
+
+def _parse(config_class: type[RunConfigBase], values: dict[str, Any], overrides: Sequence[str]) -> RunConfigBase:
+    import argparse
+
+    parser = _parser(config_class)
+    _refuse_unknown_options(overrides, config_class)
+    try:
+        namespace = parser.parse_args([f"--config={json.dumps(values)}", *overrides])
+        plain = json.loads(parser.dump(namespace, format="json", skip_none=False))
+        plain.pop("config", None)
+        return config_class.model_validate(plain)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, config_class)) from None
+    except argparse.ArgumentError as error:
+        merged = _merged(values, overrides)
+        try:
+            config_class.model_validate(merged)
+        except ValidationError as cause:
+            raise ConfigError(_explain(cause, config_class)) from None
+        raise ConfigError(" ".join(str(error).split())) from None
+
+
+def _pairs(overrides: Sequence[str]) -> dict[str, str]:
+    """Dotted key -> text of its value, from `--a.b value` and `--a.b=value`."""
+    pairs: dict[str, str] = {}
+    items = iter(overrides)
+    for item in items:
+        if not item.startswith("--"):
+            raise ConfigError(f"unexpected argument {item!r}: options are written --section.field value.")
+        key, equals, value = item[2:].partition("=")
+        if not equals:
+            try:
+                value = next(items)
+            except StopIteration:
+                raise ConfigError(f"--{key} has no value: write --{key} VALUE.") from None
+        pairs[key] = value
+    return pairs
+
+
+def _refuse_unknown_options(overrides: Sequence[str], config_class: type[RunConfigBase]) -> None:
+    known = _field_paths(config_class)
+    for key in _pairs(overrides):
+        if key not in known:
+            leaves = [name for name in known if "." in name]
+            raise ConfigError(f"unknown option --{key}.{nearest(key, leaves)} `--help` lists all options.")
+
+
+def _field_paths(model: type[BaseModel], prefix: str = "") -> list[str]:
+    paths: list[str] = []
+    for name, field in model.model_fields.items():
+        paths.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            paths += _field_paths(field.annotation, f"{prefix}{name}.")
+    return paths
+
+
+def _merged(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    merged = json.loads(json.dumps(values, default=str))
+    for key, text in _pairs(overrides).items():
+        *sections, name = key.split(".")
+        target = merged
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[name] = yaml.safe_load(text)
+    return merged
+
+
+def _explain(error: ValidationError, config_class: type[RunConfigBase]) -> str:
+    """One sentence per wrong key: its path, what came, what is allowed or the nearest key."""
+    known = _field_paths(config_class)
+    sentences = []
+    for item in sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden"):
+        path = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            section = path.rpartition(".")[0]
+            siblings = [k for k in known if k.rpartition(".")[0] == section]
+            sentences.append(f"unknown key {path}.{nearest(path, siblings) or nearest(path, known)}")
+        elif item["type"] == "missing":
+            sentences.append(f"{path} is missing.")
+        else:
+            sentences.append(f"{path}: {item['msg'][0].lower()}{item['msg'][1:]}; got {item['input']!r}.")
+    return " ".join(sentences)
