@@ -1,0 +1,152 @@
+"""Every read of bytes that we did not just make ourselves: sizes are checked before allocation, nothing is executed.
+
+Whatever is missing, damaged or of another layout raises FormatError naming the file; no pickle is ever read.
+"""
+
+import json
+import math
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from saetools.atomic import MANIFEST, hash_file
+from saetools.errors import FormatError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+JSON_BYTES = 64 << 20
+HEADER_BYTES = 100 << 20  # of a safetensors file, as in its reference implementation
+
+
+def read_json(path: Path | str, max_bytes: int = JSON_BYTES) -> Any:
+    """The value in a JSON file of at most max_bytes."""
+    path = Path(path)
+    with _format_errors(path):
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise FormatError(f"{path} has {size:,} bytes; a JSON file here has at most {max_bytes:,}.")
+        return json.loads(path.read_bytes().decode())
+
+
+def load_safetensors(path: Path | str) -> "dict[str, Tensor]":
+    """All tensors of a safetensors file, on the CPU, in memory of their own (the file may change afterwards)."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    path = Path(path)
+    with _format_errors(path):
+        _check_safetensors_header(path)
+        try:
+            return load(path.read_bytes())
+        except (SafetensorError, RuntimeError, AttributeError, TypeError) as error:
+            raise FormatError(f"{path} is not a valid safetensors file: {error}") from error
+
+
+def safetensors_metadata(path: Path | str) -> dict[str, str]:
+    """The `__metadata__` of a safetensors file; empty where it has none."""
+    path = Path(path)
+    with _format_errors(path):
+        return _check_safetensors_header(path).get("__metadata__", {})
+
+
+def load_npy(path: Path | str) -> "np.ndarray":
+    """The array in a .npy file; arrays of Python objects (pickles) are refused."""
+    import numpy as np
+
+    path = Path(path)
+    with _format_errors(path), path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in readers:
+            raise FormatError(f"{path} is a .npy file of version {version}; versions (1, 0) and (2, 0) are read.")
+        shape, _, dtype = readers[version](file)
+        if dtype.hasobject:
+            raise FormatError(f"{path} holds Python objects; only arrays of numbers are read.")
+        declared, present = math.prod(shape) * dtype.itemsize, path.stat().st_size - file.tell()
+        if declared != present:
+            raise FormatError(f"{path} declares {declared:,} bytes of data but has {present:,}: truncated or damaged.")
+        file.seek(0)
+        return np.load(file, allow_pickle=False)
+
+
+def verify_directory(path: Path | str, allow_extra: Collection[str] = ()) -> list[str]:
+    """Check a committed directory against its manifest: every file there, of right size and hash, and no other.
+
+    Returns the names of its files. `allow_extra` names files or sub-directories that may be there besides.
+    Raises FormatError naming the bad file.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise FormatError(f"{path} is not a directory.")
+    entries = _manifest_entries(path / MANIFEST)
+    for name, entry in entries.items():
+        _verify_file(path, name, entry)
+    for file in sorted(p for p in path.rglob("*") if not p.is_dir()):
+        name = file.relative_to(path).as_posix()
+        if name not in entries and name != MANIFEST and name.split("/")[0] not in allow_extra:
+            raise FormatError(f"{file} is not in {path / MANIFEST}: it does not belong to this directory.")
+    return list(entries)
+
+
+def _manifest_entries(path: Path) -> dict[str, dict[str, Any]]:
+    value = read_json(path)
+    entries = value.get("files") if isinstance(value, dict) else None
+    if not isinstance(entries, dict) or value.get("version") != 1:
+        raise FormatError(f"{path} is not a manifest of version 1; it was made by another version or is damaged.")
+    for name, entry in entries.items():
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\0" in name or "\\" in name:
+            raise FormatError(f"{path} names the file {name!r}, which is outside its directory.")
+        if not (
+            isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and isinstance(entry.get("xxh3_128"), str)
+        ):
+            raise FormatError(f"{path} has no size and hash of {name!r}.")
+    return entries
+
+
+def _verify_file(directory: Path, name: str, entry: dict[str, Any]) -> None:
+    file = directory / name
+    with _format_errors(file):
+        if file.is_symlink() or not file.is_file():
+            raise FormatError(f"{file} is missing or not a plain file, but {directory / MANIFEST} lists it.")
+        size = file.stat().st_size
+        if size != entry["bytes"]:
+            raise FormatError(f"{file} has {size:,} bytes; {entry['bytes']:,} were written: truncated or replaced.")
+        if hash_file(file) != entry["xxh3_128"]:
+            raise FormatError(f"{file} does not have the content that was written (its xxh3-128 differs): damaged.")
+
+
+def _check_safetensors_header(path: Path) -> dict[str, Any]:
+    """The parsed header, after checking that sizes fit the file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or not 0 < length <= min(HEADER_BYTES, size - 8):
+            raise FormatError(f"{path} is not a safetensors file: it has {size:,} bytes and no valid header.")
+        header = json.loads(file.read(length).decode())
+    if not isinstance(header, dict):
+        raise FormatError(f"{path} is not a safetensors file: its header is not a mapping.")
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    if not all(isinstance(end, int) for end in ends) or max(ends, default=0) != size - 8 - length:
+        raise FormatError(
+            f"{path} declares other bytes of data than the {size - 8 - length:,} it has: truncated or damaged."
+        )
+    return header
+
+
+@contextmanager
+def _format_errors(path: Path) -> Iterator[None]:
+    """Turn what reading and parsing raise into FormatError."""
+    try:
+        yield
+    except FormatError:
+        raise
+    except FileNotFoundError as error:
+        raise FormatError(f"{path} does not exist.") from error
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror or error}.") from error
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError, EOFError, OverflowError, MemoryError) as error:
+        raise FormatError(f"{path} is damaged or of another layout: {' '.join(str(error).split())[:200]}") from error
