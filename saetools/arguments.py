@@ -83,7 +83,9 @@ def _for_kind(values: dict[str, Any], kind: str, known: DictionaryConfigs) -> di
     old, new = (set(known[name].model_fields) for name in (previous, kind))
     dropped = sorted(set(section) & (old - new))
     if dropped:
-        sys.stderr.write(f"note: {', '.join(dropped)} of kind {previous} do not apply to kind {kind} and are left out\n")
+        sys.stderr.write(
+            f"note: {', '.join(dropped)} of kind {previous} do not apply to kind {kind} and are left out\n"
+        )
     kept = {key: value for key, value in section.items() if key not in dropped}
     return values | {"dictionary": kept | {"kind": kind}}
 
@@ -103,8 +105,8 @@ def _parse(config_class: type[RunConfigBase], values: dict[str, Any], overrides:
     parser = _parser(config_class)
     _refuse_unknown_options(overrides, config_class)
     try:
-        namespace = parser.parse_args([f"--config={json.dumps(values)}", *overrides])
-        plain = json.loads(parser.dump(namespace, format="json", skip_none=False))
+        namespace = parser.parse_args([f"--config={yaml.safe_dump(values, allow_unicode=True)}", *overrides])
+        plain = json.loads(parser.dump(namespace, format="json", skip_unset=False))
         plain.pop("config", None)
         return config_class.model_validate(plain)
     except ValidationError as error:

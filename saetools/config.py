@@ -30,7 +30,9 @@ class HostConfig(FrozenModel):
 class CorpusConfig(FrozenModel):
     """The text."""
 
-    name: str = Field("stdlib", description="stdlib, a hub data set, or a json / jsonl / parquet / txt file or directory")
+    name: str = Field(
+        "stdlib", description="stdlib, a hub data set, or a json / jsonl / parquet / txt file or directory"
+    )
     subset: str | None = Field(None, description="configuration name of a hub data set")
     split: str = Field("train", description="split of a hub data set; held-out documents are taken out of it by hash")
     text_field: str = Field("text", description="column that holds the text")
@@ -42,7 +44,9 @@ class CorpusConfig(FrozenModel):
 class ActivationsConfig(FrozenModel):
     """Where rows come from and how they are mixed."""
 
-    source: Literal["live", "cached", "rows"] = Field("live", description="run the host, or read its stored rows, or a file")
+    source: Literal["live", "cached", "rows"] = Field(
+        "live", description="run the host, or read its stored rows, or a file"
+    )
     path: Path | None = Field(None, description="store directory (cached) or .safetensors / .npy file (rows)")
     heldout_path: Path | None = Field(None, description="held-out rows file; without it the last 10 % of path")
     point: str = Field("blocks.2.hook_out", description="hook point of the host")

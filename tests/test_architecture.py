@@ -24,7 +24,16 @@ MAY_IMPORT = {
     "evals": {"functional", "dictionaries", "lm", "text", "activations", "features"},
     "dashboard": {"features"},
 }
-WITHOUT_TORCH = ("text/", "dashboard/", "features/store.py", "errors.py", "config.py", "records.py", "rng.py", "atomic.py")
+WITHOUT_TORCH = (
+    "text/",
+    "dashboard/",
+    "features/store.py",
+    "errors.py",
+    "config.py",
+    "records.py",
+    "rng.py",
+    "atomic.py",
+)
 FENCES = {
     "triton": ("kernels/",),
     "numba": ("kernels/",),

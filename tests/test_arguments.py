@@ -1,0 +1,123 @@
+"""The command line: overrides, switching kinds, and errors that name the nearest key."""
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field
+
+from saetools.arguments import help_text, parse_run, to_yaml
+from saetools.errors import ConfigError
+from saetools.records import FrozenModel
+
+
+class Top(FrozenModel):
+    kind: Literal["topk"] = Field(description="kind")
+    n_features: int = Field(gt=0, description="F")
+    k: int = Field(32, description="kept per row")
+
+
+class Relu(FrozenModel):
+    kind: Literal["relu"] = Field(description="kind")
+    n_features: int = Field(gt=0, description="F")
+    l1: float = Field(0.1, description="penalty")
+
+
+KINDS = {"topk": Top, "relu": Relu}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "a.yaml"
+    path.write_text("dictionary: {kind: topk, n_features: 12, k: 4}\nrun: {dir: runs/x}\n")
+    return path
+
+
+def test_precedence_default_yaml_command_line(config: Path) -> None:
+    parsed = parse_run(config, ["--dictionary.k", "5", "--training.lr=1e-3"], KINDS)
+    assert (parsed.dictionary.n_features, parsed.dictionary.k, parsed.training.lr) == (12, 5, 1e-3)
+    assert parsed.training.batch_rows == 2048
+
+
+def test_kind_switches_over_a_yaml_of_another_kind(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parsed = parse_run(config, ["--dictionary.l1", "0.5", "--dictionary.kind", "relu"], KINDS)
+    assert isinstance(parsed.dictionary, Relu) and parsed.dictionary.l1 == 0.5 and parsed.dictionary.n_features == 12
+    assert "k of kind topk do not apply" in capsys.readouterr().err
+
+
+def test_an_override_keeps_the_kind_of_the_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "b.yaml"
+    path.write_text("dictionary: {kind: relu, n_features: 12, l1: 0.3}\nrun: {dir: runs/x}\n")
+    parsed = parse_run(path, ["--dictionary.n_features", "77"], KINDS)
+    assert isinstance(parsed.dictionary, Relu) and (parsed.dictionary.n_features, parsed.dictionary.l1) == (77, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["--training.lrr", "1"], 'Did you mean "training.lr"?'),
+        (["--training.lr", "abc"], "training.lr: input should be a valid number"),
+        (["--run.seed", "-1"], "run.seed: input should be greater than or equal to 0; got -1"),
+        (["--dictionary.kind", "rellu"], 'Did you mean "relu"?'),
+        (["--run.seed"], "--run.seed has no value"),
+        (["foo"], "unexpected argument 'foo'"),
+        (["--dictionary.n_features", "0"], "dictionary.n_features: input should be greater than 0"),
+        (["--activations.source", "disk"], "activations.source: input should be 'live', 'cached' or 'rows'"),
+    ],
+)
+def test_errors_say_what_came_and_what_is_allowed(config: Path, overrides: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_run(config, overrides, KINDS)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("dictionary: {kind: topk, n_feature: 3}\nrun: {dir: x}", "dictionary.n_features"),
+        ("dictionary: {kind: topk, n_features: 3}\nrun: {dir: x}\ntrainin: {lr: 1}", "training"),
+        ("dictionary: {n_features: 3}\nrun: {dir: x}", "no dictionary.kind"),
+        ("- 1", "is a mapping"),
+        ("a: [", "not valid YAML"),
+        ("a: !!python/object/apply:os.getcwd []", "not valid YAML"),
+    ],
+)
+def test_wrong_yaml(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        parse_run(path, [], KINDS)
+    assert expected in str(caught.value)
+
+
+@given(
+    k=st.integers(1, 10**6),
+    lr=st.none() | st.floats(1e-8, 10, allow_nan=False),
+    name=st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1),
+    dtype=st.sampled_from(["float32", "bfloat16", "float16"]),
+)
+def test_a_resolved_config_reads_back_equal(
+    tmp_path_factory: pytest.TempPathFactory, k: int, lr: float | None, name: str, dtype: str
+) -> None:
+    values = {
+        "dictionary": {"kind": "topk", "n_features": 9, "k": k},
+        "training": {"lr": lr},
+        "host": {"name": name},
+        "activations": {"dtype": dtype},
+        "run": {"dir": "runs/x"},
+    }
+    path = tmp_path_factory.mktemp("c") / "c.yaml"
+    path.write_text(yaml.safe_dump(values))
+    first = parse_run(path, [], KINDS)
+    assert (first.dictionary.k, first.training.lr, first.host.name) == (k, lr, name)
+    path.write_text(to_yaml(first))
+    assert parse_run(path, [], KINDS) == first
+
+
+def test_help_lists_every_field_with_its_description() -> None:
+    text = help_text("saetools train", KINDS)
+    for expected in ("--training.n_tokens", "--dictionary.k", "kept rows to train on", "--run.dir"):
+        assert expected in text
