@@ -4,18 +4,27 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field, create_model
 from torch import Tensor, nn
 
 from saetools.dictionaries.code import SparseCode
-from saetools.errors import ConfigError, DataError, nearest
+from saetools.dictionaries.describe import description, html_table
+from saetools.errors import ConfigError, DataError, MismatchError, nearest
+from saetools.functional.constraints import project_tangent_, unit_rows_
+from saetools.functional.initialise import tied_start
+from saetools.functional.linear import dense_is_faster, gather_sum, preactivations
+from saetools.functional.statistics import firing_counts_F, tokens_since_fired_F
 from saetools.kernels.plan import FusedPlan
-from saetools.records import Calibration, FrozenModel
+from saetools.records import Calibration, FrozenModel, PointSpec
 
 _REGISTRY: dict[str, type["Dictionary"]] = {}
+CHUNK_ELEMENTS = 1 << 24
+"""Encoding holds at most this many pre-activations at a time (64 MiB in float32)."""
+
+AnyState = TypeVar("AnyState", bound="State")
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,7 @@ class Progress:
     step: int  # optimizer steps done before this one
     n_steps: int  # steps of the whole run
     n_tokens: int  # rows of the whole run
+    dead_after_tokens: int  # a feature that has not fired for so many rows is dead
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,7 @@ class State:
     def tensors(self) -> dict[str, Tensor]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "State":
+    def with_tensors(self: AnyState, tensors: Mapping[str, Tensor]) -> AnyState:
         """The record with its tensors replaced by name; names and shapes must be its own."""
         own = self.tensors()
         if set(own) != set(tensors) or any(own[name].shape != tensors[name].shape for name in own):
@@ -45,6 +55,11 @@ class State:
                 f"{ {name: tuple(value.shape) for name, value in own.items()} }"
             )
         return replace(self, **tensors)
+
+    def after(self: AnyState, code: SparseCode) -> AnyState:
+        """The record after a batch with this code: counters of tokens since each feature fired."""
+        since_F = tokens_since_fired_F(self.tokens_since_fired_F, firing_counts_F(code), len(code))
+        return replace(self, tokens_since_fired_F=since_F)
 
 
 @dataclass(frozen=True)
@@ -61,23 +76,30 @@ class Dictionary(nn.Module):
     """A sparse dictionary of F features over vectors of width D.
 
     Rows are float32 vectors in the units that the dictionary was made for: scaled rows while training, raw rows
-    after `fold_scale_` (what `saetools.load` returns).
+    after `fold_scale_` (what `saetools.load` returns). Row i of every matrix is feature i; atoms (rows of W_dec_FD)
+    have unit norm. A kind without encoder weights sets `has_encoder = False` and has neither W_enc_FD nor b_enc_F.
     """
 
     kind: ClassVar[str]
     aliases: ClassVar[tuple[str, ...]] = ()
     trained_by: ClassVar[Literal["gradient", "construction", "nothing"]] = "gradient"
+    has_encoder: ClassVar[bool] = True
     batch_coupled: ClassVar[bool] = False  # whether training-time selection looks at other rows
     scaled_with_x: ClassVar[tuple[str, ...]] = ("b_enc_F", "b_dec_D")
     """Parameters and buffers in units of x: multiplying the data by c multiplies them, and the code, by c."""
 
+    W_enc_FD: Tensor
     W_dec_FD: Tensor
+    b_enc_F: Tensor
     b_dec_D: Tensor
+    total_variance: Tensor
 
     class Config(FrozenModel):
         """What all kinds share."""
 
         n_features: int = Field(gt=0, description="F, the number of features")
+        if TYPE_CHECKING:
+            kind: str  # each kind's own field is the Literal of its names
 
         def validate_for(self, d_model: int) -> None:
             """Raise ConfigError where this config cannot work on vectors of width d_model."""
@@ -102,20 +124,24 @@ class Dictionary(nn.Module):
         super().__init__()
         config.validate_for(d_model)
         self.config, self.d_model, self.seed = config, d_model, seed
+        self.spec: PointSpec | None = None  # what vectors this dictionary is for, where known
+        self.provenance: Mapping[str, Any] = {}  # how it was trained, as saved
+        W_enc_FD, W_dec_FD = tied_start(config.n_features, d_model, seed)
+        if self.has_encoder:
+            self.W_enc_FD = nn.Parameter(W_enc_FD)
+            self.b_enc_F = nn.Parameter(torch.zeros(config.n_features))
+        self.W_dec_FD = nn.Parameter(W_dec_FD)
+        self.b_dec_D = nn.Parameter(torch.zeros(d_model))
         self.register_buffer("total_variance", torch.ones((), dtype=torch.float64))
 
     # --- what every kind defines ---------------------------------------------------------------------------
 
-    def encode(self, x_ND: Tensor, fields: Mapping[str, Tensor] | None = None) -> SparseCode:
-        """Inference code of each row; never depends on the other rows."""
+    def encode_chunk(self, x_ND: Tensor, fields: Mapping[str, Tensor]) -> SparseCode:
+        """Inference code of a few rows, of the right width and dtype; never depends on the other rows."""
         raise NotImplementedError
 
     def encode_reference(self, x_ND: Tensor, fields: Mapping[str, Tensor] | None = None) -> Tensor:
         """code_NF by plain dense torch; the contract suite compares `encode` with it."""
-        raise NotImplementedError
-
-    def decode(self, code: SparseCode) -> Tensor:
-        """recon_ND = code W_dec + b_dec."""
         raise NotImplementedError
 
     def loss_terms(
@@ -129,6 +155,24 @@ class Dictionary(nn.Module):
         """Named, unweighted losses of one batch. Pure: nothing on `self` changes."""
         raise NotImplementedError
 
+    @classmethod
+    def examples(cls) -> list["Dictionary.Config"]:
+        """Small configs (for d_model 16) that the contract suite runs; made with `cls.configure`."""
+        raise NotImplementedError
+
+    # --- what a kind may redefine --------------------------------------------------------------------------
+
+    def decode(self, code: SparseCode) -> Tensor:
+        """recon_ND = code W_dec + b_dec. Raises MismatchError for a code of another number of features."""
+        if code.n_features != self.config.n_features:
+            raise MismatchError(
+                f"this code has {code.n_features} features; the {self.kind} dictionary has {self.config.n_features}. "
+                "Decode a code with the dictionary that made it."
+            )
+        if dense_is_faster(code.values.numel(), len(code), code.n_features):
+            return code.to_dense().to(self.W_dec_FD.dtype) @ self.W_dec_FD + self.b_dec_D
+        return gather_sum(code.values, code.indices, self.W_dec_FD, code.offsets_N1) + self.b_dec_D
+
     def loss_weights(self, progress: Progress) -> dict[str, float]:
         """The coefficient of each named loss at this point of the run."""
         return {"reconstruction": 1.0}
@@ -140,26 +184,23 @@ class Dictionary(nn.Module):
         """Take over what was measured on the first rows: V and the start of b_dec."""
         self.total_variance.fill_(calibration.total_variance)
         with torch.no_grad():
-            start = torch.tensor(calibration.b_dec_start)
-            self.b_dec_D.copy_(start)
+            self.b_dec_D.copy_(torch.tensor(calibration.b_dec_start))
 
     def absorb_(self, state: State) -> None:
         """Copy into saved buffers what inference needs of the training state (thresholds). Called before each save."""
 
     def project_gradients_(self) -> None:
         """Remove from gradients what the constraint forbids; called before clipping."""
+        if self.W_dec_FD.grad is not None:
+            project_tangent_(self.W_dec_FD.grad, self.W_dec_FD)
 
     def constrain_(self) -> None:
         """Restore the constraint (unit atoms) after an optimizer step."""
+        unit_rows_(self.W_dec_FD)
 
     def fused_plan(self) -> FusedPlan | None:
         """How a fused step trains this dictionary, or None where only autograd does."""
         return None
-
-    @classmethod
-    def examples(cls) -> list["Dictionary.Config"]:
-        """Small configs (d_model 16) that the contract suite runs."""
-        raise NotImplementedError
 
     # --- what every kind gets ------------------------------------------------------------------------------
 
@@ -167,9 +208,34 @@ class Dictionary(nn.Module):
     def device(self) -> torch.device:
         return self.total_variance.device
 
-    def forward(self, x_ND: Tensor) -> Tensor:
-        """recon_ND of each row."""
-        return self.decode(self.encode(x_ND))
+    @classmethod
+    def configure(cls, **settings: Any) -> "Dictionary.Config":
+        """A config of this kind, e.g. `TopK.configure(n_features=4096, k=32)`."""
+        return cls.Config.model_validate({"kind": cls.kind, **settings})
+
+    def pre(self, x_ND: Tensor) -> Tensor:
+        """pre_NF = (x - b_dec) W_enc^T + b_enc, the encoder's output before selection."""
+        return preactivations(x_ND, self.W_enc_FD, self.b_enc_F, self.b_dec_D)
+
+    def encode(self, x_ND: Tensor, fields: Mapping[str, Tensor] | None = None) -> SparseCode:
+        """Inference code of each row; never depends on the other rows.
+
+        x_ND: rows of width D, any floating dtype; `fields`: tensors [N, ...] aligned with them, for kinds that use
+        some. Works through chunks, so that pre_NF is never held whole. Raises MismatchError on another width.
+        """
+        x_ND, fields = self._checked(x_ND), fields or {}
+        n_chunk = max(1, CHUNK_ELEMENTS // self.config.n_features)
+        if len(x_ND) <= n_chunk:
+            return self.encode_chunk(x_ND, fields)
+        slices = [slice(start, start + n_chunk) for start in range(0, len(x_ND), n_chunk)]
+        return SparseCode.concatenate(
+            [self.encode_chunk(x_ND[rows], {name: value[rows] for name, value in fields.items()}) for rows in slices]
+        )
+
+    def forward(self, x: Tensor, fields: Mapping[str, Tensor] | None = None) -> Tensor:
+        """recon of x [..., D], of its shape and dtype."""
+        recon_ND = self.decode(self.encode(x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x, fields))
+        return recon_ND.reshape(x.shape).to(x.dtype)
 
     @torch.no_grad()
     def fold_scale_(self, scale: float) -> None:
@@ -181,6 +247,22 @@ class Dictionary(nn.Module):
     def directions(self) -> Tensor:
         """W_dec_FD: row i is what feature i adds to the reconstruction per unit of its code."""
         return self.W_dec_FD.detach()
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in description(self).items())
+
+    def _repr_html_(self) -> str:
+        return html_table(f"{type(self).__name__} dictionary", description(self))
+
+    def _checked(self, x_ND: Tensor) -> Tensor:
+        """The rows in the weights' dtype; MismatchError on another shape."""
+        if x_ND.ndim != 2 or x_ND.shape[1] != self.d_model:
+            of = "" if self.spec is None else f" (made for {self.spec.point} of {self.spec.host})"
+            raise MismatchError(
+                f"these rows have shape {tuple(x_ND.shape)}; this {self.kind} dictionary{of} takes "
+                f"[N, {self.d_model}]. Give it activations of the point that it was trained on."
+            )
+        return x_ND.to(self.W_dec_FD.dtype)
 
 
 def _load_kinds() -> None:

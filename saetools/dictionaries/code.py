@@ -84,3 +84,14 @@ class SparseCode:
         counts = torch.bincount(rows, minlength=code_NF.shape[0])
         offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to(torch.int64)
         return SparseCode(code_NF[rows, indices], indices.int(), code_NF.shape[1], offsets)
+
+    @staticmethod
+    def concatenate(codes: "list[SparseCode]") -> "SparseCode":
+        """All rows in order; the codes have one layout and, if fixed, one K."""
+        values, indices = torch.cat([c.values for c in codes]), torch.cat([c.indices for c in codes])
+        first_offsets = codes[0].offsets_N1
+        if first_offsets is None:
+            return SparseCode(values, indices, codes[0].n_features)
+        lengths = torch.cat([c.offsets_N1.diff() for c in codes if c.offsets_N1 is not None])
+        offsets_N1 = torch.cat([first_offsets[:1] * 0, lengths.cumsum(0)])
+        return SparseCode(values, indices, codes[0].n_features, offsets_N1)

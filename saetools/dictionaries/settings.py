@@ -1,0 +1,28 @@
+"""Settings that several kinds share, as mixins of their configs."""
+
+from pydantic import Field
+
+from saetools.dictionaries.base import Dictionary
+from saetools.errors import ConfigError
+
+
+class WithK(Dictionary.Config):
+    """A number of features kept."""
+
+    k: int = Field(gt=0, description="features kept per row (on average, where the batch shares them)")
+
+    def validate_for(self, d_model: int) -> None:
+        super().validate_for(d_model)
+        if self.k > self.n_features:
+            raise ConfigError(f"k = {self.k} is more than n_features = {self.n_features}. Lower k or raise n_features.")
+
+
+class WithAuxK(Dictionary.Config):
+    """The auxiliary loss that revives dead features."""
+
+    aux_weight: float = Field(1 / 32, ge=0, description="weight of AuxK (Gao et al.: 1/32); 0 trains without")
+    k_aux: int | None = Field(None, gt=0, description="dead features per row in AuxK; None: d_model / 2")
+
+    def k_aux_for(self, d_model: int) -> int:
+        """The number of dead features that AuxK uses per row, where so many are dead."""
+        return self.k_aux or max(1, d_model // 2)

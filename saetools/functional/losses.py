@@ -1,0 +1,59 @@
+"""Terms of training losses. Each is a mean over rows, unweighted, a scalar of the rows' dtype."""
+
+import torch
+from torch import Tensor
+
+from saetools.functional.linear import preactivations, scatter_rows
+from saetools.functional.selection import topk_code
+
+
+def mean_of_rows(terms_N: Tensor) -> Tensor:
+    """Mean, accumulated in float64; 0 without rows."""
+    return (terms_N.sum(dtype=torch.float64) / max(len(terms_N), 1)).to(terms_N.dtype)
+
+
+def squared_error_N(residual_ND: Tensor) -> Tensor:
+    """||residual||^2 of each row, summed over D."""
+    return residual_ND.square().sum(1)
+
+
+def reconstruction(residual_ND: Tensor, total_variance: Tensor) -> Tensor:
+    """Mean over rows of ||target - recon||^2, divided by V.
+
+    V is the total variance of the rows measured once before training (a constant of the run), so that the loss is
+    the FVU in expectation, does not depend on the units of x and has the same gradient scale in each batch.
+    """
+    return mean_of_rows(squared_error_N(residual_ND)) / total_variance.to(residual_ND.dtype)
+
+
+def auxk(
+    x_ND: Tensor,
+    residual_ND: Tensor,
+    W_enc_AD: Tensor,
+    b_enc_A: Tensor,
+    b_dec_D: Tensor,
+    W_dec_AD: Tensor,
+    k_aux: int,
+) -> Tensor:
+    """AuxK: the A dead latents, given by their rows alone, learn what the living ones leave.
+
+    e = stop_gradient(target - recon);  e' = sum of the min(k_aux, A) largest ReLU(pre) among the dead, times W_dec
+    loss = min(A / k_aux, 1) * mean_n ||e - e'||^2 / mean_n ||e - mean_n e||^2
+
+    No bias in the decode of e'; selecting among the dead alone equals masking the living with -inf. 0 where nothing
+    is dead or where the residual does not vary (a single row). The gradient reaches rows of both matrices and both
+    biases. Source: Gao et al. 2024 (arXiv 2406.04093), appendix A.2; normalisation and decode without bias as in
+    saprmarks/dictionary_learning; the factor min(A / k_aux, 1) as in EleutherAI/sparsify.
+    """
+    n_dead, error_ND = W_enc_AD.shape[0], residual_ND.detach()
+    if n_dead == 0:
+        return error_ND.new_zeros(())
+    pre_NA = preactivations(x_ND, W_enc_AD, b_enc_A, b_dec_D)
+    if n_dead > k_aux:
+        code_NA = scatter_rows(*topk_code(pre_NA, k_aux), n_dead)
+    else:
+        code_NA = pre_NA.relu()
+    loss = mean_of_rows(squared_error_N(error_ND - code_NA @ W_dec_AD))
+    variance = mean_of_rows(squared_error_N(error_ND - error_ND.sum(0) / max(len(error_ND), 1)))
+    normalised = loss / variance.clamp_min(torch.finfo(loss.dtype).tiny)
+    return min(n_dead / k_aux, 1.0) * torch.where(variance > 0, normalised, 0.0)
