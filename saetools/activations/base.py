@@ -1,13 +1,17 @@
 """Rows of activations with where they come from, and what every source of rows offers."""
 
-from collections.abc import Iterator, Mapping
+import hashlib
+import json
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from saetools.records import Calibration, PointSpec
+from saetools.records import Calibration, FrozenModel, PointSpec
+
+_FIELD = "fields."
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,20 @@ class ActivationBatch:
             self.x_ND[index], self.where_N2[index], {name: value[index] for name, value in self.fields.items()}
         )
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All columns by name: `x`, `where` and `fields.<name>`; the inverse of `of`."""
+        return {
+            "x": self.x_ND,
+            "where": self.where_N2,
+            **{_FIELD + name: value for name, value in self.fields.items()},
+        }
+
+    @staticmethod
+    def of(tensors: Mapping[str, Tensor]) -> "ActivationBatch":
+        """The rows whose columns have the names that `tensors` gives."""
+        fields = {name.removeprefix(_FIELD): t for name, t in tensors.items() if name.startswith(_FIELD)}
+        return ActivationBatch(tensors["x"], tensors["where"], fields)
+
     @staticmethod
     def concatenate(batches: "list[ActivationBatch]") -> "ActivationBatch":
         """All rows in order; the batches have the same fields."""
@@ -39,6 +57,27 @@ class ActivationBatch:
         )
 
 
+class Counts(FrozenModel):
+    """What became of the tokens or rows that a source read."""
+
+    rows: int = 0  # kept
+    bos: int = 0
+    padding: int = 0
+    outliers: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            rows=self.rows + other.rows,
+            bos=self.bos + other.bos,
+            padding=self.padding + other.padding,
+            outliers=self.outliers + other.outliers,
+        )
+
+
+NumberedBatches = Generator[tuple[int, ActivationBatch], None, None]
+"""(number, rows) of consecutive host batches. Closing the generator frees what made them, threads included."""
+
+
 class RowSource(Protocol):
     """A repeatable stream of kept rows of one split in source order (not shuffled), restartable at its host batches.
 
@@ -48,10 +87,13 @@ class RowSource(Protocol):
     raw, not scaled.
     """
 
-    spec: PointSpec
-    calibration: Calibration
+    @property
+    def spec(self) -> PointSpec: ...
 
-    def batches(self, start: int = 0) -> Iterator[tuple[int, ActivationBatch]]: ...
+    @property
+    def calibration(self) -> Calibration: ...
+
+    def batches(self, start: int = 0) -> NumberedBatches: ...
 
     def document_id(self, number: int) -> str:
         """The id of a document from its number in `where`."""
@@ -60,3 +102,13 @@ class RowSource(Protocol):
     def fingerprint(self) -> str:
         """Identifies the data: equal fingerprints give bit-identical streams."""
         ...
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no spaces, ASCII, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """sha256 (32 hex digits) of a value's canonical JSON: what fingerprints are made of."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:32]

@@ -1,0 +1,111 @@
+"""Constants measured once on the first kept rows, before step 0: scale, variance, median norm, start of b_dec."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saetools.activations.base import ActivationBatch, NumberedBatches
+from saetools.errors import DataError
+from saetools.records import Calibration
+
+OUTLIER_FACTOR = 10.0
+"""A row is an outlier when its norm exceeds this many times the calibration's median norm."""
+
+_CHUNK = 1024  # rows converted to float64 at a time; fixed, so that sums do not depend on how rows arrived
+
+
+class Batches(Protocol):
+    """What calibration needs of a source; sources that are not calibrated yet offer it too."""
+
+    def batches(self, start: int = 0) -> NumberedBatches: ...
+
+
+def calibrate(source: Batches, n_rows: int) -> Calibration:
+    """Measure the first `n_rows` rows of a source that drops no outliers (all of them, where it has fewer).
+
+    Raises DataError where there are no rows, or where they are all equal. The record says how many were measured.
+    """
+    return calibrate_all([source], n_rows)[0]
+
+
+def calibrate_all(sources: Sequence[Batches], n_rows: int) -> list[Calibration]:
+    """`calibrate` for several points, read in step, so that sources that share a host run it once."""
+    streams = [source.batches() for source in sources]
+    taken: list[list[Tensor]] = [[] for _ in sources]
+    counts = [0] * len(sources)
+    try:
+        for group in zip(*streams, strict=False):
+            for i, (_, batch) in enumerate(group):
+                piece = batch.x_ND[: n_rows - counts[i]]
+                taken[i].append(piece.cpu())
+                counts[i] += len(piece)
+            if min(counts) >= n_rows:
+                break
+    finally:
+        for stream in streams:
+            stream.close()
+    return [measure(torch.cat(pieces) if pieces else torch.empty(0, 0)) for pieces in taken]
+
+
+def measure(x_ND: Tensor) -> Calibration:
+    """The record of raw rows x, every sum in float64.
+
+    scale = sqrt(D / E||x||^2), so that E||scale x||^2 = D; V = scale^2 E||x - E x||^2; median_norm = median ||x||
+    of raw rows; b_dec_start = scale * geometric median of x.
+    """
+    n, d_model = x_ND.shape
+    if n == 0:
+        raise DataError("There are no rows to calibrate on: the source gave none. Give it documents with tokens.")
+    squares_N = torch.cat([chunk.square().sum(1) for chunk in _float64(x_ND)])
+    mean_D = torch.stack([chunk.sum(0) for chunk in _float64(x_ND)]).sum(0) / n
+    variance = float(torch.stack([(chunk - mean_D).square().sum() for chunk in _float64(x_ND)]).sum()) / n
+    if not variance > 0:
+        raise DataError(
+            f"The {n} rows to calibrate on are all equal, so their variance is 0 and no loss can be normalised by it. "
+            "At least two different rows are needed: check the point, the corpus or the rows file."
+        )
+    scale = math.sqrt(d_model / float(squares_N.mean()))
+    return Calibration(
+        scale=scale,
+        total_variance=scale**2 * variance,
+        median_norm=float(np.median(squares_N.sqrt().numpy())),
+        b_dec_start=tuple((scale * geometric_median(x_ND)).tolist()),
+        n_rows=n,
+    )
+
+
+def geometric_median(x_ND: Tensor, max_iterations: int = 100, tolerance: float = 1e-6) -> Tensor:
+    """The point m_D (float64) with the least sum of distances to the rows, by Weiszfeld's iteration from their mean.
+
+    m <- sum_n w_n x_n / sum_n w_n with w_n = 1 / (||x_n - m|| + 1e-8), until m moves by less than `tolerance` of the
+    mean distance. Source: E. Weiszfeld 1937; the 1e-8 keeps the weight finite where m meets a row, as in OpenAI's
+    initialisation of b_dec (arXiv 2406.04093), and unlike dictionary_learning, which has none.
+    """
+    median_D = torch.stack([chunk.sum(0) for chunk in _float64(x_ND)]).sum(0) / len(x_ND)
+    for _ in range(max_iterations):
+        total_D, weight, distance = torch.zeros_like(median_D), 0.0, 0.0
+        for chunk in _float64(x_ND):
+            distance_N = torch.linalg.vector_norm(chunk - median_D, dim=1)
+            weight_N = 1.0 / (distance_N + 1e-8)
+            total_D += weight_N @ chunk
+            weight += float(weight_N.sum())
+            distance += float(distance_N.sum())
+        moved_D, median_D = total_D / weight - median_D, total_D / weight
+        if float(torch.linalg.vector_norm(moved_D)) <= tolerance * distance / len(x_ND):
+            break
+    return median_D
+
+
+def drop_outliers(batch: ActivationBatch, calibration: Calibration) -> ActivationBatch:
+    """The rows whose norm is at most OUTLIER_FACTOR times the median norm, in order."""
+    norm_N = torch.linalg.vector_norm(batch.x_ND.float(), dim=1)
+    keep_N = norm_N <= OUTLIER_FACTOR * calibration.median_norm
+    return batch if bool(keep_N.all()) else batch.select(keep_N)
+
+
+def _float64(x_ND: Tensor) -> Iterator[Tensor]:
+    return (chunk.double() for chunk in x_ND.split(_CHUNK))
