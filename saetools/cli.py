@@ -1,0 +1,198 @@
+"""The command line: `saetools train | harvest | evaluate | dashboard | quickstart | doctor`."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from saetools.errors import ConfigError, SaetoolsError
+
+PROGRAM = "saetools"
+OVERRIDES = "Any field of the config is set as --section.field VALUE; `saetools train --help` lists them all."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0, or 2 with one paragraph on stderr at an error that the user can mend."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger(PROGRAM).setLevel(logging.INFO)
+    try:
+        own, overrides = split_overrides(argv)
+        options = _parser().parse_args(own)
+        options.run(options, overrides)
+        return 0
+    except SaetoolsError as error:
+        sys.stderr.write(f"{PROGRAM}: error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+
+
+def run_command(command: str) -> None:
+    """Entry of `scripts/<command>.py`: the same as `saetools <command>`."""
+    sys.exit(main([command, *sys.argv[1:]]))
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(a command's own arguments, config overrides): an option with a dot in its name overrides a field."""
+    own, overrides = [], []
+    items = iter(argv)
+    for item in items:
+        name, equals, _ = item.partition("=")
+        if name.startswith("--") and "." in name:
+            overrides.append(item)
+            if not equals:
+                value = next(items, None)
+                if value is None:
+                    raise ConfigError(f"{name} has no value: write {name} VALUE.")
+                overrides.append(value)
+        else:
+            own.append(item)
+    return own, overrides
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(PROGRAM, description="Sparse dictionaries of transformer activations.")
+    parser.add_argument("--version", action="version", version=metadata.version("saetools"))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[..., None], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, epilog=OVERRIDES, allow_abbrev=False)
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command("train", _train, "Train a dictionary per config, on one stream of rows. A run that was begun goes on.")
+    sub.add_argument("config", nargs="*", type=Path, help="YAML file, shipped config by name, or run directory")
+    sub.add_argument("--config", dest="more_configs", action="append", type=Path, default=[], help=argparse.SUPPRESS)
+    sub.add_argument("--allow-inexact", action="store_true", help="go on though threads, versions or kernels differ")
+    sub.add_argument("--print-config", action="store_true", help="print the resolved config as YAML and stop")
+    sub.add_argument("--dry-run", action="store_true", help="print shapes, tokens, disk, memory and time, and stop")
+    sub.add_argument("--fields", metavar="KIND", help="list every config field, for a kind of dictionary, and stop")
+
+    sub = command("harvest", _harvest, "Store activations on disk for runs with activations.source cached.")
+    sub.add_argument("config", type=Path, help="YAML file, shipped config by name, or run directory")
+    sub.add_argument("--out", type=Path, required=True, help="directory for the stores, one per point")
+    sub.add_argument("--rows", type=int, help="rows to store; default: training.n_tokens")
+    sub.add_argument("--points", nargs="+", help="hook points; default: activations.point")
+
+    sub = command("evaluate", _evaluate, "Evaluate dictionaries on held-out data; writes eval.json.")
+    sub.add_argument("source", nargs="+", type=Path, help="run or dictionary directories")
+    sub.add_argument("--config", type=Path, help="config that names host, corpus and point, for a bare dictionary")
+    sub.add_argument("--fresh", action="store_true", help="compute again what is there")
+
+    sub = command("dashboard", _dashboard, "Make the page of a run's features.")
+    sub.add_argument("source", type=Path, help="run or dictionary directory")
+    sub.add_argument("--export", type=Path, help="the page's file; default: dashboard.html in the run directory")
+    sub.add_argument("--config", type=Path, help="config that names host, corpus and point, for a bare dictionary")
+    sub.add_argument("--fresh", action="store_true", help="collect again what is there")
+
+    command("quickstart", _quickstart, "Train, evaluate and show a dictionary of the embedded model.")
+    command("doctor", _doctor, "Print versions, devices, memory and disk.")
+    return parser
+
+
+def _configs(options: argparse.Namespace, overrides: Sequence[str]) -> list[Any]:
+    from saetools.arguments import parse_run
+    from saetools.pipeline import dictionary_configs, read_config
+
+    paths = [*options.config, *options.more_configs]
+    if not paths:
+        return [parse_run(None, overrides, dictionary_configs())]
+    return [read_config(path, overrides) for path in paths]
+
+
+def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from saetools import pipeline
+    from saetools.arguments import help_text, to_yaml
+
+    if options.fields:
+        kinds = pipeline.dictionary_configs()
+        if options.fields not in kinds:
+            raise ConfigError(f"unknown kind {options.fields!r}. Known: {', '.join(kinds)}.")
+        sys.stdout.write(help_text("saetools train", kinds, options.fields))
+        return
+    configs = _configs(options, overrides)
+    if options.print_config:
+        sys.stdout.write("---\n".join(to_yaml(config) for config in configs))
+        return
+    if options.dry_run:
+        from saetools.dry_run import describe
+
+        for config in configs:
+            _print_table(f"dry run of {config.run.dir}", ("what", "amount"), describe(config))
+        return
+    pipeline.train(configs, allow_inexact=options.allow_inexact)
+
+
+def _harvest(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from saetools import pipeline
+
+    config = pipeline.read_config(options.config, overrides)
+    points = options.points or [config.activations.point]
+    stores = pipeline.harvest(config, options.out, points, options.rows or config.training.n_tokens)
+    for point, path in stores.items():
+        sys.stdout.write(f"{point}: {path}\n")
+
+
+def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from saetools import pipeline
+
+    for source in options.source:
+        config = _config_for(source, options.config, overrides)
+        sys.stdout.write(pipeline.evaluate(source, config, fresh=options.fresh) + "\n")
+
+
+def _dashboard(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from saetools import pipeline
+
+    config = _config_for(options.source, options.config, overrides)
+    page = pipeline.dashboard(options.source, config, options.export, fresh=options.fresh)
+    sys.stdout.write(f"features: {page}\n")
+
+
+def _config_for(source: Path, config: Path | None, overrides: Sequence[str]) -> Any:
+    from saetools import pipeline
+
+    return pipeline.read_config(config, overrides) if config else pipeline.config_of(source, overrides)
+
+
+def _quickstart(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from saetools import pipeline
+
+    config = pipeline.read_config("quickstart", overrides)
+    pipeline.train([config])
+    sys.stdout.write(pipeline.evaluate(config.run.dir, config) + "\n")
+    page = pipeline.dashboard(config.run.dir, config)
+    sys.stdout.write(
+        f"dictionary: {config.run.dir / 'dictionary'}   (saetools.load({str(config.run.dir)!r}))\n"
+        f"figures:    {config.run.dir / 'eval.json'}\n"
+        f"features:   {page}   (open it in a browser)\n"
+    )
+
+
+def _doctor(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from saetools.doctor import facts
+
+    _print_table("saetools doctor", ("what", "found"), facts())
+
+
+def _print_table(title: str, columns: tuple[str, str], rows: Sequence[tuple[str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(file=sys.stdout, markup=False).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

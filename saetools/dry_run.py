@@ -1,0 +1,108 @@
+"""What a run would take, before it takes it: shapes, tokens, memory, disk and an estimate of the time.
+
+Nothing is written. Time is measured on the spot (one warm-up and two timed forward passes of the host and training
+steps on random rows), so it holds for this machine as busy as it is now.
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saetools.activations.base import ActivationBatch
+from saetools.activations.rows import RowsFile
+from saetools.activations.shuffle import ring_bytes
+from saetools.dictionaries.base import make_dictionary
+from saetools.pipeline import Data
+from saetools.records import Calibration
+from saetools.training.environment import set_threads
+from saetools.training.schedule import checkpoint_steps, make_plan
+from saetools.training.trainer import Trainer
+
+
+def describe(config: Any) -> list[tuple[str, str]]:
+    """(what, amount) rows of the estimate. Raises what the run itself would raise at this config."""
+    set_threads(config.run.threads)
+    data = Data(config)
+    d_model, rows_per_second = _rows(config, data)
+    plan = make_plan(config.training, config.dictionary.n_features)
+    trainer = _trainer(config, d_model, data.device)
+    n_parameters = sum(p.numel() for p in trainer.dictionary.parameters())
+    n_bytes = sum(t.nbytes for t in trainer.dictionary.state_dict().values())
+    n_bytes += sum(t.nbytes for t in trainer.optimizer.tensors().values())
+    ring = ring_bytes(config.activations.ring_rows, d_model, config.activations.dtype)
+    checkpoint = n_bytes + ring
+    n_kept = min(config.training.keep_checkpoints, -(-plan.n_steps // checkpoint_steps(config.training)))
+    step_seconds = _seconds(_step(trainer, plan.batch_rows, d_model))
+    seconds = plan.n_steps * step_seconds
+    found = [
+        ("point", f"{config.activations.point} of {config.host.name}" if data.has_host else str(config.activations.path)),
+        ("dictionary", f"{config.dictionary.kind}, {config.dictionary.n_features} features of width {d_model}"),
+        ("parameters", f"{n_parameters:,}"),
+        ("rows", f"{plan.n_tokens:,} in {plan.n_steps:,} steps of {plan.batch_rows:,}"),
+        ("learning rate", f"{plan.peak_lr:.3g} after {plan.warmup_steps} steps"),
+        ("memory", f"{(n_bytes + ring) / 1e6:.0f} MB: weights and Adam {n_bytes / 1e6:.0f}, ring {ring / 1e6:.0f}"),
+        ("disk", f"{n_kept * checkpoint / 1e6:.0f} MB for {n_kept} checkpoints; {_free(config.run.dir) / 1e9:.1f} GB free"),
+        ("training step", f"{1000 * step_seconds:.0f} ms"),
+    ]
+    if rows_per_second:
+        found.append(("harvest", f"{rows_per_second:,.0f} rows/s"))
+        seconds += (plan.n_tokens + config.activations.ring_rows) / rows_per_second
+    return [*found, ("estimated time", f"{seconds / 60:.1f} minutes, evaluation not included")]
+
+
+def _rows(config: Any, data: Data) -> tuple[int, float | None]:
+    """(width of the rows, rows per second of the host or None where rows are only read)."""
+    settings = config.activations
+    if settings.source == "rows":
+        return RowsFile(settings.path).d_model, None
+    if settings.source == "cached":
+        return data.source("train").spec.d_model, None
+    host = data.host
+    point = host.canonical(settings.point)
+    tokens = next(data.plan("train").batches())
+    ids_BT = torch.from_numpy(tokens.ids_BT).to(host.device)
+    seconds = _seconds(lambda: host.activations(ids_BT, [point]))
+    return host.spec(point).d_model, tokens.keep_BT.sum() / seconds
+
+
+def _trainer(config: Any, d_model: int, device: str) -> Trainer:
+    dictionary = make_dictionary(config.dictionary, d_model, config.run.seed).to(device)
+    plan = make_plan(config.training, config.dictionary.n_features).model_copy(update={"n_steps": 10**9})
+    return Trainer(dictionary, plan, _unit_calibration(d_model), config.training.impl)
+
+
+def _unit_calibration(d_model: int) -> Calibration:
+    """What rows of independent standard normals would measure."""
+    return Calibration(
+        scale=1.0,
+        total_variance=float(d_model),
+        median_norm=d_model**0.5,
+        b_dec_start=(0.0,) * d_model,
+        n_rows=1,
+    )
+
+
+def _step(trainer: Trainer, n_rows: int, d_model: int) -> Callable[[], Any]:
+    block = ActivationBatch(torch.randn(n_rows, d_model), torch.zeros(n_rows, 2, dtype=torch.int64))
+    return lambda: list(trainer.consume(block))
+
+
+def _seconds(run: Callable[[], Any], n: int = 2) -> float:
+    """The faster of n timed calls after one that is not timed."""
+    run()
+    times = []
+    for _ in range(n):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def _free(path: Path) -> int:
+    """Free bytes where `path` would be."""
+    existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    return shutil.disk_usage(existing).free

@@ -1,0 +1,191 @@
+"""The jobs of the toolkit, composed from the rooms: what the command line calls, and notebooks may.
+
+Heavy imports (torch, transformer-lens) happen inside the functions that need them, so that a config error or a run on
+stored rows never waits for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saetools.arguments import parse_run
+from saetools.errors import ConfigError, FormatError, MismatchError
+from saetools.records import Calibration, FrozenModel, PointSpec
+
+if TYPE_CHECKING:
+    from saetools.activations.base import RowSource
+    from saetools.dictionaries.base import Dictionary
+    from saetools.evals.base import Subject
+    from saetools.lm.base import Host
+    from saetools.text.base import Corpus, Split
+    from saetools.text.packing import TokenPlan
+
+CONFIG_FILE = "config.yaml"
+
+
+def dictionary_configs() -> dict[str, type[FrozenModel]]:
+    """Config class of each kind of dictionary, aliases included."""
+    from saetools.dictionaries.base import available_dictionaries
+
+    return {name: kind.Config for name, kind in available_dictionaries().items()}
+
+
+def shipped_config(name: str) -> Path:
+    """The path of a config that comes with the package, by its name without `.yaml`."""
+    return Path(str(resources.files("saetools") / "configs" / f"{name}.yaml"))
+
+
+def read_config(source: Path | str, overrides: Sequence[str] = ()) -> Any:
+    """The RunConfig of a YAML file, of a run directory, or of a shipped config by name, under overrides."""
+    path = Path(source)
+    if path.is_dir():
+        path = path / CONFIG_FILE
+        if not path.exists():
+            raise ConfigError(f"{source} is not a run directory: it has no {CONFIG_FILE}. Give a YAML file or a run.")
+    elif not path.exists() and path.suffix == "" and shipped_config(path.name).exists():
+        path = shipped_config(path.name)
+    return parse_run(path, overrides, dictionary_configs())
+
+
+class Data:
+    """What a config reads: its host, token plans and rows, each made when first asked for."""
+
+    def __init__(self, config: Any) -> None:
+        from saetools.training.environment import resolve_device
+
+        self.config = config
+        self.device = str(resolve_device(config.run.device))
+
+    @property
+    def has_host(self) -> bool:
+        return self.config.activations.source != "rows"
+
+    @cached_property
+    def host(self) -> Host:
+        from saetools.lm.hosts import make_host
+
+        return make_host(self.config.host, self.device)
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        from saetools.text.corpora import make_corpus
+
+        return make_corpus(self.config.corpus)
+
+    def plan(self, split: Split) -> TokenPlan:
+        """The fixed plan of host batches of one split."""
+        from saetools.text.packing import TokenPlan
+
+        config = self.config
+        return TokenPlan(
+            self.corpus,
+            self.host.tokenize,
+            split,
+            config.corpus.context_tokens,
+            config.activations.host_batch,
+            config.run.seed,
+            self.host.prepend_bos,
+            config.corpus.max_documents,
+        )
+
+    def source(self, split: Split, calibration: Calibration | None = None) -> RowSource:
+        """Rows of one split. Held-out rows of a store's run come from the host: a store holds training rows."""
+        from saetools.activations.sources import make_source
+
+        activations = self.config.activations
+        if split == "heldout" and activations.source == "cached":
+            activations = activations.model_copy(update={"source": "live"})
+        live = activations.source == "live"
+        return make_source(
+            activations,
+            split,
+            self.host if live else None,
+            self.plan(split) if live else None,
+            calibration,
+        )
+
+
+def train(configs: Sequence[Any], allow_inexact: bool = False) -> None:
+    """Train one dictionary per config, several of them on one stream; a run that was begun goes on."""
+    from saetools.training.environment import set_threads
+    from saetools.training.loop import check_configs
+    from saetools.training.loop import train as train_runs
+    from saetools.training.run_directory import read_calibration
+
+    check_configs(configs)
+    set_threads(configs[0].run.threads)
+    recorded = (read_calibration(config.run.dir) for config in configs)
+    calibration = next((found for found in recorded if found is not None), None)
+    train_runs(configs, Data(configs[0]).source("train", calibration), allow_inexact)
+
+
+def load_subject(source: Path, config: Any) -> Subject:
+    """The dictionary at `source` with the held-out data of `config`, checked to belong together."""
+    from saetools.evals.base import Subject
+    from saetools.formats.load import load
+
+    data = Data(config)
+    dictionary = load(source, device=data.device)
+    calibration = dictionary.calibration
+    heldout = data.source("heldout", calibration)
+    check_belongs(dictionary, heldout.spec)
+    return Subject(
+        dictionary=dictionary,
+        spec=heldout.spec,
+        heldout=heldout,
+        host=data.host if data.has_host else None,
+        tokens=data.plan("heldout") if data.has_host else None,
+        seed=config.run.seed,
+    )
+
+
+def check_belongs(dictionary: Dictionary, spec: PointSpec) -> None:
+    """MismatchError where the dictionary was made for other vectors than `spec` describes.
+
+    A directory and a packaged name of the same weights agree: the revision (a hash of the weights) decides, not the
+    name under which the host was given.
+    """
+    own = dictionary.spec
+    if own is None:
+        if dictionary.d_model != spec.d_model:
+            raise MismatchError(f"the dictionary is for width {dictionary.d_model}, the data have {spec.d_model}.")
+        return
+    compared = ["point", "d_model", "prepend_bos", "compatibility_mode", "tokenizer_hash"]
+    compared.append("revision" if own.revision and spec.revision else "host")
+    wrong = [
+        f"{name} is {getattr(own, name)!r} for the dictionary and {getattr(spec, name)!r} for the data"
+        for name in compared
+        if getattr(own, name) != getattr(spec, name)
+    ]
+    if wrong:
+        raise MismatchError(
+            f"the dictionary does not fit these activations: {'; '.join(wrong)}. Evaluate it on what it was trained on, "
+            f"or train one here."
+        )
+
+
+def config_of(source: Path, overrides: Sequence[str] = ()) -> Any:
+    """The config of the run that `source` (a run, or a dictionary inside one) belongs to, under overrides."""
+    for directory in (source, *source.parents[:3]):
+        if (directory / CONFIG_FILE).exists():
+            return read_config(directory, overrides)
+    if not source.exists():
+        raise FormatError(f"{source} does not exist. Give a run directory or a dictionary directory.")
+    raise FormatError(
+        f"{source} belongs to no run (no {CONFIG_FILE} there or above), so its held-out data are unknown. "
+        f"Name them with --config FILE."
+    )
+
+
+def harvest(config: Any, out: Path, points: Sequence[str], n_rows: int) -> dict[str, Path]:
+    """Store the first n_rows training rows of each point; one directory per point. Resumes what it finds there."""
+    from saetools.activations.harvest import harvest_points
+
+    data = Data(config)
+    return harvest_points(
+        data.host, data.plan("train"), points, config.activations, out, n_rows
+    )
