@@ -1,0 +1,362 @@
+"""What holds for every registered kind of dictionary, over all of its example configs."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from saetools.dictionaries import base
+from saetools.dictionaries.auxiliary import dead_features_loss
+from saetools.dictionaries.base import Dictionary, Progress, State, Terms, available_dictionaries, make_dictionary
+from saetools.errors import MismatchError
+from saetools.formats.native import load_dictionary, load_unfolded, save_dictionary
+from saetools.functional.statistics import firing_counts_F, l0_N
+
+D = 16
+SCALE = 0.37
+CASES = [
+    pytest.param(config, id=f"{cls.kind}-{number}")
+    for cls in dict.fromkeys(available_dictionaries().values())
+    for number, config in enumerate(cls.examples())
+]
+pytestmark = pytest.mark.parametrize("config", CASES)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def rows(n: int = 64, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Rows with E||x||^2 = D around a mean that is not zero."""
+    return torch.randn(n, D, generator=torch.Generator().manual_seed(seed), dtype=dtype) + 0.3
+
+
+def fields(n: int = 64) -> dict[str, Tensor]:
+    """What a stream may carry beside x."""
+    return {"grad": rows(n, seed=99)}
+
+
+def progress(dead_after: int = 1000) -> Progress:
+    return Progress(step=50, n_steps=100, n_tokens=6400, dead_after_tokens=dead_after)
+
+
+def half_dead(dictionary: Dictionary) -> State:
+    """A state in which every second feature has not fired for 2000 tokens."""
+    state = dictionary.initial_state()
+    state.tokens_since_fired_F[::2] = 2000
+    return state
+
+
+def trained(config: Dictionary.Config, dtype: torch.dtype = torch.float64) -> Dictionary:
+    """A dictionary in general position: no weight is tied or zero, thresholds are learnt."""
+    dictionary = make_dictionary(config, D, seed=3).to(dtype)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in dictionary.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype)
+        dictionary.total_variance.fill_(float(D))
+    dictionary.constrain_()
+    terms = loss(dictionary, dictionary.initial_state())
+    dictionary.absorb_(terms.new_state)
+    return dictionary
+
+
+def loss(dictionary: Dictionary, state: State | None = None, n: int = 64, dead_after: int = 1000) -> Terms:
+    x = rows(n).to(dictionary.W_dec_FD.dtype)
+    return dictionary.loss_terms(
+        x, x, fields(n), half_dead(dictionary) if state is None else state, progress(dead_after)
+    )
+
+
+def total(dictionary: Dictionary, terms: Terms) -> Tensor:
+    weights = dictionary.loss_weights(progress())
+    return torch.stack([weights[name] * value for name, value in terms.losses.items()]).sum()
+
+
+def gradients(dictionary: Dictionary, value: Tensor) -> dict[str, Tensor]:
+    names, parameters = zip(*dictionary.named_parameters(), strict=True)
+    found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+    pairs = zip(names, parameters, found, strict=True)
+    return {name: torch.zeros_like(p) if g is None else g for name, p, g in pairs}
+
+
+def by_gradient(config: Dictionary.Config) -> None:
+    if base.dictionary_class(config.kind).trained_by != "gradient":
+        pytest.skip("not trained by gradients")
+
+
+def test_shapes(config: Dictionary.Config) -> None:
+    dictionary = trained(config)
+    code = dictionary.encode(rows())
+    assert len(code) == 64 and code.n_features == config.n_features
+    assert code.to_dense().shape == (64, config.n_features)
+    assert code.indices.dtype == torch.int32
+    assert not len(code.indices.flatten()) or 0 <= code.indices.min() <= code.indices.max() < config.n_features
+    assert dictionary.decode(code).shape == (64, D)
+    assert dictionary.directions().shape == (config.n_features, D)
+    assert firing_counts_F(code).sum() > 0, "nothing fires: the other tests would be empty"
+
+
+def test_each_feature_has_one_slot_per_row(config: Dictionary.Config) -> None:
+    rows_M, indices_M, _ = trained(config).encode(rows()).flat()
+    places = rows_M * config.n_features + indices_M
+    assert len(places.unique()) == len(places)
+
+
+def test_encode_equals_the_dense_reference(config: Dictionary.Config) -> None:
+    dictionary = trained(config)
+    fast, plain = dictionary.encode(rows()).to_dense(), dictionary.encode_reference(rows())
+    torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-10)
+    if not fast.requires_grad:
+        return
+    weights = rows(64, seed=5) @ rows(config.n_features, seed=6).T
+    expected = gradients(dictionary, (plain * weights).sum())
+    for name, gradient in gradients(dictionary, (fast * weights).sum()).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-8, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_decode_equals_the_dense_product(config: Dictionary.Config) -> None:
+    dictionary = trained(config)
+    code = dictionary.encode(rows())
+    dense = code.to_dense() @ dictionary.W_dec_FD + dictionary.b_dec_D
+    torch.testing.assert_close(dictionary.decode(code), dense, rtol=1e-9, atol=1e-10)
+
+
+def test_sparsity_bound(config: Dictionary.Config) -> None:
+    k = getattr(config, "k", None)
+    if k is None:
+        pytest.skip("this kind has no k")
+    dictionary = trained(config)
+    l0 = l0_N(loss(dictionary).code)
+    assert l0.sum() <= 64 * k
+    if not dictionary.batch_coupled:
+        assert l0.max() <= k
+
+
+def test_every_term_reaches_a_gradient_and_the_sum_is_weighted(config: Dictionary.Config) -> None:
+    by_gradient(config)
+    dictionary = trained(config)
+    terms, weights = loss(dictionary), dictionary.loss_weights(progress())
+    assert set(terms.losses) <= set(weights), "a term without a weight"
+    parts = {name: gradients(dictionary, value) for name, value in terms.losses.items()}
+    for name, part in parts.items():
+        assert any(g.abs().max() > 0 for g in part.values()), f"{name} moves no parameter"
+    whole = gradients(dictionary, total(dictionary, terms))
+    for parameter, gradient in whole.items():
+        expected = sum(weights[name] * part[parameter] for name, part in parts.items())
+        torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_every_parameter_receives_a_gradient(config: Dictionary.Config) -> None:
+    by_gradient(config)
+    dictionary = trained(config)
+    for name, gradient in gradients(dictionary, total(dictionary, loss(dictionary))).items():
+        assert gradient.isfinite().all() and gradient.abs().max() > 0, name
+
+
+def test_terms_are_means_over_rows_of_the_residual(config: Dictionary.Config) -> None:
+    by_gradient(config)
+    dictionary = trained(config)
+    terms = loss(dictionary)
+    expected = terms.residual_ND.square().sum() / 64 / D
+    if "reconstruction" in terms.losses:
+        torch.testing.assert_close(terms.losses["reconstruction"], expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(terms.residual_ND, rows() - dictionary.decode(terms.code), rtol=1e-9, atol=1e-10)
+
+
+def test_loss_terms_are_pure(config: Dictionary.Config) -> None:
+    by_gradient(config)
+    dictionary = trained(config)
+    state = half_dead(dictionary)
+    weights, counters = copy.deepcopy(dictionary.state_dict()), copy.deepcopy(state.tensors())
+    first, second = loss(dictionary, state), loss(dictionary, state)
+    assert all(torch.equal(first.losses[name], second.losses[name]) for name in first.losses)
+    assert all(torch.equal(weights[name], value) for name, value in dictionary.state_dict().items())
+    assert all(torch.equal(counters[name], value) for name, value in state.tensors().items())
+    restored = dictionary.initial_state().with_tensors(first.new_state.tensors())
+    assert all(torch.equal(value, restored.tensors()[name]) for name, value in first.new_state.tensors().items())
+
+
+def test_permuting_rows_permutes_results(config: Dictionary.Config) -> None:
+    dictionary = trained(config)
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
+    straight, permuted = (dictionary.encode(x).to_dense() for x in (rows(), rows()[order]))
+    torch.testing.assert_close(straight[order], permuted, rtol=1e-9, atol=1e-10)
+    if dictionary.batch_coupled or dictionary.trained_by != "gradient":
+        return
+    x, given = rows()[order], {name: value[order] for name, value in fields().items()}
+    terms = dictionary.loss_terms(x, x, given, half_dead(dictionary), progress())
+    torch.testing.assert_close(loss(dictionary).code.to_dense()[order], terms.code.to_dense(), rtol=1e-9, atol=1e-10)
+
+
+def test_encoding_in_chunks_changes_nothing(config: Dictionary.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    dictionary = trained(config)
+    whole = dictionary.encode(rows()).to_dense()
+    monkeypatch.setattr(base, "CHUNK_ELEMENTS", 7 * config.n_features)
+    torch.testing.assert_close(dictionary.encode(rows()).to_dense(), whole, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_few_rows(config: Dictionary.Config, n: int) -> None:
+    dictionary = trained(config)
+    code = dictionary.encode(rows(n))
+    assert len(code) == n and code.to_dense().shape == (n, config.n_features)
+    assert dictionary(rows(n)).shape == (n, D)
+    if dictionary.trained_by == "gradient":
+        terms = loss(dictionary, n=n)
+        value = total(dictionary, terms)
+        assert value.isfinite()
+        assert all(g.isfinite().all() for g in gradients(dictionary, value).values())
+        assert all(t.isfinite().all() for t in terms.new_state.tensors().values() if t.dtype.is_floating_point)
+
+
+def test_all_features_dead(config: Dictionary.Config) -> None:
+    by_gradient(config)
+    dictionary = trained(config)
+    value = total(dictionary, loss(dictionary, dead_after=0))
+    assert value.isfinite() and all(g.isfinite().all() for g in gradients(dictionary, value).values())
+
+
+def test_a_latent_without_value_stays_dead(config: Dictionary.Config) -> None:
+    """Rows equal to b_dec give pre = 0 everywhere: whatever is selected has value 0, and nothing fires."""
+    by_gradient(config)
+    dictionary = trained(config)
+    with torch.no_grad():
+        if dictionary.has_encoder:
+            dictionary.b_enc_F.zero_()
+    x = dictionary.b_dec_D.detach().expand(8, D)
+    state = half_dead(dictionary)
+    new = dictionary.loss_terms(x, x, fields(8), state, progress()).new_state
+    assert torch.equal(new.tokens_since_fired_F, state.tokens_since_fired_F + 8)
+
+
+def test_what_fires_is_alive_again(config: Dictionary.Config) -> None:
+    by_gradient(config)
+    dictionary = trained(config)
+    state = half_dead(dictionary)
+    terms = loss(dictionary, state)
+    fired = firing_counts_F(terms.code) > 0
+    assert fired.any()
+    assert torch.equal(terms.new_state.tokens_since_fired_F[fired], torch.zeros(int(fired.sum()), dtype=torch.int64))
+    assert torch.equal(terms.new_state.tokens_since_fired_F[~fired], state.tokens_since_fired_F[~fired] + 64)
+
+
+def test_auxk_reaches_encoder_rows_of_dead_features(config: Dictionary.Config) -> None:
+    """Finite differences: a gradient that stops at the decoder (as in EleutherAI/sparsify) fails here."""
+    by_gradient(config)
+    dictionary = trained(config)
+    terms = loss(dictionary)
+    if "auxk" not in terms.losses:
+        pytest.skip("trained without AuxK")
+    gradient = gradients(dictionary, terms.losses["auxk"])["W_enc_FD"]
+    assert gradient[1::2].abs().max() == 0, "AuxK must not touch living features"
+    row = int(gradient.abs().sum(1).argmax())
+    column = int(gradient[row].abs().argmax())
+    # The residual is a constant of AuxK, so it is held fixed while the weight moves.
+    h, values = 1e-6, []
+    for sign in (1, -1):
+        moved = copy.deepcopy(dictionary)
+        with torch.no_grad():
+            moved.W_enc_FD[row, column] += sign * h
+        values.append(_auxk_with_residual(moved, terms.residual_ND.detach()))
+    estimate = (values[0] - values[1]) / (2 * h)
+    assert estimate == pytest.approx(float(gradient[row, column]), rel=1e-4)
+
+
+def _auxk_with_residual(dictionary: Dictionary, residual_ND: Tensor) -> float:
+    k_aux = dictionary.config.k_aux_for(D)
+    return dead_features_loss(dictionary, rows(), residual_ND, half_dead(dictionary), progress(), k_aux).item()
+
+
+def test_decode_needs_no_hidden_state(config: Dictionary.Config) -> None:
+    dictionary = trained(config)
+    code = dictionary.encode(rows())
+    fresh = make_dictionary(config, D).to(torch.float64)
+    fresh.load_state_dict(dictionary.state_dict())
+    dictionary.encode(rows(seed=8))
+    assert torch.equal(fresh.decode(code), dictionary.decode(code))
+
+
+def test_save_and_load_are_bit_equal(config: Dictionary.Config, tmp_path: Path) -> None:
+    dictionary = trained(config, torch.float32)
+    save_dictionary(dictionary, tmp_path / "saved", spec=None, scale=SCALE, provenance={"n_tokens": 64})
+    loaded, record = load_unfolded(tmp_path / "saved")
+    assert record.scale == SCALE and loaded.config == config and loaded.provenance == {"n_tokens": 64}
+    for name, tensor in dictionary.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor) and loaded.state_dict()[name].dtype == tensor.dtype
+    save_dictionary(loaded, tmp_path / "again", spec=None, scale=SCALE, provenance={"n_tokens": 64})
+    for file in (tmp_path / "saved").iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+
+
+def test_folding_the_scale_changes_nothing(config: Dictionary.Config, tmp_path: Path) -> None:
+    dictionary = trained(config, torch.float32)
+    save_dictionary(dictionary, tmp_path / "saved", spec=None, scale=SCALE)
+    folded = load_dictionary(tmp_path / "saved")
+    raw = rows(dtype=torch.float32) / SCALE
+    expected = dictionary.encode(raw * SCALE).to_dense() / SCALE
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(folded.encode(raw).to_dense(), expected, rtol=1e-5, atol=1e-5 * scale)
+    torch.testing.assert_close(
+        folded(raw), dictionary(raw * SCALE) / SCALE, rtol=1e-5, atol=1e-5 * float(raw.abs().max())
+    )
+
+
+def test_constraints(config: Dictionary.Config) -> None:
+    dictionary = trained(config)
+    torch.testing.assert_close(dictionary.W_dec_FD.norm(dim=1), torch.ones(config.n_features, dtype=torch.float64))
+    if dictionary.trained_by == "gradient":
+        total(dictionary, loss(dictionary)).backward()
+        dictionary.project_gradients_()
+        along = (dictionary.W_dec_FD.grad * dictionary.W_dec_FD).sum(1)
+        assert along.abs().max() < 1e-12
+
+
+def test_a_few_steps_lower_the_loss(config: Dictionary.Config) -> None:
+    by_gradient(config)
+    dictionary = make_dictionary(config, D, seed=1)
+    dictionary.total_variance.fill_(float(D))
+    optimizer = torch.optim.Adam(dictionary.parameters(), lr=3e-3)
+    state, errors, x = dictionary.initial_state(), [], rows(256, dtype=torch.float32)
+    for step in range(60):
+        terms = dictionary.loss_terms(
+            x, x, {"grad": rows(256, 9, torch.float32)}, state, Progress(step, 60, 60 * 256, 2000)
+        )
+        weights = dictionary.loss_weights(Progress(step, 60, 60 * 256, 2000))
+        optimizer.zero_grad()
+        torch.stack([weights[name] * value for name, value in terms.losses.items()]).sum().backward()
+        dictionary.project_gradients_()
+        optimizer.step()
+        dictionary.constrain_()
+        state = terms.new_state
+        errors.append(float(terms.residual_ND.detach().square().sum()))
+    assert errors[-1] < 0.9 * errors[0]
+
+
+def test_wrong_width_is_named(config: Dictionary.Config) -> None:
+    dictionary = trained(config)
+    for wrong in (torch.zeros(3, D + 1), torch.zeros(D), torch.zeros(2, 3, D)):
+        with pytest.raises(MismatchError, match=r"takes \[N, 16\]"):
+            dictionary.encode(wrong)
+    assert dictionary(torch.zeros(2, 3, D)).shape == (2, 3, D)
+
+
+def test_description(config: Dictionary.Config) -> None:
+    dictionary = trained(config)
+    dictionary.provenance = {"note": "<script>" + "x" * 100_000}
+    page = dictionary._repr_html_()
+    assert config.kind in page and "<script>" not in page and len(page.encode()) <= 20_000
+    assert f"kind={config.kind}" in repr(dictionary)
+
+
+def test_config_survives_json(config: Dictionary.Config) -> None:
+    again = type(config).model_validate_json(config.model_dump_json())
+    assert again == config
+    assert all(field.description for field in type(config).model_fields.values())

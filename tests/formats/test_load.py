@@ -1,0 +1,89 @@
+"""`saetools.load`: dictionaries, runs finished and unfinished, and what is neither."""
+
+import logging
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+import saetools
+from saetools.dictionaries.base import Dictionary, make_dictionary
+from saetools.dictionaries.topk import TopK
+from saetools.errors import FormatError
+from saetools.formats.base import Format, formats
+from saetools.formats.native import save_dictionary
+
+
+def save(path: Path, step: int) -> None:
+    dictionary: Dictionary = make_dictionary(TopK.configure(n_features=10, k=3), 6, seed=step)
+    save_dictionary(dictionary, path, spec=None, provenance={"step": step})
+
+
+def test_a_dictionary_directory(tmp_path: Path) -> None:
+    save(tmp_path / "d", 1)
+    assert saetools.load(tmp_path / "d").provenance == {"step": 1}
+    assert saetools.load(str(tmp_path / "d"), dtype=torch.float64).W_dec_FD.dtype == torch.float64
+
+
+def test_the_newest_valid_checkpoint_until_the_run_is_finished(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (9, 10, 200):
+        save(tmp_path / "checkpoints" / str(step) / "dictionary", step)
+    (tmp_path / "checkpoints" / "999-partial").mkdir()
+    assert saetools.load(tmp_path).provenance == {"step": 200}
+    (tmp_path / "checkpoints" / "200" / "dictionary" / "model.safetensors").write_bytes(b"x")
+    with caplog.at_level(logging.WARNING):
+        assert saetools.load(tmp_path).provenance == {"step": 10}
+    assert "skipped the checkpoint 200" in caplog.text and "truncated" in caplog.text
+    assert saetools.load(tmp_path / "checkpoints" / "9").provenance == {"step": 9}
+    save(tmp_path / "dictionary", 300)
+    assert saetools.load(tmp_path).provenance == {"step": 300}
+
+
+def test_a_run_without_a_valid_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "5" / "dictionary").mkdir(parents=True)
+    with pytest.raises(FormatError, match="no valid checkpoint. Skipped: 5: "):
+        saetools.load(tmp_path)
+
+
+def test_a_damaged_final_dictionary_is_not_passed_over(tmp_path: Path) -> None:
+    save(tmp_path / "dictionary", 300)
+    save(tmp_path / "checkpoints" / "200" / "dictionary", 200)
+    (tmp_path / "dictionary" / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(FormatError, match=r"model\.safetensors"):
+        saetools.load(tmp_path)
+
+
+def test_unknown_layouts_list_what_was_found(tmp_path: Path) -> None:
+    (tmp_path / "weights.bin").write_bytes(b"abc")
+    with pytest.raises(FormatError, match=r"no known layout. Found: weights\.bin\. Known layouts: run: .*; saetools"):
+        saetools.load(tmp_path)
+    with pytest.raises(FormatError, match="a file of 3 bytes"):
+        saetools.load(tmp_path / "weights.bin")
+    with pytest.raises(FormatError, match="does not exist"):
+        saetools.load(tmp_path / "absent")
+
+
+def test_a_dictionary_that_lost_its_manifest_says_so(tmp_path: Path) -> None:
+    save(tmp_path / "d", 1)
+    (tmp_path / "d" / "manifest.json").unlink()
+    with pytest.raises(FormatError, match=r"manifest\.json does not exist"):
+        saetools.load(tmp_path / "d")
+
+
+def test_format_names_are_unique() -> None:
+    names = [f.name for f in formats()]
+    assert len(names) == len(set(names))
+    with pytest.raises(ValueError, match="already taken"):
+        type("Other", (Format,), {}, name=names[0], layout="")
+
+
+def test_lazy_names() -> None:
+    assert "topk" in saetools.available_dictionaries()
+    assert {"load", "available_dictionaries"} <= set(dir(saetools))
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        saetools.lod  # noqa: B018
+    project = tomllib.loads((Path(saetools.__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert saetools.__version__ == project["version"]

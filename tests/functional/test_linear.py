@@ -1,0 +1,40 @@
+"""The gather-sum against the dense product, in value and gradient."""
+
+import torch
+
+from saetools.functional.linear import gather_sum, preactivations, scatter_rows
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
+
+
+def test_preactivations() -> None:
+    x, W, b, c = random(5, 3), random(7, 3), random(7), random(3)
+    torch.testing.assert_close(preactivations(x, W, b, c), (x - c) @ W.T + b)
+
+
+def test_gather_sum_of_the_fixed_layout_passes_gradcheck() -> None:
+    indices = torch.tensor([[0, 3], [3, 6], [0, 0]], dtype=torch.int32)  # a repeated index adds up
+    values, W = random(3, 2).requires_grad_(), random(7, 4).requires_grad_()
+    torch.testing.assert_close(gather_sum(values, indices, W), scatter_rows(values, indices, 7) @ W)
+    assert torch.autograd.gradcheck(lambda v, w: gather_sum(v, indices, w), (values, W))
+
+
+def test_gather_sum_of_the_ragged_layout_passes_gradcheck() -> None:
+    indices, offsets = torch.tensor([1, 5, 2], dtype=torch.int32), torch.tensor([0, 0, 2, 2, 3])
+    values, W = random(3).requires_grad_(), random(7, 4).requires_grad_()
+    dense = torch.zeros(4, 7, dtype=torch.float64)
+    dense[1, 1], dense[1, 5], dense[3, 2] = values.detach()
+    torch.testing.assert_close(gather_sum(values, indices, W, offsets), dense @ W)
+    assert torch.autograd.gradcheck(lambda v, w: gather_sum(v, indices, w, offsets), (values, W))
+
+
+def test_gather_sum_of_nothing() -> None:
+    W = random(7, 4)
+    for n, k in ((0, 2), (3, 0), (0, 0)):
+        assert torch.equal(
+            gather_sum(random(n, k), torch.zeros(n, k, dtype=torch.int32), W), torch.zeros(n, 4).double()
+        )
+    empty = torch.zeros(0, dtype=torch.int32)
+    assert torch.equal(gather_sum(random(0), empty, W, torch.zeros(4, dtype=torch.int64)), torch.zeros(3, 4).double())
