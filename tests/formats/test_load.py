@@ -44,7 +44,7 @@ def test_the_newest_valid_checkpoint_until_the_run_is_finished(
 
 def test_a_run_without_a_valid_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "5" / "dictionary").mkdir(parents=True)
-    with pytest.raises(FormatError, match="no valid checkpoint. Skipped: 5: "):
+    with pytest.raises(FormatError, match=r"no valid checkpoint\. Skipped: 5: "):
         saetools.load(tmp_path)
 
 

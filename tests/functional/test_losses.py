@@ -18,7 +18,7 @@ def test_reconstruction() -> None:
     assert reconstruction(residual[:0], V).item() == 0
 
 
-def written_out(x, residual, W_enc, b_enc, b_dec, W_dec, k_aux):  # noqa: ANN001, ANN202
+def written_out(x, residual, W_enc, b_enc, b_dec, W_dec, k_aux):
     error, total, spread = residual.detach(), 0.0, 0.0
     for row in range(len(x)):
         pre = (x[row] - b_dec) @ W_enc.T + b_enc
