@@ -5,7 +5,9 @@ leaves the old content or the new one, and perhaps a temporary sibling, which `r
 Every operating-system failure becomes a RunError that names the path, what was needed and what is free.
 """
 
-# ruff: noqa: PTH (os calls on purpose: the tests make each of them fail)
+# os calls on purpose: the tests make each of them fail
+# ruff: noqa: PTH102, PTH104, PTH105
+
 import errno
 import json
 import os

@@ -1,0 +1,77 @@
+"""Where a run computes: device, threads and versions. Runs agree bit for bit only where all of these do."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import saetools
+from saetools.errors import ConfigError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of `run.device`: auto is cuda, else mps, else cpu. ConfigError where it is not there."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(device for device, there in present.items() if there))
+    if not present[name]:
+        raise ConfigError(f"run.device is {name}, but torch {torch.__version__} finds no such device here. Use auto.")
+    return torch.device(name)
+
+
+def set_threads(n: int | None) -> int:
+    """Let torch, and numba where it is imported, use n CPU threads (None: all cores of this process); their number."""
+    n = n or available_cores()
+    torch.set_num_threads(n)
+    numba = sys.modules.get("numba")
+    if numba is not None:
+        numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))
+    return n
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def environment(provider: str, device: torch.device) -> dict[str, str | int]:
+    """What a checkpoint is bit-exact under, for comparison on resume. `provider` is the step's (fused or plain)."""
+    return {
+        "provider": provider,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        **versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
+    return {
+        "saetools": saetools.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def git_commit() -> str | None:
+    """Commit of the saetools checkout, with `+changes` where files differ; None for an installed package."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return commit + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
+    ).stdout.strip()

@@ -1,0 +1,107 @@
+"""Training: one or several dictionaries on one shuffled stream of rows, resumable at any step.
+
+Each run is a pure function of its config and data: bit for bit the same alone or beside others, straight or killed
+and resumed (on the CPU, with the same versions and threads).
+"""
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from saetools.activations.base import RowSource
+from saetools.activations.shuffle import ShuffledRows, check_ring, ring_bytes
+from saetools.errors import ConfigError, DataError
+from saetools.training.environment import set_threads
+from saetools.training.run import Run, TrainResult
+from saetools.training.run_directory import RunDirectory, changed_keys
+from saetools.training.signals import StopRequest, stop_on_signals
+
+_logger = logging.getLogger(__name__)
+SHARED = ("host", "corpus", "activations", "run.seed", "run.device", "run.threads")
+"""What configs trained on one stream have in common."""
+
+
+def train(configs: Sequence[Any], source: RowSource, allow_inexact: bool = False) -> list[TrainResult]:
+    """Train the dictionary of each config (a RunConfig) on the rows of `source`; what was begun is resumed.
+
+    Each run directory ends with `dictionary/`, whole or not at all. A run goes on from its newest valid checkpoint;
+    a finished one is left as it is. On SIGTERM or SIGINT the step is finished, all runs are saved and SystemExit(143 or
+    130) is raised. Raises ConfigError where the configs cannot share a stream, RunError where a directory is in use,
+    holds another run, or a run cannot go on.
+    """
+    check_configs(configs)
+    shared = configs[0]
+    set_threads(shared.run.threads)
+    with ExitStack() as stack:
+        runs: list[Run] = []
+        for config in configs:
+            directory = RunDirectory(config.run.dir)
+            stack.enter_context(directory.locked())
+            runs.append(Run(config, directory, source, allow_inexact))
+            stack.callback(runs[-1].close)
+        set_threads(shared.run.threads)  # again, for what making the steps has imported
+        request = stack.enter_context(stop_on_signals())
+        if not all(run.trainer.finished for run in runs):
+            stream = _stream(shared, source)
+            stack.callback(stream.close)
+            _consume(runs, stream, _restore(stream, runs), request)
+        return [run.finish() for run in runs]
+
+
+def check_configs(configs: Sequence[Any]) -> None:
+    """Raise ConfigError where configs cannot be trained together, naming the keys that differ."""
+    if not configs:
+        raise ConfigError("no config is given to train.")
+    first = configs[0]
+    dumped = [config.model_dump(mode="json") for config in configs]
+    for config, values in zip(configs, dumped, strict=True):
+        check_ring(config.activations.ring_rows, config.training.batch_rows)
+        keys = changed_keys(dumped[0], values)
+        differing = [key for key in keys if any(key == s or key.startswith(s + ".") for s in SHARED)]
+        if differing:
+            raise ConfigError(
+                f"the configs of {first.run.dir} and {config.run.dir} differ in {', '.join(differing)}. Runs on one "
+                f"stream have the same {', '.join(SHARED)}; train the others by themselves."
+            )
+    directories = [config.run.dir.resolve() for config in configs]
+    if len(set(directories)) < len(directories):
+        raise ConfigError("two configs have the same run.dir. Give each run a directory of its own.")
+
+
+def _stream(config: Any, source: RowSource) -> ShuffledRows:
+    settings = config.activations
+    n_bytes = ring_bytes(settings.ring_rows, source.spec.d_model, settings.dtype)
+    _logger.info("the shuffle ring takes %.1f MB for %d rows", n_bytes / 1e6, settings.ring_rows)
+    return ShuffledRows(source, settings.ring_rows, config.run.seed)
+
+
+def _restore(stream: ShuffledRows, runs: list[Run]) -> int:
+    """Put the stream where the run that is furthest behind stands; the number of blocks taken until there."""
+    behind = min((run for run in runs if not run.trainer.finished), key=lambda run: run.trainer.n_blocks)
+    if behind.loaded is not None:
+        stream.restore(behind.loaded.stream, behind.loaded.facts.stream)
+    for run in runs:
+        run.forget_loaded()
+    return behind.trainer.n_blocks
+
+
+def _consume(runs: list[Run], stream: ShuffledRows, n_blocks: int, request: StopRequest) -> None:
+    """Give each block to every run that stands before it, until all are finished. Runs ahead wait for the others."""
+    request.nothing_to_save = n_blocks == 0
+    while active := [run for run in runs if not run.trainer.finished]:
+        block = stream.next_block()
+        if block is None:
+            raise DataError("the rows ended before training.n_tokens. Give more data or fewer tokens.")
+        request.nothing_to_save = False
+        taking = [run for run in active if run.trainer.n_blocks == n_blocks]
+        n_blocks += 1
+        for run in taking:
+            run.advance(block)
+        for run in taking:
+            if run.stalled():
+                raise run.give_up(stream)
+            if run.due() or (request.signal is not None and run.trainer.state.step > run.saved_step):
+                run.save(stream)
+        if request.signal is not None:
+            raise SystemExit(128 + request.signal)

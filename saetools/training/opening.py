@@ -1,0 +1,107 @@
+"""How a run begins: a fresh trainer, one that starts from a trained dictionary, or one resumed from a checkpoint."""
+
+import logging
+from typing import Any
+
+import torch
+
+from saetools.activations.base import RowSource
+from saetools.dictionaries.base import Dictionary, make_dictionary
+from saetools.errors import ConfigError, MismatchError, RunError
+from saetools.formats.load import load
+from saetools.training.checkpoint import Checkpoint
+from saetools.training.environment import environment, resolve_device
+from saetools.training.run_directory import RunDirectory
+from saetools.training.schedule import extended, make_plan
+from saetools.training.state import TrainState
+from saetools.training.trainer import Trainer
+
+_logger = logging.getLogger(__name__)
+
+
+def fresh_trainer(config: Any, directory: RunDirectory, source: RowSource) -> Trainer:
+    """A trainer at step 0, its run recorded in the directory."""
+    dictionary = _new_dictionary(config, source) if config.training.init_from is None else _started(config, source)
+    plan = make_plan(config.training, dictionary.config.n_features)
+    trainer = Trainer(_on_device(dictionary, config), plan, source.calibration, config.training.impl)
+    directory.begin(config, source.spec, source.fingerprint(), source.calibration)
+    return trainer
+
+
+def resumed_trainer(
+    config: Any, directory: RunDirectory, source: RowSource, checkpoint: Checkpoint, allow_inexact: bool
+) -> Trainer:
+    """The trainer as it was at the checkpoint, perhaps with more steps to go.
+
+    Raises RunError where config, data or length do not continue that run, and where what it computes with differs,
+    unless `allow_inexact`.
+    """
+    facts = checkpoint.facts
+    directory.check_same(config, source.fingerprint(), source.calibration)
+    directory.check_length(config, facts.plan.n_tokens)
+    plan = extended(facts.plan, config.training.n_tokens)
+    dictionary = _on_device(_new_dictionary(config, source), config)
+    trainer = Trainer(dictionary, plan, source.calibration, config.training.impl)
+    _check_environment(facts.environment, trainer_environment(trainer), directory, allow_inexact)
+    own = trainer.state.dictionary
+    state = own.with_tensors({name: tensor.to(dictionary.device) for name, tensor in checkpoint.state.items()})
+    dictionary.load_state_dict(dict(checkpoint.weights))
+    trainer.optimizer.load_(checkpoint.optimizer, facts.adam_steps)
+    trainer.state = TrainState(state, facts.step, facts.n_skipped, facts.n_skipped_in_row)
+    trainer.queue.restore(checkpoint.queue)
+    trainer.n_blocks = facts.n_blocks
+    directory.write_config(config)
+    _logger.info("resumed %s at step %d of %d", directory.path, facts.step, plan.n_steps)
+    return trainer
+
+
+def trainer_environment(trainer: Trainer) -> dict[str, str | int]:
+    """What the bits of this trainer's steps depend on."""
+    return environment(trainer.take_step.provider, trainer.dictionary.device)
+
+
+def _on_device(dictionary: Dictionary, config: Any) -> Dictionary:
+    if dictionary.trained_by != "gradient":
+        raise ConfigError(f"the dictionary kind {dictionary.kind!r} is not trained by gradient steps.")
+    return dictionary.to(resolve_device(config.run.device)).train()
+
+
+def _new_dictionary(config: Any, source: RowSource) -> Dictionary:
+    dictionary = make_dictionary(config.dictionary, source.spec.d_model, config.run.seed)
+    dictionary.calibrate_(source.calibration)
+    return dictionary
+
+
+def _started(config: Any, source: RowSource) -> Dictionary:
+    """The dictionary of `training.init_from`, its units changed to rows scaled by this run's calibration."""
+    path = config.training.init_from
+    dictionary = load(path, dtype=torch.float32)
+    if dictionary.d_model != source.spec.d_model:
+        raise MismatchError(
+            f"training.init_from {path} is a dictionary of width {dictionary.d_model}; the rows of this run have width "
+            f"{source.spec.d_model}. Choose a dictionary of the same point."
+        )
+    if dictionary.config != config.dictionary:
+        raise MismatchError(
+            f"training.init_from {path} has the config {dictionary.config!r}; this run asks for {config.dictionary!r}. "
+            f"Make the dictionary section equal to it."
+        )
+    dictionary.fold_scale_(1 / source.calibration.scale)
+    dictionary.total_variance.fill_(source.calibration.total_variance)
+    return dictionary
+
+
+def _check_environment(
+    before: dict[str, str | int], now: dict[str, str | int], directory: RunDirectory, allow_inexact: bool
+) -> None:
+    differing = "; ".join(f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key])
+    if not differing:
+        return
+    if not allow_inexact:
+        raise RunError(
+            f"the run in {directory.path} was computed otherwise ({differing}), so that going on would not give the "
+            f"bits of an uninterrupted run. Restore what differs, or allow it with --allow-inexact."
+        )
+    _logger.warning(
+        "%s is resumed inexactly (%s): its bits are those of no uninterrupted run.", directory.path, differing
+    )

@@ -1,0 +1,124 @@
+"""One optimizer step: the only place where losses are multiplied by their weights and summed.
+
+Order: backward -> project -> clip of the global norm -> Adam -> renormalise. A step whose loss or gradient is not
+finite changes nothing. Imports with torch alone: a fused step takes the place of `PlainStep` behind `make_step`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from saetools.errors import ConfigError
+from saetools.functional.statistics import dead_F, l0_N
+from saetools.training.optim import Adam
+
+if TYPE_CHECKING:
+    from saetools.dictionaries.base import Dictionary, Progress, State
+
+Impl = Literal["auto", "fused", "plain"]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did. Scalars are tensors on the dictionary's device, so that only who reads them waits."""
+
+    loss: Tensor  # weighted sum of losses
+    losses: Mapping[str, Tensor]  # unweighted means over rows, by name
+    l0: Tensor  # features that fired per row, mean over rows
+    n_dead: Tensor  # features that have not fired for dead_after_tokens, this batch included
+    grad_norm: Tensor  # global norm after projection, before clipping
+    applied: Tensor  # bool: False where the loss or the norm was not finite
+    state: "State"  # the dictionary's new training state; the old one where the step was not applied
+
+
+class Step(Protocol):
+    """A way of computing one step."""
+
+    provider: str
+
+    def __call__(
+        self,
+        x_ND: Tensor,
+        target_ND: Tensor,
+        fields: Mapping[str, Tensor],
+        state: "State",
+        progress: "Progress",
+        lr: float,
+    ) -> StepResult:
+        """Update the dictionary and its optimizer in place on one batch of scaled float32 rows."""
+        ...
+
+
+def make_step(dictionary: "Dictionary", optimizer: Adam, clip_norm: float, impl: Impl) -> Step:
+    """The step for a dictionary; ConfigError where `fused` is asked for and there is none."""
+    if impl == "fused":
+        raise ConfigError(
+            f"training.impl is fused, but there is no fused step for the dictionary kind {dictionary.kind!r}. "
+            f"Use auto or plain."
+        )
+    return PlainStep(dictionary, optimizer, clip_norm)
+
+
+def trained_parameters(dictionary: "Dictionary") -> dict[str, Tensor]:
+    """The parameters that receive gradients, by name, in the order of their declaration."""
+    return {name: p for name, p in dictionary.named_parameters() if p.requires_grad}
+
+
+def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """sum_i weight_i * loss_i over the losses of non-zero weight; the names of both must be the same."""
+    assert set(losses) == set(weights), f"losses {sorted(losses)} and weights {sorted(weights)} differ"
+    terms = [weight * losses[name] for name, weight in weights.items() if weight != 0]
+    return torch.stack(terms).sum() if terms else torch.zeros(())
+
+
+class PlainStep:
+    """The step by autograd, for every dictionary that has a loss."""
+
+    provider = "plain"
+
+    def __init__(self, dictionary: "Dictionary", optimizer: Adam, clip_norm: float) -> None:
+        self.dictionary, self.optimizer, self.clip_norm = dictionary, optimizer, clip_norm
+
+    def __call__(
+        self,
+        x_ND: Tensor,
+        target_ND: Tensor,
+        fields: Mapping[str, Tensor],
+        state: "State",
+        progress: "Progress",
+        lr: float,
+    ) -> StepResult:
+        self.dictionary.zero_grad(set_to_none=True)
+        terms = self.dictionary.loss_terms(x_ND, target_ND, fields, state, progress)
+        loss = weighted_sum(terms.losses, self.dictionary.loss_weights(progress))
+        loss.backward()
+        self.dictionary.project_gradients_()
+        gradients = {
+            name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in self.optimizer.parameters.items()
+        }
+        norm = torch.nn.utils.get_total_norm(list(gradients.values()))
+        applied = torch.isfinite(loss.detach()) & torch.isfinite(norm)
+        if applied:
+            clip_(gradients, norm, self.clip_norm)
+            self.optimizer.step_(gradients, lr)
+            self.dictionary.constrain_()
+            state = terms.new_state
+        self.dictionary.zero_grad(set_to_none=True)
+        return StepResult(
+            loss=loss.detach(),
+            losses={name: value.detach() for name, value in terms.losses.items()},
+            l0=l0_N(terms.code).double().mean(),
+            n_dead=dead_F(state.tokens_since_fired_F, progress.dead_after_tokens).sum(),
+            grad_norm=norm,
+            applied=applied,
+            state=state,
+        )
+
+
+@torch.no_grad()
+def clip_(gradients: Mapping[str, Tensor], norm: Tensor, clip_norm: float) -> None:
+    """g <- g * clip_norm / max(norm, clip_norm), in place: exactly unchanged where the norm is within the bound."""
+    torch._foreach_mul_(list(gradients.values()), clip_norm / norm.clamp_min(clip_norm))

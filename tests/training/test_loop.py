@@ -1,0 +1,310 @@
+"""Training by another road gives the same bits; whatever ends a run badly leaves a state to go on from."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from saetools.activations.base import ActivationBatch
+from saetools.atomic import truncate
+from saetools.errors import ConfigError, DataError, MismatchError, RunError
+from saetools.formats.load import load
+from saetools.formats.native import load_unfolded
+from saetools.safeio import verify_directory
+from saetools.training.checkpoint import checkpoint_paths
+from saetools.training.loop import train
+from saetools.training.step import PlainStep
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_learns_and_leaves_what_is_promised(straight: Path) -> None:
+    lines = records(straight)
+    assert [line["step"] for line in lines] == [1, *range(3, 61, 3)]
+    assert lines[-1]["loss/reconstruction"] < 0.6 * lines[0]["loss/reconstruction"]
+    assert lines[-1]["n_tokens"] == 7680
+    assert [p.name for p in checkpoint_paths(straight / "checkpoints")] == ["0000000056", "0000000060"]
+    verify_directory(straight / "dictionary")
+    assert not (straight / "owner.json").exists()
+    facts = json.loads((straight / "run.json").read_text())
+    assert facts["versions"]["torch"] == torch.__version__
+    dictionary = load(straight)
+    norms = dictionary.W_dec_FD.norm(dim=1)
+    assert torch.allclose(norms, torch.ones_like(norms), atol=1e-6)
+
+
+def test_two_runs_of_one_seed_are_equal_and_another_seed_is_not(
+    train_tiny: Callable, straight: Path, tmp_path: Path, digests: Callable
+) -> None:
+    train_tiny(tmp_path / "a")
+    assert digests(tmp_path / "a") == digests(straight)
+    train_tiny(tmp_path / "b", **{"run.seed": 1})
+    assert not set(digests(tmp_path / "b").values()) & set(digests(straight).values())
+
+
+def test_checkpoint_cadence_and_logging_change_nothing(
+    train_tiny: Callable, straight: Path, tmp_path: Path, digests: Callable
+) -> None:
+    train_tiny(tmp_path / "a", **{"training.checkpoint_every_tokens": 2500, "training.keep_checkpoints": 5})
+    assert digests(tmp_path / "a") == digests(straight)
+    assert len(checkpoint_paths(tmp_path / "a" / "checkpoints")) == 3
+
+
+def test_several_on_one_stream_equal_each_alone(
+    program: ModuleType, rows: Path, straight: Path, tmp_path: Path, train_tiny: Callable, digests: Callable
+) -> None:
+    other = {"dictionary.k": 2, "training.batch_rows": 300, "training.n_tokens": 5000}
+    train_tiny(tmp_path / "alone", **other)
+    configs = [
+        program.tiny_config(rows, tmp_path / "first"),
+        program.tiny_config(rows, tmp_path / "second", **other),
+    ]
+    results = train(configs, program.tiny_source(configs[0]))
+    assert [r.n_steps for r in results] == [60, 17]
+    assert digests(tmp_path / "first") == digests(straight)
+    assert digests(tmp_path / "second") == digests(tmp_path / "alone")
+
+
+def test_several_resumed_from_different_places_equal_each_alone(
+    program: ModuleType,
+    rows: Path,
+    straight: Path,
+    tmp_path: Path,
+    train_tiny: Callable,
+    digests: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rare = {"dictionary.k": 2, "training.checkpoint_every_tokens": 4000}
+    train_tiny(tmp_path / "alone", **rare)
+    configs = [program.tiny_config(rows, tmp_path / "first"), program.tiny_config(rows, tmp_path / "second", **rare)]
+    with monkeypatch.context() as patch:
+        fail_at_step(patch, 50)
+        with pytest.raises(KeyError):
+            train(configs, program.tiny_source(configs[0]))
+    newest = [checkpoint_paths(tmp_path / name / "checkpoints")[-1].name for name in ("first", "second")]
+    assert newest == ["0000000048", "0000000032"]
+    train(configs, program.tiny_source(configs[0]))
+    assert digests(tmp_path / "first") == digests(straight)
+    assert digests(tmp_path / "second") == digests(tmp_path / "alone")
+
+
+def fail_at_step(patch: pytest.MonkeyPatch, step: int) -> None:
+    call = PlainStep.__call__
+
+    def failing(self: PlainStep, *args: Any) -> Any:
+        if args[4].step == step:
+            raise KeyError("planned")
+        return call(self, *args)
+
+    patch.setattr(PlainStep, "__call__", failing)
+
+
+@pytest.mark.parametrize("step", [0, 3, 17, 59])
+def test_resumed_after_an_exception_at_any_step(
+    step: int,
+    train_tiny: Callable,
+    straight: Path,
+    tmp_path: Path,
+    digests: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        fail_at_step(patch, step)
+        with pytest.raises(KeyError):
+            train_tiny(tmp_path / "run")
+    assert not (tmp_path / "run" / "dictionary").exists()
+    result = train_tiny(tmp_path / "run")
+    assert (result.n_steps, result.n_tokens, result.n_skipped) == (60, 7680, 0)
+    assert digests(tmp_path / "run") == digests(straight)
+
+
+def test_a_finished_run_is_left_as_it_is(train_tiny: Callable, tmp_path: Path, digests: Callable) -> None:
+    train_tiny(tmp_path / "run")
+    before, made = digests(tmp_path / "run"), (tmp_path / "run" / "dictionary").stat().st_ino
+    train_tiny(tmp_path / "run")
+    assert digests(tmp_path / "run") == before
+    assert (tmp_path / "run" / "dictionary").stat().st_ino == made
+
+
+def test_a_damaged_newest_checkpoint_is_skipped_aloud(
+    train_tiny: Callable, straight: Path, tmp_path: Path, digests: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    train_tiny(tmp_path / "run")
+    newest = checkpoint_paths(tmp_path / "run" / "checkpoints")[-1]
+    path = newest / "stream.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 4
+    path.write_bytes(data)
+    with caplog.at_level(logging.WARNING):
+        train_tiny(tmp_path / "run")
+    assert str(newest) in caplog.text
+    assert "stream.safetensors" in caplog.text
+    assert digests(tmp_path / "run") == digests(straight)
+
+
+# --- what may and may not change on resume ------------------------------------------------------------------
+
+
+def test_a_constant_run_can_be_made_longer(train_tiny: Callable, tmp_path: Path, digests: Callable) -> None:
+    constant = {"training.schedule": "constant", "training.warmup_steps": 5, "training.dead_after_tokens": 2000}
+    train_tiny(tmp_path / "straight", **constant)
+    train_tiny(tmp_path / "longer", **constant, **{"training.n_tokens": 3968})
+    train_tiny(tmp_path / "longer", **constant)
+    assert digests(tmp_path / "longer") == digests(tmp_path / "straight")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training.n_tokens": 10_000}, "training.n_tokens is 10000.*linear_decay"),
+        ({"training.n_tokens": 5_000}, "can only be made longer"),
+        ({"dictionary.k": 3}, r"another dictionary\.k "),
+        ({"training.lr": 0.02, "run.seed": 3}, r"another training\.lr, run\.seed "),
+    ],
+)
+def test_refused_changes(train_tiny: Callable, tmp_path: Path, changes: dict, message: str) -> None:
+    short = {"training.n_tokens": 7680, "training.batch_rows": 512}
+    train_tiny(tmp_path / "run", **short)
+    with pytest.raises(RunError, match=message):
+        train_tiny(tmp_path / "run", **{**short, **changes})
+
+
+def test_other_data_is_refused(train_tiny: Callable, tmp_path: Path, rows: Path) -> None:
+    changed = tmp_path / "rows.npy"
+    np.save(changed, np.load(rows))
+    train_tiny(tmp_path / "run", rows=changed, **{"training.n_tokens": 1000})
+    np.save(changed, np.load(rows) * 1.5)
+    with pytest.raises(RunError, match="on other data"):
+        train_tiny(tmp_path / "run", rows=changed, **{"training.n_tokens": 1000})
+
+
+def test_other_threads_need_permission(train_tiny: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train_tiny(tmp_path / "run", **{"training.n_tokens": 1000})
+    with pytest.raises(RunError, match=r"threads was 1, is 2.*--allow-inexact"):
+        train_tiny(tmp_path / "run", **{"training.n_tokens": 1000, "run.threads": 2})
+    with caplog.at_level(logging.WARNING):
+        train_tiny(tmp_path / "run", allow_inexact=True, **{"training.n_tokens": 1000, "run.threads": 2})
+    assert "threads was 1, is 2" in caplog.text
+
+
+def test_a_dictionary_without_checkpoints_is_not_trained_over(train_tiny: Callable, tmp_path: Path) -> None:
+    train_tiny(tmp_path / "run", **{"training.n_tokens": 1000})
+    (tmp_path / "run" / "checkpoints").rename(tmp_path / "gone")
+    with pytest.raises(RunError, match="no checkpoint to go on from"):
+        train_tiny(tmp_path / "run", **{"training.n_tokens": 1000})
+
+
+def test_metrics_cut_short_by_others_are_noticed(train_tiny: Callable, tmp_path: Path) -> None:
+    train_tiny(tmp_path / "run", **{"training.n_tokens": 1000})
+    truncate(tmp_path / "run" / "metrics.jsonl", 10)
+    with pytest.raises(RunError, match=r"metrics\.jsonl has 10 bytes but"):
+        train_tiny(tmp_path / "run", **{"training.n_tokens": 1000})
+
+
+# --- configs ------------------------------------------------------------------------------------------------
+
+
+def test_configs_that_cannot_share_a_stream(program: ModuleType, rows: Path, tmp_path: Path) -> None:
+    configs = [
+        program.tiny_config(rows, tmp_path / "a"),
+        program.tiny_config(rows, tmp_path / "b", **{"run.seed": 4, "activations.ring_rows": 2048}),
+    ]
+    with pytest.raises(ConfigError, match=r"activations\.ring_rows, run\.seed"):
+        train(configs, program.tiny_source(configs[0]))
+    with pytest.raises(ConfigError, match=r"same run\.dir"):
+        train(configs[:1] * 2, program.tiny_source(configs[0]))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training.batch_rows": 2000}, "ring_rows is 1536"),
+        ({"dictionary.k": 100}, "k = 100 is more than n_features = 48"),
+        ({"training.impl": "fused"}, "no fused step"),
+    ],
+)
+def test_bad_configs_leave_no_trace(train_tiny: Callable, tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train_tiny(tmp_path / "run", **changes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_init_from_starts_where_the_other_stands(
+    train_tiny: Callable, straight: Path, tmp_path: Path, rows: Path
+) -> None:
+    halved = tmp_path / "rows.npy"
+    np.save(halved, np.load(rows) / 2)  # another calibration: the same dictionary in raw units has half the codes
+    start = {"training.init_from": str(straight), "training.n_tokens": 2560, "training.warmup_steps": 10}
+    train_tiny(tmp_path / "run", **start)
+    first, last = records(tmp_path / "run")[0], records(straight)[-1]
+    assert first["loss/reconstruction"] == pytest.approx(last["loss/reconstruction"], rel=0.2)
+    with pytest.raises(MismatchError, match="this run asks for"):
+        train_tiny(tmp_path / "other", **start, **{"dictionary.k": 3})
+    assert not (tmp_path / "other").exists()
+
+
+# --- what is not finite -------------------------------------------------------------------------------------
+
+
+def poison(patch: pytest.MonkeyPatch, steps: set[int]) -> None:
+    """Make the loss of these steps infinite through the target."""
+    call = PlainStep.__call__
+
+    def poisoned(self: PlainStep, x_ND: Any, target_ND: Any, fields: Any, state: Any, progress: Any, lr: float) -> Any:
+        target_ND = target_ND * torch.inf if progress.step in steps else target_ND
+        return call(self, x_ND, target_ND, fields, state, progress, lr)
+
+    patch.setattr(PlainStep, "__call__", poisoned)
+
+
+def test_two_bad_steps_are_skipped_and_counted(
+    train_tiny: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, {4, 5, 20})
+    assert train_tiny(tmp_path / "run").n_skipped == 3
+    lines = {line["step"]: line for line in records(tmp_path / "run")}
+    assert lines[6]["loss"] in {"nan", "inf"}
+    assert lines[9]["n_skipped"] == 2
+    assert all(torch.isfinite(p).all() for p in load(tmp_path / "run").parameters())
+
+
+def test_three_bad_steps_in_a_row_stop_at_the_last_good_state(
+    train_tiny: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        fail_at_step(patch, 21)
+        with pytest.raises(KeyError):
+            train_tiny(tmp_path / "good", **{"training.checkpoint_every_tokens": 128})
+    with monkeypatch.context() as patch:
+        poison(patch, {18, 19, 20})
+        with pytest.raises(RunError, match="3 steps in a row, the last being step 21"):
+            train_tiny(tmp_path / "run", **{"training.checkpoint_every_tokens": 7000})
+    assert [p.name for p in checkpoint_paths(tmp_path / "run" / "checkpoints")] == ["0000000021"]
+    stopped = load_unfolded(tmp_path / "run" / "checkpoints" / "0000000021" / "dictionary").dictionary.state_dict()
+    assert all(torch.isfinite(value).all() for value in stopped.values())
+    assert train_tiny(tmp_path / "run", **{"training.checkpoint_every_tokens": 7000}).n_skipped == 3
+
+
+def test_a_row_that_is_not_finite_is_named(program: ModuleType, rows: Path, tmp_path: Path) -> None:
+    config = program.tiny_config(rows, tmp_path / "run")
+    source = program.tiny_source(config)
+    clean = source.batches
+
+    def dirty(start: int = 0) -> Any:
+        for number, batch in clean(start):
+            x_ND = batch.x_ND.clone()
+            x_ND[77, 3] = torch.nan
+            yield number, ActivationBatch(x_ND, batch.where_N2, batch.fields)
+
+    source.batches = dirty
+    with pytest.raises(DataError, match=r"document 'rows\.npy', position 77, at the point rows"):
+        train([config], source)
