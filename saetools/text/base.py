@@ -1,9 +1,9 @@
 """Documents and the train / held-out split: the first stage of the data path."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -23,9 +23,29 @@ class Document:
 class Corpus(Protocol):
     """A corpus yields its documents of one split in one order, always the same."""
 
+    @property
+    def description(self) -> str:
+        """What is read and from where, for messages: `*.py files below /usr/lib/python3.12`."""
+        ...
+
     def documents(self, split: Split) -> Iterator[Document]: ...
 
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """Identifies the text of both splits: equal fingerprints, equal documents in equal order."""
+        ...
+
+
+@runtime_checkable
+class ListedCorpus(Corpus, Protocol):
+    """A corpus whose ids are known before anything is read, so that documents can be read in any order."""
+
+    def document_ids(self, split: Split) -> Sequence[str]:
+        """Ids of the split in the corpus' order, those of empty documents included."""
+        ...
+
+    def document(self, document_id: str) -> Document:
+        """The document; its text is empty where it cannot be read as text."""
+        ...
 
 
 def split_of(document_id: str) -> Split:

@@ -45,20 +45,34 @@ class StdlibCorpus:
                 found.append(relative.as_posix())
         return sorted(found)
 
+    @property
+    def description(self) -> str:
+        return f"the Python standard library's *.py files below {self.root}"
+
+    def document_ids(self, split: Split) -> list[str]:
+        return [document_id for document_id in self.ids if split_of(document_id) == split]
+
+    def document(self, document_id: str) -> Document:
+        """The document in the encoding that it declares; empty where it is blank or does not decode."""
+        try:
+            with tokenize.open(self.root / document_id) as file:
+                text = file.read()
+        except (SyntaxError, UnicodeDecodeError):
+            text = ""
+        return Document(document_id, text if text.strip() else "")
+
     def documents(self, split: Split) -> Iterator[Document]:
-        for document_id in self.ids:
-            if split_of(document_id) != split:
-                continue
-            try:
-                with tokenize.open(self.root / document_id) as file:
-                    text = file.read()
-            except (SyntaxError, UnicodeDecodeError):
-                continue
-            if text.strip():
-                yield Document(document_id, text)
+        for document_id in self.document_ids(split):
+            document = self.document(document_id)
+            if document.text:
+                yield document
 
     def fingerprint(self) -> str:
-        """sha256 over (id, text) of every document of both splits, in order."""
+        """sha256 over (id, text) of every document of both splits, in order. Read once per object."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         for split in ("train", "heldout"):
             for document in self.documents(split):
