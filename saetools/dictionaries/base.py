@@ -248,6 +248,10 @@ class Dictionary(nn.Module):
         """W_dec_FD: row i is what feature i adds to the reconstruction per unit of its code."""
         return self.W_dec_FD.detach()
 
+    def encoder_directions(self) -> Tensor | None:
+        """W_enc_FD: row i is what feature i looks for; None for kinds without an encoder matrix."""
+        return self.W_enc_FD.detach() if self.has_encoder else None
+
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in description(self).items())
 
