@@ -1,0 +1,66 @@
+"""Which implementation of a kernel runs: by device, by what is installed, or as the caller says.
+
+`reference`  plain torch that a student can read; any dtype, any device.
+`torch`      the fast path in stock torch operations.
+`numba`      compiled loops on the CPU, float32 only; used by `auto` wherever numba is installed.
+"""
+
+import importlib.util
+import logging
+import threading
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Impl = Literal["auto", "reference", "torch", "numba"]
+
+_LOCK = threading.RLock()
+"""Numba's thread pools may not be entered by two Python threads at once; every compiled call holds this lock."""
+
+
+@cache
+def have_numba() -> bool:
+    """Whether numba is installed; says so once where it is not."""
+    found = importlib.util.find_spec("numba") is not None
+    if not found:
+        logging.getLogger(__name__).warning(
+            "numba is not installed: kernels run on stock torch operations, exact but slower (pip install numba)"
+        )
+    return found
+
+
+def exclusive() -> threading.RLock:
+    """The lock under which compiled kernels run: `with exclusive(): ...`."""
+    return _LOCK
+
+
+def resolve(impl: Impl, *tensors: Tensor) -> Literal["reference", "torch", "numba"]:
+    """The implementation to run on these tensors.
+
+    auto: numba for float32 on the CPU where it is installed, else stock torch. An explicit `numba` that cannot run
+    raises ValueError: an override is never silently replaced.
+    """
+    suited = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
+    if impl == "auto":
+        return "numba" if suited and have_numba() else "torch"
+    if impl == "numba" and not (suited and have_numba()):
+        got = ", ".join(sorted({f"{t.dtype} on {t.device.type}" for t in tensors}))
+        raise ValueError(
+            f"impl='numba' needs numba (installed: {have_numba()}) and float32 tensors on the CPU, got {got}; "
+            "use impl='auto' or 'torch'"
+        )
+    if impl not in ("reference", "torch", "numba"):
+        raise ValueError(f"impl is {impl!r}; known: auto, reference, torch, numba")
+    return impl
+
+
+def set_threads(n_threads: int) -> None:
+    """Use `n_threads` CPU threads in torch and numba alike. Results of kernels do not depend on it."""
+    torch.set_num_threads(n_threads)
+    if have_numba():
+        import numba
+
+        most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+        numba.set_num_threads(min(n_threads, most))

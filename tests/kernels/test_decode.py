@@ -1,0 +1,56 @@
+"""decode and its transpose against float64 and autograd."""
+
+import pytest
+import torch
+
+from saetools.kernels.by_feature import by_feature
+from saetools.kernels.decode import cases, decode
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference", "torch", "numba"])
+def test_cases(impl: str) -> None:
+    cases.verify(impl)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_cases_in_other_dtypes(dtype: torch.dtype) -> None:
+    cases.verify("reference", dtype)
+    if dtype == torch.float64:
+        cases.verify("torch", dtype)
+
+
+def test_gradcheck_of_the_reference() -> None:
+    values = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    W = torch.randn(9, 5, dtype=torch.float64, requires_grad=True)
+    indices = torch.rand(4, 9).argsort(1)[:, :3].int()
+    for impl in ("reference", "torch"):
+        assert torch.autograd.gradcheck(lambda v, w, impl=impl: decode(v, indices, w, impl=impl), (values, W))
+
+
+def test_an_index_outside_the_matrix_is_refused() -> None:
+    values, indices = torch.ones(2, 2), torch.tensor([[0, 1], [2, 9]], dtype=torch.int32)
+    for impl in ("reference", "torch", "numba"):
+        with pytest.raises(IndexError, match=r"0\.\.9"):
+            decode(values, indices, torch.randn(9, 4), impl=impl)
+    values[1, 1] = 0
+    decode(values, indices, torch.randn(9, 4), impl="numba")  # an unused slot may hold any index
+
+
+def test_a_range_of_features() -> None:
+    W = torch.randn(20, 4)
+    values, indices = torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([[12, 19, 0]], dtype=torch.int32)
+    for impl in ("reference", "torch", "numba"):
+        out = decode(values, indices, W[10:], first_feature=10, impl=impl)
+        torch.testing.assert_close(out[0], W[12] + 2 * W[19])
+
+
+@pytest.mark.parametrize("impl", ["torch", "numba"])
+def test_by_feature_is_stable_and_skips_unused_slots(impl: str) -> None:
+    values = torch.tensor([1.0, 0.0, 2.0, 3.0, 0.0, 4.0])
+    indices = torch.tensor([4, 0, 2, 4, 2, 2], dtype=torch.int32)
+    offsets, slots = by_feature(values, indices, 6, impl=impl)
+    assert offsets.tolist() == [0, 0, 0, 2, 2, 4, 4]
+    assert slots.tolist() == [2, 5, 0, 3]
+    assert by_feature(values[:0], indices[:0], 3, impl=impl)[0].tolist() == [0, 0, 0, 0]
+    with pytest.raises(IndexError, match=r"0\.\.4"):
+        by_feature(values, indices, 4, impl=impl)

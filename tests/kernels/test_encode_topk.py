@@ -1,0 +1,122 @@
+"""encode_topk against float64, against autograd, and against its own other roads."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saetools.kernels import backend
+from saetools.kernels.encode_topk import cases, encode_topk
+from saetools.kernels.workspace import Workspace
+
+IMPLS = ["reference", "torch", "numba"]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_cases(impl: str) -> None:
+    cases.verify(impl)
+
+
+@pytest.mark.parametrize("impl", ["torch", "numba"])
+def test_cases_screened(impl: str) -> None:
+    cases.verify(impl, "bf16-screen")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_cases_in_other_dtypes(dtype: torch.dtype) -> None:
+    cases.verify("auto", dtype=dtype)
+
+
+def test_oracle_sees_a_wrong_selection(monkeypatch: pytest.MonkeyPatch) -> None:
+    def second_best(*args: object, **kwargs: object) -> tuple[torch.Tensor, torch.Tensor]:
+        values, indices = encode_topk(*args, **kwargs)
+        return values.roll(1, 0), indices
+
+    monkeypatch.setattr(cases, "encode_topk", second_best)
+    with pytest.raises(AssertionError, match="plain"):
+        cases.verify("torch")
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("impl", ["torch", "numba"])
+def test_gradients_equal_the_reference(impl: str, relu: bool) -> None:
+    case = next(c for c in cases.cases() if c.name == "few positive")
+    grads = []
+    for which in ("reference", impl):
+        leaves = [t.clone().requires_grad_() for t in (case.x_ND, case.W_FD, case.b_F)]
+        values, indices = encode_topk(*leaves, case.k, relu=relu, impl=which)
+        weights = torch.sin(indices.float()) + 2
+        grads.append(torch.autograd.grad((values.square() * weights).sum(), leaves))
+    for expected, got in zip(*grads):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_gradcheck_of_the_reference_and_the_stock_path() -> None:
+    g = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(s, generator=g, dtype=torch.float64).requires_grad_() for s in ((4, 3), (11, 3), (11,))]
+    for impl in ("reference", "torch"):
+        assert torch.autograd.gradcheck(
+            lambda x, W, b, impl=impl: encode_topk(x, W, b, 3, impl=impl)[0].sort(1).values, leaves
+        )
+
+
+def test_a_range_of_features_gives_global_indices() -> None:
+    case = next(cases.cases())
+    for impl in IMPLS:
+        _, indices = encode_topk(case.x_ND, case.W_FD[100:300], case.b_F[100:300], 8, first_feature=100, impl=impl)
+        expected = cases.exact_pre(case)[:, 100:300].topk(8).indices + 100
+        assert torch.equal(indices.sort(1).values, expected.sort(1).values.int()), impl
+
+
+def test_results_do_not_depend_on_threads() -> None:
+    case = next(cases.cases())
+    before = torch.get_num_threads()
+    results = []
+    for n in (1, 2):
+        backend.set_threads(n)
+        results.append(encode_topk(case.x_ND, case.W_FD, case.b_F, 8, precision="bf16-screen", impl="numba"))
+    backend.set_threads(before)
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("impl", ["torch", "numba"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16-screen"])
+def test_nan_is_never_lost(impl: str, precision: str) -> None:
+    case = next(cases.cases())
+    for bad in (torch.nan, -torch.nan, torch.inf):
+        W = case.W_FD.clone()
+        W[77, 3] = bad
+        values, _ = encode_topk(case.x_ND, W, case.b_F, 8, impl=impl, precision=precision)
+        assert not values.isfinite().all(), bad
+
+
+def test_screening_recall() -> None:
+    g = torch.Generator().manual_seed(1)
+    x, W = torch.randn(256, 128, generator=g), torch.randn(4096, 128, generator=g)
+    exact = encode_topk(x, W, torch.zeros(4096), 32)[0]
+    screened = encode_topk(x, W, torch.zeros(4096), 32, precision="bf16-screen")[0]
+    assert (screened >= exact.min(1, keepdim=True).values - 1e-4).sum() / exact.numel() >= 0.9999
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(0, 20), d=st.integers(1, 9), f=st.integers(1, 400), data=st.data())
+def test_any_shape(n: int, d: int, f: int, data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, f))
+    g = torch.Generator().manual_seed(n + d + f + k)
+    x, W, b = torch.randn(n, d, generator=g), torch.randn(f, d, generator=g), torch.randn(f, generator=g).round()
+    workspace = Workspace(poison=True)
+    values, indices = encode_topk(x, W, b, k, relu=False, workspace=workspace, impl="numba")
+    expected = torch.topk(x @ W.T + b, k).values
+    torch.testing.assert_close(values.sort(1, descending=True).values, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close((x @ W.T + b).gather(1, indices.long()), values, rtol=1e-4, atol=1e-4)
+
+
+def test_bad_arguments() -> None:
+    x, W, b = torch.randn(2, 3), torch.randn(5, 3), torch.zeros(5)
+    for k in (0, 6):
+        with pytest.raises(ValueError, match=r"1\.\.5"):
+            encode_topk(x, W, b, k)
+    with pytest.raises(ValueError, match="float32"):
+        encode_topk(x.double(), W.double(), b.double(), 2, impl="numba")
+    with pytest.raises(ValueError, match="known: auto"):
+        encode_topk(x, W, b, 2, impl="cuda")
