@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from saetools.activations.base import ActivationBatch
+from saetools.activations.rows import RowsSource
 from saetools.atomic import truncate
 from saetools.errors import ConfigError, DataError, MismatchError, RunError
 from saetools.formats.load import load
@@ -239,12 +240,19 @@ def test_bad_configs_leave_no_trace(train_tiny: Callable, tmp_path: Path, change
 
 
 def test_init_from_starts_where_the_other_stands(
-    train_tiny: Callable, straight: Path, tmp_path: Path, rows: Path
+    program: ModuleType, train_tiny: Callable, straight: Path, tmp_path: Path, rows: Path
 ) -> None:
-    halved = tmp_path / "rows.npy"
-    np.save(halved, np.load(rows) / 2)  # another calibration: the same dictionary in raw units has half the codes
     start = {"training.init_from": str(straight), "training.n_tokens": 2560, "training.warmup_steps": 10}
-    train_tiny(tmp_path / "run", **start)
+    config = program.tiny_config(rows, tmp_path / "run", **start)
+    old = program.tiny_source(config).calibration
+    other_units = old.model_copy(
+        update={
+            "scale": 3 * old.scale,
+            "total_variance": 9 * old.total_variance,
+            "b_dec_start": tuple(3 * value for value in old.b_dec_start),
+        }
+    )
+    train([config], RowsSource(rows, calibration=other_units))
     first, last = records(tmp_path / "run")[0], records(straight)[-1]
     assert first["loss/reconstruction"] == pytest.approx(last["loss/reconstruction"], rel=0.2)
     with pytest.raises(MismatchError, match="this run asks for"):
