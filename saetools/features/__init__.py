@@ -1,1 +1,1 @@
-"""What each feature does."""
+"""What each feature does: statistics, examples, effects on the logits, neighbours; and the store they are kept in."""

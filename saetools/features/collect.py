@@ -1,0 +1,131 @@
+"""One streaming pass over held-out rows: everything that is known of every feature, in memory independent of length."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from saetools.activations.base import RowSource
+from saetools.dictionaries.base import Dictionary
+from saetools.errors import DataError, MismatchError
+from saetools.features.coactivation import Coactivation
+from saetools.features.contexts import Contexts, WindowTexts
+from saetools.features.firings import Firings
+from saetools.features.moments import Moments
+from saetools.records import FrozenModel
+from saetools.text.base import TokenBatch
+from saetools.text.packing import TokenPlan
+
+
+class CollectSettings(FrozenModel):
+    """How much is kept of each feature."""
+
+    n_tokens: int | None = Field(None, gt=0, description="rows to read, rounded up to whole host batches; None: all")
+    n_top: int = Field(20, ge=0, description="top contexts per feature")
+    n_random: int = Field(25, ge=0, description="random contexts per feature in which it fires, shown by fifths")
+    n_uniform: int = Field(5, ge=0, description="random places of the corpus, the same for all features")
+    before: int = Field(40, ge=0, description="tokens shown before a peak, at most")
+    after: int = Field(23, ge=0, description="tokens shown after a peak, at most")
+    coactivation_tokens: int = Field(131_072, ge=0, description="tokens over which co-firing is counted; 0: not at all")
+    seed: int = Field(0, description="of all samples")
+
+
+@dataclass
+class Collected:
+    """What a pass gathers. `contexts` is None for rows without tokens."""
+
+    settings: CollectSettings
+    moments: Moments
+    contexts: Contexts | None
+    coactivation: Coactivation | None
+    document_ids: dict[int, str] = field(default_factory=dict)
+
+    def add(self, firings: Firings, tokens: TokenBatch | None) -> None:
+        """Take in one batch."""
+        self.moments.add(firings)
+        if self.contexts is not None and tokens is not None:
+            self.contexts.add(firings, tokens)
+
+    def window_texts(self, token_texts: Callable[[list[int]], list[str]]) -> WindowTexts:
+        """The text of every window that examples lie in; one call of `token_texts` per window."""
+        texts: dict[int, list[str]] = {}
+        if self.contexts is None:
+            return WindowTexts()
+        for serial in self.contexts.needed().tolist():
+            window = self.contexts.windows[serial]
+            real = window.positions >= 0
+            found = iter(token_texts(window.ids[real].tolist()))
+            texts[serial] = [next(found) if is_real else "" for is_real in real.tolist()]
+        return WindowTexts(texts, self.document_ids)
+
+
+@torch.no_grad()
+def collect(dictionary: Dictionary, source: RowSource, plan: TokenPlan | None, settings: CollectSettings) -> Collected:
+    """Encode the rows of a source and gather every feature's statistics and examples.
+
+    `dictionary` is for raw rows (what `saetools.load` gives). `plan` is the plan of tokens that the source's rows were
+    made from, None for a bare rows file: then there are no contexts. Codes stay sparse. Raises MismatchError where
+    rows and plan differ, DataError where the source has no rows.
+    """
+    n_features = dictionary.config.n_features
+    gathered = Collected(
+        settings,
+        Moments(n_features),
+        None if plan is None else _contexts(n_features, settings),
+        Coactivation(n_features, settings.coactivation_tokens, settings.seed) if settings.coactivation_tokens else None,
+    )
+    token_batches = iter(()) if plan is None else plan.batches(0)
+    rows_read = source.batches(0)
+    try:
+        for number, rows in rows_read:
+            tokens = None if plan is None else _tokens_of(number, token_batches)
+            code = dictionary.encode(_on(dictionary, rows.x_ND), dict(rows.fields))
+            gathered.add(Firings.of(code, rows.where_N2.cpu().numpy(), tokens), tokens)
+            if gathered.coactivation is not None:
+                row_M, feature_M, _ = (t.cpu().numpy() for t in code.flat())
+                gathered.coactivation.add(row_M, feature_M, len(code))
+            if settings.n_tokens is not None and gathered.moments.n_rows >= settings.n_tokens:
+                break
+    finally:
+        rows_read.close()
+    if not gathered.moments.n_rows:
+        raise DataError("the held-out split gave no rows, so there is nothing to show of the features.")
+    _name_documents(gathered, source)
+    return gathered
+
+
+def _contexts(n_features: int, settings: CollectSettings) -> Contexts:
+    return Contexts(
+        n_features,
+        settings.n_top,
+        settings.n_random,
+        settings.n_uniform,
+        settings.before,
+        settings.after,
+        settings.seed,
+    )
+
+
+def _on(dictionary: Dictionary, x_ND: Tensor) -> Tensor:
+    return x_ND.to(dictionary.device, torch.float32)
+
+
+def _tokens_of(number: int, batches: Iterator[TokenBatch]) -> TokenBatch:
+    """The plan's batch with this number."""
+    for tokens in batches:
+        if tokens.number == number:
+            return tokens
+    raise MismatchError(
+        f"the rows have a host batch {number}, but the plan of tokens ends before it: they were made from other text. "
+        "Use the corpus and context that the rows came from."
+    )
+
+
+def _name_documents(gathered: Collected, source: RowSource) -> None:
+    if gathered.contexts is None:
+        return
+    windows = gathered.contexts.windows
+    numbers = {windows[serial].document for serial in gathered.contexts.needed().tolist()}
+    gathered.document_ids.update({number: source.document_id(number) for number in sorted(numbers)})

@@ -1,0 +1,64 @@
+"""Which features a table shows, as SQL. Names come from our own constants; whatever a user gives is a bound value."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from saetools.errors import DataError, nearest
+from saetools.features.schema import SORTABLE
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which features a table shows; all conditions hold."""
+
+    text: str = ""  # words that begin in labels, notes, logit tokens or top contexts; one number is that feature
+    ranges: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)  # column: inclusive ends
+    features: Sequence[int] | None = None
+    list_name: str | None = None
+
+
+def conditions(wanted: Filter, has_annotations: bool) -> tuple[str, list[Any]]:
+    """The WHERE clause of a filter, with its values. DataError at an unknown column."""
+    clauses: list[str] = []
+    values: list[Any] = []
+    for name, (low, high) in wanted.ranges.items():
+        for bound, sign in ((low, ">="), (high, "<=")):
+            if bound is not None:
+                clauses.append(f"features.{checked_column(name)} {sign} ?")
+                values.append(bound)
+    if wanted.features is not None:
+        clauses.append("features.feature IN (SELECT value FROM json_each(?))")
+        values.append(json.dumps([int(feature) for feature in wanted.features]))
+    if wanted.list_name is not None:
+        listed = "features.feature IN (SELECT feature FROM notes.lists WHERE name = ?)"
+        clauses.append(listed if has_annotations else "? IS NULL")
+        values.append(wanted.list_name)
+    words = wanted.text.split()
+    if len(words) == 1 and words[0].isdecimal():
+        clauses.append("features.feature = ?")
+        values.append(min(int(words[0]), 2**63 - 1))
+    elif words:
+        clause, bound_words = _words(words, has_annotations)
+        clauses.append(clause)
+        values += bound_words
+    return " AND ".join(clauses) or "1", values
+
+
+def _words(words: list[str], has_annotations: bool) -> tuple[str, list[str]]:
+    """All words begin in the text of the store, or all occur in label and note."""
+    quoted = ['"' + word.replace('"', '""').replace("\0", "") + '"*' for word in words]
+    matching, values = "SELECT rowid FROM words WHERE words MATCH ?", [" ".join(quoted)]
+    if has_annotations:
+        pieces = " AND ".join(["instr(lower(label || ' ' || note), lower(?)) > 0"] * len(words))
+        matching += f" UNION SELECT feature FROM notes.labels WHERE {pieces}"
+        values += words
+    return f"features.feature IN ({matching})", values
+
+
+def checked_column(column: str) -> str:
+    """The column itself where a table can be sorted by it; DataError with the nearest one otherwise."""
+    if column not in SORTABLE:
+        raise DataError(f"unknown column {column!r}.{nearest(column, SORTABLE)} Known: {', '.join(SORTABLE)}, label.")
+    return column

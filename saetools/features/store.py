@@ -1,0 +1,247 @@
+"""The reading side of a feature store, and what people write beside it. No torch here: pages are made without it."""
+
+import json
+import sqlite3
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import numpy as np
+import xxhash
+from pydantic import ValidationError
+
+from saetools.atomic import MANIFEST, hash_file
+from saetools.errors import DataError, FormatError, RunError
+from saetools.features.filters import Filter, checked_column, conditions
+from saetools.features.records import Example, FeatureRecord, StoreInfo
+from saetools.features.schema import ANNOTATIONS_SUFFIX, CREATE_ANNOTATIONS, DATABASE, SUMMARY
+from saetools.safeio import read_json
+
+MAX_PIECE_BYTES = 64 << 20  # of one feature's examples, decompressed
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A feature as a line of a table."""
+
+    feature: int
+    density: float
+    count: int
+    mean: float | None
+    mean_square: float
+    skewness: float | None
+    kurtosis: float | None
+    max_value: float | None
+    n_contexts: int
+    peak_token: str | None
+    top_logit: str | None
+    label: str
+
+
+@dataclass(frozen=True)
+class TablePage:
+    """Some rows of a table and how many there are in all."""
+
+    rows: tuple[TableRow, ...]
+    total: int
+
+
+class FeatureStore:
+    """What is known of every feature. Threads may share one object.
+
+    Labels, notes and lists are kept in a second file beside the store, made at the first of them; all else is
+    read only.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, info: StoreInfo) -> None:
+        self.path, self.info = path, info
+        self._connection, self._lock = connection, RLock()
+        self._has_annotations = False
+        self._attach_annotations(create=False)
+
+    @staticmethod
+    def open(path: Path | str) -> "FeatureStore":
+        """The store in a directory. Raises FormatError where it is missing, damaged or of another version."""
+        path = Path(path)
+        database = path / DATABASE
+        if not database.is_file():
+            raise FormatError(
+                f"{path} is not a feature store: it has no {DATABASE}. `saetools dashboard RUN` makes one."
+            )
+        _verify(path)
+        with _sqlite_errors(database):
+            address = f"{database.resolve().as_uri()}?mode=ro&immutable=1"
+            connection = sqlite3.connect(address, uri=True, check_same_thread=False)
+            row = connection.execute("SELECT value FROM meta WHERE key = 'info'").fetchone()
+        try:
+            info = StoreInfo.model_validate_json(row[0] if row else "")
+        except ValidationError as error:
+            raise FormatError(f"{database} is of another version: {error.errors()[0]['msg']}. Make it anew.") from None
+        return FeatureStore(path, connection, info)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    # --- features -------------------------------------------------------------------------------------------
+
+    def feature(self, feature: int) -> FeatureRecord:
+        """All that is known of one feature. DataError where there is none of that number."""
+        row = self._one("SELECT record FROM records WHERE feature = ?", feature)
+        try:
+            return FeatureRecord.model_validate_json(_decompress(row[0], self.path / DATABASE))
+        except ValidationError as error:
+            raise FormatError(f"{self.path / DATABASE}: the record of feature {feature} is damaged: {error}") from None
+
+    def examples(self, feature: int) -> list[Example]:
+        """The feature's contexts, band by band. FormatError where their bytes are not those that were written."""
+        found = self._rows("SELECT shard, start, length, xxh3_128 FROM examples WHERE feature = ?", (feature,))
+        if not found:
+            self._one("SELECT 1 FROM features WHERE feature = ?", feature)
+            return []
+        shard, start, length, expected = found[0]
+        file = self.path / Path(shard).name
+        try:
+            with file.open("rb") as handle:
+                handle.seek(start)
+                data = handle.read(length)
+        except OSError as error:
+            raise FormatError(f"cannot read {file}: {error.strerror or error}.") from error
+        if len(data) != length or xxhash.xxh3_128(data).hexdigest() != expected:
+            raise FormatError(f"{file}: the examples of feature {feature} are not what was written: damaged.")
+        return [Example.of_json(entry) for entry in json.loads(_decompress(data, file))]
+
+    def table(
+        self, sort: str = "-density", filter: Filter | None = None, offset: int = 0, limit: int = 50
+    ) -> TablePage:
+        """Some rows of the table of features. `sort` is a column of `schema.SORTABLE` or `label`, `-` for descending.
+
+        Undefined values come last either way; equal ones in the order of features. Raises DataError at an unknown
+        column.
+        """
+        column, descending = sort.removeprefix("-"), sort.startswith("-")
+        where, values = conditions(filter or Filter(), self._has_annotations)
+        name = "coalesce(labels.label, '')" if column == "label" else f"features.{checked_column(column)}"
+        join = "LEFT JOIN notes.labels AS labels USING (feature)" if self._has_annotations else ""
+        label = "coalesce(labels.label, '')" if join else "''"
+        if not join:
+            name = name.replace("coalesce(labels.label, '')", "features.feature")
+        order = f"{name} DESC NULLS LAST" if descending else f"{name} ASC NULLS LAST"
+        columns = ", ".join(f"features.{part}" for part in SUMMARY)
+        rows = self._rows(
+            f"SELECT {columns}, {label} FROM features {join} WHERE {where} "
+            f"ORDER BY {order}, features.feature LIMIT ? OFFSET ?",
+            (*values, max(0, limit), max(0, offset)),
+        )
+        total = self.info.n_features
+        if values or where != "1":
+            total = self._rows(f"SELECT count(*) FROM features WHERE {where}", tuple(values))[0][0]
+        return TablePage(tuple(TableRow(*row) for row in rows), total)
+
+    def columns(self, *names: str) -> dict[str, np.ndarray]:
+        """Whole columns as float64 arrays in the order of features (nan: undefined); also `x` and `y` of the map."""
+        for name in names:
+            if name not in {"x", "y"}:
+                checked_column(name)
+        rows = self._rows(f"SELECT {', '.join(names)} FROM features ORDER BY feature")
+        array = np.array(rows, dtype=np.float64).reshape(len(rows), len(names))
+        return {name: array[:, index] for index, name in enumerate(names)}
+
+    # --- labels, notes, lists -------------------------------------------------------------------------------
+
+    def annotation(self, feature: int) -> tuple[str, str]:
+        """(label, note) of a feature; empty where there is none."""
+        if not self._has_annotations:
+            return "", ""
+        rows = self._rows("SELECT label, note FROM notes.labels WHERE feature = ?", (feature,))
+        return rows[0] if rows else ("", "")
+
+    def annotations(self) -> dict[int, tuple[str, str]]:
+        """(label, note) of every feature that has one."""
+        if not self._has_annotations:
+            return {}
+        rows = self._rows("SELECT feature, label, note FROM notes.labels ORDER BY feature")
+        return {feature: (label, note) for feature, label, note in rows}
+
+    def annotate(self, feature: int, label: str, note: str = "") -> None:
+        """Set label and note of a feature; both empty removes them. Durable when it returns."""
+        self._one("SELECT 1 FROM features WHERE feature = ?", feature)
+        self._attach_annotations(create=True)
+        if label or note:
+            self._write("INSERT OR REPLACE INTO notes.labels VALUES (?, ?, ?)", (feature, label, note))
+        else:
+            self._write("DELETE FROM notes.labels WHERE feature = ?", (feature,))
+
+    def lists(self) -> dict[str, list[int]]:
+        """All lists of features by name."""
+        found: dict[str, list[int]] = {}
+        if self._has_annotations:
+            for name, feature in self._rows("SELECT name, feature FROM notes.lists ORDER BY name, feature"):
+                found.setdefault(name, []).append(feature)
+        return found
+
+    def set_list(self, name: str, features: Sequence[int]) -> None:
+        """Make, replace or (with no features) remove a list."""
+        self._attach_annotations(create=True)
+        with self._lock, _sqlite_errors(self._annotations_path), self._connection:
+            self._connection.execute("DELETE FROM notes.lists WHERE name = ?", (name,))
+            rows = [(name, int(feature)) for feature in dict.fromkeys(features)]
+            self._connection.executemany("INSERT INTO notes.lists VALUES (?, ?)", rows)
+
+    @property
+    def _annotations_path(self) -> Path:
+        return self.path.with_name(self.path.name + ANNOTATIONS_SUFFIX)
+
+    def _attach_annotations(self, create: bool) -> None:
+        path = self._annotations_path
+        with self._lock:
+            if self._has_annotations or not (create or path.exists()):
+                return
+            with _sqlite_errors(path):
+                self._connection.execute("ATTACH DATABASE ? AS notes", (f"{path.resolve().as_uri()}?mode=rwc",))
+                self._connection.executescript(CREATE_ANNOTATIONS)
+            self._has_annotations = True
+
+    # --- queries --------------------------------------------------------------------------------------------
+
+    def _one(self, query: str, feature: int) -> tuple[Any, ...]:
+        rows = self._rows(query, (feature,))
+        if not rows:
+            raise DataError(f"there is no feature {feature}: the store has 0 to {self.info.n_features - 1}.")
+        return rows[0]
+
+    def _rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        with self._lock, _sqlite_errors(self.path / DATABASE):
+            return self._connection.execute(query, values).fetchall()
+
+    def _write(self, query: str, values: Sequence[Any]) -> None:
+        with self._lock, _sqlite_errors(self._annotations_path), self._connection:
+            self._connection.execute(query, values)
+
+
+def _verify(path: Path) -> None:
+    """The database has the size and hash that the manifest states. Shards are verified piece by piece when read."""
+    manifest = read_json(path / MANIFEST)
+    entry = manifest.get("files", {}).get(DATABASE) if isinstance(manifest, dict) else None
+    if not isinstance(entry, dict) or hash_file(path / DATABASE) != entry.get("xxh3_128"):
+        raise FormatError(f"{path / DATABASE} is not what {path / MANIFEST} lists: damaged or replaced. Make it anew.")
+
+
+def _decompress(data: bytes, file: Path) -> bytes:
+    try:
+        return zlib.decompressobj().decompress(data, MAX_PIECE_BYTES)
+    except zlib.error as error:
+        raise FormatError(f"{file} is damaged: {error}.") from error
+
+
+@contextmanager
+def _sqlite_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise RunError(f"cannot use {path}: {error}. Check that its directory is writable and has room.") from error
+    except sqlite3.DatabaseError as error:
+        raise FormatError(f"{path} is damaged or not a feature store: {error}.") from error

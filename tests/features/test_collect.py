@@ -1,0 +1,198 @@
+"""The streaming pass against brute force over the whole toy at once."""
+
+import numpy as np
+import pytest
+import torch
+from toy import WORDS, SignedDictionary, ToyHost, ToyPlan, ToySource
+
+from saetools.errors import DataError, MismatchError
+from saetools.features.collect import Collected, CollectSettings, collect
+from saetools.features.contexts import band_of, peak_quantiles
+from saetools.features.records import bin_edges
+from saetools.features.sampling import uniform
+
+SETTINGS = CollectSettings(n_top=4, n_random=6, n_uniform=3, before=5, after=3, coactivation_tokens=10_000, seed=3)
+
+
+class Everything:
+    """Dense codes on the plan's grid, from which each statistic is computed the obvious way."""
+
+    def __init__(self, dictionary: SignedDictionary, plan: ToyPlan, source: ToySource) -> None:
+        self.plan = plan
+        n_windows = plan.host_batch * len(plan.made)
+        self.code_WTF = np.zeros((n_windows, plan.width, dictionary.config.n_features), np.float32)
+        rows = []
+        for tokens, batch in zip(plan.made, source.rows, strict=True):
+            code_NF = dictionary.encode(batch.x_ND).to_dense().numpy()
+            rows.append(code_NF)
+            for (document, position), code_F in zip(batch.where_N2.tolist(), code_NF, strict=True):
+                row = int(np.flatnonzero(tokens.document_B == document)[0])
+                column = int(np.flatnonzero(tokens.position_BT[row] == position)[0])
+                self.code_WTF[tokens.number * plan.host_batch + row, column] = code_F
+        self.code_NF = np.concatenate(rows)
+        self.ids_WT = np.concatenate([tokens.ids_BT for tokens in plan.made])
+        self.position_WT = np.concatenate([tokens.position_BT for tokens in plan.made])
+
+    def contexts(self, feature: int) -> list[tuple[float, int, int]]:
+        """(peak value, window, column) of every window in which the feature fires."""
+        found = []
+        for window, values_T in enumerate(self.code_WTF[:, :, feature]):
+            column = int(np.argmax(np.abs(values_T)))
+            if values_T[column]:
+                found.append((float(values_T[column]), window, column))
+        return found
+
+    def gram(self, window: int, column: int) -> tuple[int, ...]:
+        ids = self.ids_WT[window]
+        return tuple(int(ids[at]) if 0 <= at < len(ids) else -1 for at in range(column - 4, column + 4))
+
+    def shown(self, window: int, column: int, feature: int) -> tuple[str, list[float]]:
+        real = [
+            t for t in range(column - 5, column + 4) if 0 <= t < self.plan.width and self.position_WT[window, t] >= 0
+        ]
+        text = "".join(WORDS[self.ids_WT[window, t]] for t in real)
+        return text, [float(self.code_WTF[window, t, feature]) for t in real]
+
+
+@pytest.fixture(scope="module")
+def toy() -> tuple[Collected, Everything]:
+    torch.set_num_threads(1)
+    plan = ToyPlan(n_batches=9)
+    source, dictionary = ToySource(plan), SignedDictionary()
+    return collect(dictionary, source, plan, SETTINGS), Everything(dictionary, plan, source)
+
+
+def test_statistics_equal_brute_force(toy: tuple[Collected, Everything]) -> None:
+    collected, everything = toy
+    code_NF = everything.code_NF.astype(np.float64)
+    moments = collected.moments
+    fires_NF = code_NF != 0
+    assert moments.n_rows == len(code_NF)
+    np.testing.assert_array_equal(moments.count_F, fires_NF.sum(0))
+    np.testing.assert_allclose(moments.density_F(), fires_NF.mean(0))
+    np.testing.assert_allclose(moments.mean_square_F(), (code_NF**2).mean(0), rtol=1e-12)
+    assert (code_NF < 0).any() and (code_NF > 0).any(), "the toy is signed"
+    skewness, kurtosis = moments.skewness_kurtosis_F()
+    for feature in range(code_NF.shape[1]):
+        values = code_NF[fires_NF[:, feature], feature]
+        if not len(values):
+            assert np.isnan(moments.mean_F()[feature]) and moments.max_F[feature] == 0
+            continue
+        assert moments.mean_F()[feature] == pytest.approx(values.mean(), rel=1e-12)
+        assert abs(moments.max_F[feature]) == np.abs(values).max() and moments.max_F[feature] in values
+        centred = values - values.mean()
+        if centred.std() > 0:
+            assert skewness[feature] == pytest.approx((centred**3).mean() / (centred**2).mean() ** 1.5, abs=1e-8)
+            assert kurtosis[feature] == pytest.approx((centred**4).mean() / (centred**2).mean() ** 2 - 3, abs=1e-8)
+
+
+def test_histograms_equal_brute_force(toy: tuple[Collected, Everything]) -> None:
+    collected, everything = toy
+    edges = bin_edges()
+    for feature in range(everything.code_NF.shape[1]):
+        found = collected.moments.histogram(feature)
+        values = everything.code_NF[:, feature]
+        for sign, counts in ((1, found.positive), (-1, found.negative)):
+            expected, _ = np.histogram(sign * values[sign * values > 0], edges)
+            own = np.zeros_like(expected)
+            own[found.first : found.first + len(counts)] = counts
+            np.testing.assert_array_equal(own, expected)
+
+
+def examples_of(toy: tuple[Collected, Everything], feature: int) -> list:
+    collected, _ = toy
+    assert collected.contexts is not None
+    return collected.contexts.examples(feature, collected.window_texts(ToyHost().token_texts))
+
+
+def test_top_examples_equal_brute_force(toy: tuple[Collected, Everything]) -> None:
+    _, everything = toy
+    n_repeated = 0
+    for feature in range(12):
+        ranked = sorted(everything.contexts(feature), key=lambda context: (-abs(context[0]), context[1]))
+        best: dict[tuple[int, ...], tuple[float, int, int]] = {}
+        for context in ranked:
+            best.setdefault(everything.gram(*context[1:]), context)
+        n_repeated += len(ranked) - len(best)
+        expected = list(best.values())[: SETTINGS.n_top]
+        found = [example for example in examples_of(toy, feature) if example.band == "top"]
+        assert [example.value for example in found] == [value for value, _, _ in expected]
+        for example, (_, window, column) in zip(found, expected, strict=True):
+            text, values = everything.shown(window, column, feature)
+            assert "".join(example.tokens) == text and list(example.values) == values
+            assert example.document == f"doc{window}.py"
+            assert example.position + example.peak == everything.position_WT[window, column]
+
+
+def test_random_examples_are_the_seeded_sample_in_its_bands(toy: tuple[Collected, Everything]) -> None:
+    collected, everything = toy
+    assert collected.contexts is not None
+    n_checked = 0
+    for feature in range(12):
+        contexts = everything.contexts(feature)
+        priority = {c: float(uniform(SETTINGS.seed, np.array([feature]), np.array([c[1]]))[0]) for c in contexts}
+        sample = sorted(contexts, key=lambda c: -priority[c])[: SETTINGS.n_random]
+        found = [example for example in examples_of(toy, feature) if example.band.startswith("q")]
+        assert sorted(e.value for e in found) == sorted(value for value, _, _ in sample)
+        edges = [0, *peak_quantiles(collected.contexts.peak_counts_FB[feature]), np.inf]
+        for example in found:
+            number = int(example.band[1])
+            assert edges[number - 1] <= abs(example.value) < edges[number]
+            assert max(map(abs, example.values)) == abs(example.value), "no shown value is beyond the band"
+            n_checked += 1
+    assert n_checked > 40
+
+
+def test_uniform_examples_are_the_same_places_for_all(toy: tuple[Collected, Everything]) -> None:
+    _, everything = toy
+    window, column = np.nonzero(everything.position_WT >= 0)
+    order = np.argsort(-uniform(SETTINGS.seed, 1, window, column))[: SETTINGS.n_uniform]
+    expected = [(int(window[i]), int(column[i])) for i in order]
+    for feature in range(12):
+        found = [example for example in examples_of(toy, feature) if example.band == "uniform"]
+        shown = [everything.shown(*place, feature) for place in expected]
+        assert [("".join(e.tokens), list(e.values)) for e in found] == shown
+
+
+def test_quantiles_split_the_peaks_evenly() -> None:
+    from saetools.features.records import N_BINS, bin_of
+
+    values = np.random.default_rng(0).lognormal(size=50_000)
+    counts = np.bincount(bin_of(values), minlength=N_BINS)
+    edges = peak_quantiles(counts)
+    shares = np.unique([band_of(value, edges) for value in values], return_counts=True)[1] / len(values)
+    np.testing.assert_allclose(shares, 0.2, atol=0.01)
+    assert np.isinf(peak_quantiles(np.zeros(N_BINS, np.uint32))).all()
+
+
+def test_batching_changes_nothing() -> None:
+    """The same windows in other host batches give the same statistics and examples (but for serial numbers)."""
+    plan = ToyPlan(n_batches=6)
+    dictionary, source = SignedDictionary(), ToySource(plan)
+    whole = collect(dictionary, source, plan, SETTINGS)
+    limited = collect(dictionary, source, plan, SETTINGS.model_copy(update={"n_tokens": len(source.rows[0]) + 1}))
+    assert limited.moments.n_rows == len(source.rows[0]) + len(source.rows[1]), "whole host batches are read"
+    assert whole.moments.n_rows > limited.moments.n_rows
+    again = collect(dictionary, source, plan, SETTINGS)
+    texts = again.window_texts(ToyHost().token_texts)
+    assert all(again.contexts.examples(f, texts) == whole.contexts.examples(f, texts) for f in range(12))
+
+
+def test_rows_without_tokens_have_statistics_and_no_contexts() -> None:
+    plan = ToyPlan()
+    dictionary, source = SignedDictionary(), ToySource(plan)
+    bare, full = collect(dictionary, source, None, SETTINGS), collect(dictionary, source, plan, SETTINGS)
+    assert bare.contexts is None
+    np.testing.assert_array_equal(bare.moments.histogram_SFB, full.moments.histogram_SFB)
+
+
+def test_rows_of_another_plan_are_refused() -> None:
+    plan = ToyPlan()
+    with pytest.raises(MismatchError, match="another plan"):
+        collect(SignedDictionary(), ToySource(ToyPlan(seed=5)), plan, SETTINGS)
+    with pytest.raises(MismatchError, match="ends before"):
+        collect(SignedDictionary(), ToySource(plan), ToyPlan(n_batches=2), SETTINGS)
+    empty = ToySource(plan)
+    empty.rows = []
+    with pytest.raises(DataError, match="no rows"):
+        collect(SignedDictionary(), empty, plan, SETTINGS)

@@ -1,0 +1,149 @@
+"""What is written is read, without torch; damage is noticed; tables equal sorting in Python."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from toy import SPEC, WORDS, SignedDictionary, ToyHost, ToyPlan, ToySource
+
+from saetools.errors import DataError, FormatError
+from saetools.features.collect import CollectSettings, collect
+from saetools.features.entries import describe
+from saetools.features.records import FeatureRecord, StoreInfo
+from saetools.features.store import FeatureStore, Filter
+from saetools.features.write import Entry, write_store
+
+SETTINGS = CollectSettings(n_top=4, n_random=6, n_uniform=2, before=5, after=3)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StoreInfo, list[Entry]]:
+    torch.set_num_threads(1)
+    plan = ToyPlan(n_batches=12)
+    dictionary = SignedDictionary()
+    collected = collect(dictionary, ToySource(plan), plan, SETTINGS)
+    info, entries = describe(collected, dictionary, SPEC, ToyHost(), "toy")
+    kept = list(entries)
+    path = tmp_path_factory.mktemp("store") / "features"
+    write_store(path, info, kept)
+    return path, info, kept
+
+
+@pytest.fixture
+def store(written: tuple[Path, StoreInfo, list[Entry]]) -> FeatureStore:
+    return FeatureStore.open(written[0])
+
+
+def test_round_trip(written: tuple[Path, StoreInfo, list[Entry]], store: FeatureStore) -> None:
+    _, info, entries = written
+    assert store.info == info and "norm's weight" in info.logits_note
+    for entry in entries:
+        assert store.feature(entry.record.feature) == entry.record
+        assert store.examples(entry.record.feature) == entry.examples
+    live = entries[0].record
+    assert live.jaccard and live.decoder_neighbours and live.encoder_neighbours and live.map_xy and live.logits
+    assert {weight.token for weight in live.logits.top} <= set(WORDS)
+
+
+def test_a_table_is_sorted_filtered_and_paged(
+    written: tuple[Path, StoreInfo, list[Entry]], store: FeatureStore
+) -> None:
+    records = [entry.record for entry in written[2]]
+
+    def key(record: FeatureRecord, name: str, sign: int) -> tuple:
+        value = getattr(record, name)
+        return (value is None, 0 if value is None else sign * value, record.feature)
+
+    for name in ("feature", "density", "mean", "kurtosis", "max_value", "n_contexts"):
+        for sign, prefix in ((1, ""), (-1, "-")):
+            expected = [r.feature for r in sorted(records, key=lambda r, n=name, s=sign: key(r, n, s))]
+            pages = [store.table(prefix + name, offset=offset, limit=5) for offset in (0, 5, 10)]
+            assert [row.feature for page in pages for row in page.rows] == expected
+            assert all(page.total == len(records) for page in pages)
+    dense = Filter(ranges={"density": (0.2, None), "count": (None, 10**6)})
+    assert {r.feature for r in store.table(filter=dense).rows} == {r.feature for r in records if r.density >= 0.2}
+    assert store.table(filter=dense).total == sum(r.density >= 0.2 for r in records)
+    assert [r.feature for r in store.table("feature", Filter(features=[3, 1])).rows] == [1, 3]
+    with pytest.raises(DataError, match="Did you mean"):
+        store.table("densty")
+
+
+def test_columns_are_in_the_order_of_features(
+    written: tuple[Path, StoreInfo, list[Entry]], store: FeatureStore
+) -> None:
+    columns = store.columns("density", "mean", "x")
+    for entry in written[2]:
+        record = entry.record
+        assert columns["density"][record.feature] == record.density
+        assert math.isnan(columns["mean"][record.feature]) == (record.mean is None)
+        assert columns["x"][record.feature] == record.map_xy[0]
+
+
+@pytest.mark.parametrize(
+    "text", ['"', "''; DROP TABLE features", "a OR b", "NEAR(", "*", "\0", "(", "日本", "-", "9" * 30]
+)
+def test_any_text_may_be_searched(store: FeatureStore, text: str) -> None:
+    assert store.table(filter=Filter(text=text)).total >= 0
+    assert store.table().total == 12
+
+
+def test_search_finds_contexts_and_labels(written: tuple[Path, StoreInfo, list[Entry]], store: FeatureStore) -> None:
+    found = {row.feature for row in store.table(filter=Filter(text="_nam")).rows}
+    with_name = {
+        entry.record.feature
+        for entry in written[2]
+        if any("_name" in "".join(e.tokens) for e in entry.examples if e.band == "top")
+        or any(w.token == "_name" for w in entry.record.logits.top)
+    }
+    assert found and found <= with_name
+    store.annotate(4, "Zebra stripes", "see <b>")
+    assert [row.feature for row in store.table(filter=Filter(text="zebra str")).rows] == [4]
+    assert store.table("-label").rows[0].label == "Zebra stripes"
+    assert FeatureStore.open(written[0]).annotation(4) == ("Zebra stripes", "see <b>")
+    assert store.annotations() == {4: ("Zebra stripes", "see <b>")}
+    store.annotate(4, "")
+    assert store.annotation(4) == ("", "") and not store.table(filter=Filter(text="zebra")).rows
+    store.set_list("odd", [1, 3, 1])
+    assert [row.feature for row in store.table("feature", Filter(list_name="odd")).rows] == [1, 3]
+    store.set_list("odd", [])
+    assert store.lists() == {}
+
+
+def test_labels_survive_a_new_store(written: tuple[Path, StoreInfo, list[Entry]], tmp_path: Path) -> None:
+    _, info, entries = written
+    write_store(tmp_path / "s", info, entries)
+    FeatureStore.open(tmp_path / "s").annotate(2, "kept")
+    write_store(tmp_path / "s", info, iter(entries))
+    assert FeatureStore.open(tmp_path / "s").annotation(2) == ("kept", "")
+
+
+def test_unknown_features_and_damage_are_named(written: tuple[Path, StoreInfo, list[Entry]], tmp_path: Path) -> None:
+    _, info, entries = written
+    path = tmp_path / "s"
+    write_store(path, info, entries)
+    store = FeatureStore.open(path)
+    for call in (store.feature, store.examples):
+        with pytest.raises(DataError, match="0 to 11"):
+            call(12)
+    shard = path / "examples-00000.bin"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(FormatError, match=r"examples-00000\.bin"):
+        for feature in range(12):
+            store.examples(feature)
+    database = path / "features.sqlite"
+    database.write_bytes(database.read_bytes()[:-4096])
+    with pytest.raises(FormatError, match=r"features\.sqlite"):
+        FeatureStore.open(path)
+    with pytest.raises(FormatError, match="not a feature store"):
+        FeatureStore.open(tmp_path)
+
+
+def test_without_a_host_there_are_no_texts_or_logits(tmp_path: Path) -> None:
+    plan, dictionary = ToyPlan(), SignedDictionary()
+    info, entries = describe(collect(dictionary, ToySource(plan), None, SETTINGS), dictionary, SPEC, None, "rows")
+    write_store(tmp_path / "s", info, entries)
+    store = FeatureStore.open(tmp_path / "s")
+    assert store.examples(0) == [] and store.feature(0).logits is None and store.feature(0).histogram.positive
