@@ -1,0 +1,29 @@
+"""The flat form in which kernels take a sparse code."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """N rows of slots: row n owns slots offsets[n] : offsets[n + 1]. A slot of value 0 is unused."""
+
+    values_M: Tensor
+    indices_M: Tensor  # int32
+    offsets_N1: Tensor  # int64
+
+    @staticmethod
+    def fixed(values_NK: Tensor, indices_NK: Tensor) -> "Sparse":
+        """The flat form of a code with K slots in each row; shares memory where it is contiguous."""
+        N, K = values_NK.shape
+        offsets_N1 = torch.arange(N + 1, device=values_NK.device) * K
+        return Sparse(values_NK.reshape(-1), indices_NK.reshape(-1), offsets_N1)
+
+    def __len__(self) -> int:
+        return len(self.offsets_N1) - 1
+
+    def rows(self) -> Tensor:
+        """The row of each slot, int64."""
+        return torch.arange(len(self), device=self.values_M.device).repeat_interleave(self.offsets_N1.diff())

@@ -1,0 +1,48 @@
+"""decode_loss against float64 and against autograd."""
+
+import pytest
+import torch
+
+from saetools.kernels.decode_loss import cases, decode_loss
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch", "numba"])
+def test_cases(impl: str) -> None:
+    cases.verify(impl)
+
+
+def test_other_dtypes() -> None:
+    cases.verify("torch", torch.float64)
+
+
+def test_the_oracle_sees_a_small_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slightly_wrong(*args: object, **kwargs: object) -> tuple[torch.Tensor, ...]:
+        loss, pull, dots = decode_loss(*args, **kwargs)
+        return loss, pull, dots * (1 + 1e-5) if kwargs["impl"] == "numba" else dots
+
+    monkeypatch.setattr(cases, "decode_loss", slightly_wrong)
+    with pytest.raises(AssertionError, match="numba: dots: error"):
+        cases.verify("numba")
+
+
+@pytest.mark.parametrize("name", ["plain", "nested groups"])
+def test_the_stated_gradients_are_those_of_autograd(name: str) -> None:
+    case = next(c for c in cases.cases() if c.name == name).to(torch.float64)
+    rows, factor = case.code.rows(), 0.3
+    leaves = [t.clone().requires_grad_() for t in (case.code.values_M, case.W_FD, case.b_D)]
+    values, W, b = leaves
+    loss = torch.zeros((), dtype=torch.float64)
+    for end, weight in zip(case.ends or (len(W),), case.weights or (1.0,)):
+        inside = torch.where(case.code.indices_M < end, values, 0)
+        code = torch.zeros(len(case.x_ND), len(W), dtype=torch.float64)
+        code = code.index_put((rows, case.code.indices_M.long()), inside, accumulate=True)
+        loss = loss + factor * weight * (case.x_ND - code @ W - b).square().sum()
+    dvalues, dW, db = torch.autograd.grad(loss, leaves)
+
+    _, pull, dots = decode_loss(case.x_ND, case.code, case.W_FD, case.b_D, ends=case.ends, weights=case.weights)
+    used = case.code.values_M != 0
+    torch.testing.assert_close(-2 * factor * dots, torch.where(used, dvalues, 0))
+    torch.testing.assert_close(-2 * factor * pull[:, 0].sum(0), db)
+    group = torch.bucketize(case.code.indices_M.long(), torch.tensor(case.ends or (len(W),)), right=True)
+    mine = -2 * factor * case.code.values_M[:, None] * pull[rows, group]
+    torch.testing.assert_close(torch.zeros_like(dW).index_add(0, case.code.indices_M.long(), mine), dW)
