@@ -17,9 +17,16 @@ class Host(Protocol):
     """A frozen transformer with named points. No method changes its weights or leaves a hook behind."""
 
     name: str
-    tokenize: Tokenize
-    prepend_bos: bool
+    prepend_bos: bool  # whether windows begin with BOS: asked for, and the tokenizer has one
     device: str
+
+    @property
+    def tokenize(self) -> Tokenize: ...
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest window that the host takes."""
+        ...
 
     def points(self) -> list[str]:
         """Canonical names of all points whose activations are vectors per token, shallow to deep."""
@@ -39,6 +46,10 @@ class Host(Protocol):
 
     def logits(self, ids_BT: Tensor, edits: Mapping[str, Edit] | None = None) -> Tensor:
         """logits_BTV, with the activations at the given points replaced by what each edit returns."""
+        ...
+
+    def activations_and_gradients(self, ids_BT: Tensor, point: str, keep_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """(x_BTD, g_BTD): g is the gradient of the sum of next-token losses (nats, targets with keep) w.r.t. x."""
         ...
 
     @contextmanager

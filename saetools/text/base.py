@@ -1,6 +1,7 @@
 """Documents and the train / held-out split: the first stage of the data path."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -37,21 +38,36 @@ class Corpus(Protocol):
 
 @runtime_checkable
 class ListedCorpus(Corpus, Protocol):
-    """A corpus whose ids are known before anything is read, so that documents can be read in any order."""
+    """A corpus whose ids are known before anything is read, so that documents can be read in any order.
+
+    Such corpora derive from this class.
+    """
 
     def document_ids(self, split: Split) -> Sequence[str]:
         """Ids of the split in the corpus' order, those of empty documents included."""
         ...
 
     def document(self, document_id: str) -> Document:
-        """The document; its text is empty where it cannot be read as text."""
+        """The document; its text is empty where it is blank or cannot be read as text."""
         ...
+
+    def documents(self, split: Split) -> Iterator[Document]:
+        """The documents that are not empty, in the order of their ids."""
+        for document_id in self.document_ids(split):
+            document = self.document(document_id)
+            if document.text:
+                yield document
 
 
 def split_of(document_id: str) -> Split:
     """The split of a document: held-out for 15 % of ids, by sha256(id) mod 1000."""
     digest = hashlib.sha256(document_id.encode("utf-8", "surrogatepass")).digest()
     return "heldout" if int.from_bytes(digest[:8], "big") % 1000 < HELDOUT_PER_MILLE else "train"
+
+
+def sha256_of(value: object) -> str:
+    """sha256 of a value's JSON text: what fingerprints in this room are made of."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -18,5 +18,5 @@ def make_corpus(config: CorpusConfig) -> Corpus:
 
     path = Path(config.name).expanduser()
     if path.exists():
-        return local_corpus(path, config.text_field)
+        return local_corpus(path, config.text_field, config.streaming)
     return hub_corpus(config)

@@ -4,8 +4,6 @@ Batch i of an epoch is a pure function of the corpus, the tokenizer and the plan
 the same batches. Nothing is stored but one count per document, so memory is bounded by a few documents.
 """
 
-import hashlib
-import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ import numpy as np
 
 from saetools.errors import ConfigError, DataError
 from saetools.rng import generator
-from saetools.text.base import Corpus, Document, ListedCorpus, Split, TokenBatch, Tokenize
+from saetools.text.base import Corpus, Document, ListedCorpus, Split, TokenBatch, Tokenize, sha256_of
 
 DOCUMENTS_PER_CALL = 32
 CHARACTERS_PER_CALL = 1_000_000
@@ -139,7 +137,7 @@ class TokenPlan:
         return None if self._listed is None else self._listed.document(self._listed_ids[number])
 
     def fingerprint(self) -> str:
-        """sha256 (32 hex digits) of all that decides the batches: equal fingerprints, equal batches."""
+        """sha256 of all that decides the batches: equal fingerprints, equal batches."""
         parts = {
             "corpus": self.corpus.fingerprint(),
             "tokenizer": self.tokenize.fingerprint(),
@@ -150,7 +148,7 @@ class TokenPlan:
             "prepend_bos": self.prepend_bos,
             "max_documents": self.max_documents,
         }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+        return sha256_of(parts)
 
     # --- documents ------------------------------------------------------------------------------------------
 

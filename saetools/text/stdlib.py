@@ -7,11 +7,10 @@ Python versions; the fingerprint tells which text a figure belongs to.
 import hashlib
 import sysconfig
 import tokenize
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-from saetools.text.base import Document, Split, split_of
+from saetools.text.base import Document, ListedCorpus, Split, split_of
 
 SKIPPED_DIRECTORIES = frozenset(
     {
@@ -29,7 +28,7 @@ SKIPPED_DIRECTORIES = frozenset(
 )
 
 
-class StdlibCorpus:
+class StdlibCorpus(ListedCorpus):
     """Every readable `*.py` below the standard library's root, ordered by its path relative to that root."""
 
     def __init__(self, root: str | Path | None = None) -> None:
@@ -60,12 +59,6 @@ class StdlibCorpus:
         except (SyntaxError, UnicodeDecodeError):
             text = ""
         return Document(document_id, text if text.strip() else "")
-
-    def documents(self, split: Split) -> Iterator[Document]:
-        for document_id in self.document_ids(split):
-            document = self.document(document_id)
-            if document.text:
-                yield document
 
     def fingerprint(self) -> str:
         """sha256 over (id, text) of every document of both splits, in order. Read once per object."""
