@@ -1,0 +1,132 @@
+"""The command line end to end on a rows file, and what bad input gets: one paragraph, exit code 2, nothing written."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import saetools
+from saetools.cli import main
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    atoms = torch.nn.functional.normalize(torch.randn(64, 16, generator=generator), dim=1)
+    codes = torch.rand(6000, 64, generator=generator) * (torch.rand(6000, 64, generator=generator) < 0.05)
+    path = tmp_path_factory.mktemp("rows") / "x.safetensors"
+    save_file({"x": codes @ atoms}, path)
+    return path
+
+
+def arguments(rows: Path, out: Path, **changes: str) -> list[str]:
+    values = {
+        "activations.source": "rows",
+        "activations.path": str(rows),
+        "activations.ring_rows": "2048",
+        "activations.calibration_rows": "2000",
+        "dictionary.n_features": "64",
+        "dictionary.k": "4",
+        "training.n_tokens": "20000",
+        "training.batch_rows": "256",
+        "logging.progress": "false",
+        "run.dir": str(out),
+    } | {name.replace("__", "."): value for name, value in changes.items()}
+    return ["train", "quickstart", *(part for name, value in values.items() for part in (f"--{name}", value))]
+
+
+@pytest.fixture(scope="module")
+def run(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "out"
+    assert main(arguments(rows, out)) == 0
+    return out
+
+
+def test_what_was_trained_can_be_loaded(run: Path, rows: Path) -> None:
+    from safetensors.torch import load_file
+
+    dictionary = saetools.load(run)
+    x_ND = load_file(rows)["x"][-600:]
+    fvu = ((x_ND - dictionary(x_ND)) ** 2).sum() / ((x_ND - x_ND.mean(0)) ** 2).sum()
+    assert fvu < 0.6, "held-out rows are explained"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 79 and {"config.yaml", "run.json", "calibration.json"} <= {p.name for p in run.iterdir()}
+
+
+def test_a_finished_run_is_left_as_it_is(run: Path, rows: Path) -> None:
+    before = (run / "dictionary" / "model.safetensors").read_bytes()
+    assert main(arguments(rows, run)) == 0
+    assert (run / "dictionary" / "model.safetensors").read_bytes() == before
+
+
+def test_evaluation_without_a_host_lists_what_it_skipped(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run)]) == 0
+    assert "fvu" in capsys.readouterr().out
+    records = {record["name"]: record for record in json.loads((run / "eval.json").read_text())}
+    assert 0 < records["fvu"]["value"] < 0.6 and 0 < records["l0_mean"]["value"] <= 4
+    assert any(record["value"] is None and "host" in (record["note"] or "") for record in records.values())
+
+
+def test_several_dictionaries_on_one_stream_equal_each_alone(rows: Path, run: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    for path, k in ((one, 4), (two, 8)):
+        assert main([*arguments(rows, tmp_path / path.stem, dictionary__k=str(k)), "--print-config"]) == 0
+    from saetools.arguments import to_yaml
+    from saetools.pipeline import read_config
+
+    for path, k in ((one, 4), (two, 8)):
+        overrides = arguments(rows, tmp_path / path.stem, dictionary__k=str(k))[2:]
+        path.write_text(to_yaml(read_config("quickstart", overrides)))
+    assert main(["train", str(one), str(two)]) == 0
+    alone, beside = (d / "dictionary" / "model.safetensors" for d in (run, tmp_path / "one"))
+    assert alone.read_bytes() == beside.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"dictionary__k": "65"}, "k = 65 is more than n_features = 64"),
+        ({"activations__ring_rows": "100"}, "ring"),
+        ({"activations__path": "/nowhere/x.npy"}, "/nowhere/x.npy"),
+        ({"training__lrr": "1"}, "training.lr"),
+        ({"dictionary__kind": "topkk"}, "topk"),
+    ],
+)
+def test_bad_input(
+    rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, str], expected: str
+) -> None:
+    out = tmp_path / "out"
+    assert main(arguments(rows, out, **changes)) == 2
+    error = capsys.readouterr().err
+    assert expected in error and error.count("\n") <= 3 and "Traceback" not in error
+    assert not (out / "dictionary").exists() and not (out / "config.yaml").exists(), "nothing half-written"
+
+
+def test_rows_that_are_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x_ND = np.random.default_rng(0).normal(size=(5000, 16)).astype(np.float32)
+    x_ND[1234, 3] = np.nan
+    np.save(tmp_path / "x.npy", x_ND)
+    assert main(arguments(tmp_path / "x.npy", tmp_path / "out")) == 2
+    assert "1234" in capsys.readouterr().err
+
+
+def test_an_output_directory_that_cannot_be_written(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(arguments(rows, tmp_path / "file" / "out")) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+def test_dry_run_writes_nothing(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*arguments(rows, tmp_path / "out"), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "20,000 in 79 steps" in out and "estimated time" in out and not (tmp_path / "out").exists()
+
+
+def test_fields_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--fields", "topk"]) == 0 and main(["doctor"]) == 0
+    assert "--training.n_tokens" in capsys.readouterr().out
