@@ -1,23 +1,55 @@
-"""AuxK for any dictionary with encoder weights: gathers the rows of its dead features."""
+"""The two terms that nearly every kind has: reconstruction and, if asked for, AuxK on its dead features."""
 
 from torch import Tensor
 
-from saetools.dictionaries.base import Dictionary, Progress, State
-from saetools.functional.losses import auxk
+from saetools.dictionaries.base import Dictionary, Progress, SparseCode, State, Terms
+from saetools.dictionaries.settings import WithAuxK
+from saetools.functional.losses import auxk, reconstruction
 from saetools.functional.statistics import dead_F
 
 
-def dead_features_loss(
-    dictionary: Dictionary, x_ND: Tensor, residual_ND: Tensor, state: State, progress: Progress, k_aux: int
-) -> Tensor:
-    """`functional.losses.auxk` over the features that were dead before this batch; 0 where none was."""
+def standard_terms(
+    dictionary: Dictionary, code: SparseCode, x_ND: Tensor, target_ND: Tensor, state: State, progress: Progress
+) -> Terms:
+    """Terms of a training code: "reconstruction" and, where its weight is not 0, "auxk"."""
+    residual_ND = target_ND - dictionary.decode(code)
+    losses = {"reconstruction": reconstruction(residual_ND, dictionary.total_variance)}
+    losses |= auxk_term(dictionary, x_ND, residual_ND, state, progress)
+    return Terms(code, residual_ND, losses, dictionary.next_state(state, code))
+
+
+def standard_weights(config: WithAuxK) -> dict[str, float]:
+    """Weights of `standard_terms`."""
+    return {"reconstruction": 1.0} | auxk_weight(config)
+
+
+def auxk_weight(config: WithAuxK) -> dict[str, float]:
+    """The weight of AuxK under its name; empty for a config that trains without."""
+    return {"auxk": config.aux_weight} if config.aux_weight else {}
+
+
+def auxk_term(
+    dictionary: Dictionary,
+    x_ND: Tensor,
+    residual_ND: Tensor,
+    state: State,
+    progress: Progress,
+    signed: bool = False,
+) -> dict[str, Tensor]:
+    """AuxK over the features that were dead before this batch, under its name; empty where its weight is 0."""
+    config = dictionary.config
+    assert isinstance(config, WithAuxK)
+    if not config.aux_weight:
+        return {}
     dead_A = dead_F(state.tokens_since_fired_F, progress.dead_after_tokens).nonzero()[:, 0]
-    return auxk(
+    loss = auxk(
         x_ND,
         residual_ND,
         dictionary.W_enc_FD[dead_A],
         dictionary.b_enc_F[dead_A],
         dictionary.b_dec_D,
         dictionary.W_dec_FD[dead_A],
-        k_aux,
+        config.k_aux_for(dictionary.d_model),
+        signed,
     )
+    return {"auxk": loss}

@@ -56,11 +56,6 @@ class State:
             )
         return replace(self, **tensors)
 
-    def after(self: AnyState, code: SparseCode) -> AnyState:
-        """The record after a batch with this code: counters of tokens since each feature fired."""
-        since_F = tokens_since_fired_F(self.tokens_since_fired_F, firing_counts_F(code), len(code))
-        return replace(self, tokens_since_fired_F=since_F)
-
 
 @dataclass(frozen=True)
 class Terms:
@@ -68,7 +63,7 @@ class Terms:
 
     code: SparseCode
     residual_ND: Tensor  # target - recon
-    losses: Mapping[str, Tensor]
+    losses: dict[str, Tensor]
     new_state: State
 
 
@@ -84,8 +79,8 @@ class Dictionary(nn.Module):
     aliases: ClassVar[tuple[str, ...]] = ()
     trained_by: ClassVar[Literal["gradient", "construction", "nothing"]] = "gradient"
     has_encoder: ClassVar[bool] = True
-    batch_coupled: ClassVar[bool] = False  # whether training-time selection looks at other rows
-    scaled_with_x: ClassVar[tuple[str, ...]] = ("b_enc_F", "b_dec_D")
+    batch_coupled: bool = False  # whether the training code of a row depends on the other rows or its place among them
+    scaled_with_x: tuple[str, ...] = ("b_enc_F", "b_dec_D")
     """Parameters and buffers in units of x: multiplying the data by c multiplies them, and the code, by c."""
 
     W_enc_FD: Tensor
@@ -179,6 +174,14 @@ class Dictionary(nn.Module):
 
     def initial_state(self) -> State:
         return State(torch.zeros(self.config.n_features, dtype=torch.int64, device=self.device))
+
+    def next_state(self, state: State, code: SparseCode) -> State:
+        """The state after a batch with this training code: counters of tokens since each feature fired.
+
+        Called by `loss_terms` and by the fused step alike.
+        """
+        since_F = tokens_since_fired_F(state.tokens_since_fired_F, firing_counts_F(code), len(code))
+        return replace(state, tokens_since_fired_F=since_F)
 
     def calibrate_(self, calibration: Calibration) -> None:
         """Take over what was measured on the first rows: V and the start of b_dec."""

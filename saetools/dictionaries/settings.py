@@ -26,3 +26,7 @@ class WithAuxK(Dictionary.Config):
     def k_aux_for(self, d_model: int) -> int:
         """The number of dead features that AuxK uses per row, where so many are dead."""
         return self.k_aux or max(1, d_model // 2)
+
+    def aux_k(self, d_model: int) -> int:
+        """What the fused plan says: `k_aux_for`, or 0 where trained without AuxK."""
+        return self.k_aux_for(d_model) if self.aux_weight else 0

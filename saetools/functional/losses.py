@@ -34,12 +34,14 @@ def auxk(
     b_dec_D: Tensor,
     W_dec_AD: Tensor,
     k_aux: int,
+    signed: bool = False,
 ) -> Tensor:
     """AuxK: the A dead latents, given by their rows alone, learn what the living ones leave.
 
     e = stop_gradient(target - recon);  e' = sum of the min(k_aux, A) largest ReLU(pre) among the dead, times W_dec
     loss = min(A / k_aux, 1) * mean_n ||e - e'||^2 / mean_n ||e - mean_n e||^2
 
+    With `signed` (dictionaries of signed codes) the largest |pre| are taken with their sign.
     No bias in the decode of e'; selecting among the dead alone equals masking the living with -inf. 0 where nothing
     is dead or where the residual does not vary (a single row). The gradient reaches rows of both matrices and both
     biases. Source: Gao et al. 2024 (arXiv 2406.04093), appendix A.2; normalisation and decode without bias as in
@@ -50,9 +52,9 @@ def auxk(
         return error_ND.new_zeros(())
     pre_NA = preactivations(x_ND, W_enc_AD, b_enc_A, b_dec_D)
     if n_dead > k_aux:
-        code_NA = scatter_rows(*topk_code(pre_NA, k_aux), n_dead)
+        code_NA = scatter_rows(*topk_code(pre_NA, k_aux, signed), n_dead)
     else:
-        code_NA = pre_NA.relu()
+        code_NA = pre_NA if signed else pre_NA.relu()
     loss = mean_of_rows(squared_error_N(error_ND - code_NA @ W_dec_AD))
     variance = mean_of_rows(squared_error_N(error_ND - error_ND.sum(0) / max(len(error_ND), 1)))
     normalised = loss / variance.clamp_min(torch.finfo(loss.dtype).tiny)

@@ -1,7 +1,7 @@
 """Which latents a row keeps. Plain torch; the kernels room has the fast forms."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @torch.no_grad()
@@ -23,15 +23,53 @@ def topk_indices(scores_NF: Tensor, k: int) -> Tensor:
     return indices
 
 
-def topk_code(pre_NF: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(values_NK, indices_NK int32): ReLU of the k largest pre-activations of each row.
+def topk_code(pre_NF: Tensor, k: int, signed: bool = False) -> tuple[Tensor, Tensor]:
+    """(values_NK, indices_NK int32): ReLU of the k largest pre-activations of each row; signed: the k largest |pre|.
 
     Slots whose pre-activation is not positive are value 0, index 0, and pass no gradient. A row may thus have fewer
     than k active features. Source: Gao et al. 2024 (arXiv 2406.04093), equation 3 with the ReLU of their code.
     """
-    indices_NK = topk_indices(pre_NF, k)
-    values_NK = pre_NF.gather(1, indices_NK).relu()
-    return values_NK, indices_NK.where(values_NK > 0, 0).int()
+    indices_NK = topk_indices(pre_NF.abs() if signed else pre_NF, k)
+    values_NK = pre_NF.gather(1, indices_NK)
+    values_NK = values_NK if signed else values_NK.relu()
+    return values_NK, indices_NK.where(values_NK != 0, 0).int()
+
+
+def batch_topk_code(pre_NF: Tensor, n_kept: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(values_M, indices_M int32, offsets_N1): ReLU of the n_kept largest pre-activations of the whole batch.
+
+    M <= n_kept: only positive ones are kept. Ties go to the lowest row, then the lowest feature. Slots are in row
+    order, features ascending. Source: Bussmann et al. 2024 (arXiv 2412.06410), section 3.
+    """
+    kept_NF = batch_topk_mask(pre_NF, n_kept)
+    return masked_code(pre_NF, kept_NF)
+
+
+def masked_code(pre_NF: Tensor, kept_NF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(values_M, indices_M int32, offsets_N1) of the entries under a mask, differentiable in the values."""
+    rows_M, indices_M = kept_NF.nonzero(as_tuple=True)
+    offsets_N1 = nn.functional.pad(kept_NF.sum(1).cumsum(0), (1, 0))
+    return pre_NF[rows_M, indices_M], indices_M.int(), offsets_N1
+
+
+@torch.no_grad()
+def batch_topk_mask(scores_NF: Tensor, n_kept: int) -> Tensor:
+    """mask_NF (bool) of the n_kept largest positive scores of the batch; of equal scores the first in memory order."""
+    if n_kept == 0:
+        return torch.zeros_like(scores_NF, dtype=torch.bool)
+    flat = scores_NF.flatten()
+    least = nth_largest(flat, n_kept)
+    kept = flat > least.clamp_min(0)
+    ties = (flat == least).nonzero()[:, 0] if least > 0 else flat.new_zeros(0, dtype=torch.int64)
+    kept[ties[: n_kept - int(kept.sum())]] = True
+    return kept.view_as(scores_NF)
+
+
+@torch.no_grad()
+def nth_largest(scores: Tensor, n: int) -> Tensor:
+    """The n-th largest of all scores (a scalar); 0 where n is 0 or there are none."""
+    n = min(n, scores.numel())
+    return scores.flatten().topk(n, sorted=False).values.min() if n else scores.new_zeros(())
 
 
 @torch.no_grad()

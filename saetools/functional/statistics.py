@@ -49,3 +49,10 @@ def tokens_since_fired_F(before_F: Tensor, counts_F: Tensor, n_rows: int) -> Ten
 def dead_F(tokens_since_fired: Tensor, dead_after_tokens: int) -> Tensor:
     """bool [F]: features that have not fired in the last `dead_after_tokens` tokens."""
     return tokens_since_fired >= dead_after_tokens
+
+
+@torch.no_grad()
+def least_positive(values: Tensor) -> Tensor:
+    """The smallest value above 0 (a scalar); 0 where there is none."""
+    positive = values[values > 0]
+    return positive.min() if positive.numel() else values.new_zeros(())

@@ -1,0 +1,84 @@
+"""Mutual choice (BatchTopK): the batch keeps its k * N largest pre-activations, whichever rows they are in.
+
+    pre  = (x - b_dec) W_enc^T + b_enc                                    [N, F]
+    code = ReLU(pre) at the k * N largest of the batch, 0 elsewhere       training
+    code = pre where pre >= threshold, 0 elsewhere                        inference, never dependent on other rows
+    recon = code W_dec + b_dec                                            [N, D], unit rows of W_dec
+    loss = ||target - recon||^2 / V + aux_weight * AuxK
+
+The threshold is the mean, over about the last 100 training batches, of the smallest value kept, so that held-out rows
+have the training L0 on average. A dictionary that was never trained has threshold 0: everything positive is kept.
+
+Source: the rule is that of Bussmann et al. 2024, "BatchTopK Sparse Autoencoders", arXiv 2412.06410, section 3, and of
+the mutual choice of Ayonrinde 2024, "Adaptive Sparse Allocation with Mutual Choice & Feature Choice Sparse
+Autoencoders", arXiv 2411.02124; for the latter there is no public code, so that it is a reconstruction from the
+abstract and reviews. Differs from Bussmann's code in: b_enc is used, AuxK as in TopK (theirs is not normalised and
+does not stop the gradient of the residual), inference by the learnt threshold (theirs has none).
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from saetools.dictionaries.auxiliary import standard_terms, standard_weights
+from saetools.dictionaries.base import Dictionary, Progress, SparseCode, State, Terms
+from saetools.dictionaries.settings import WithAuxK, WithK
+from saetools.dictionaries.threshold import ThresholdState, fresh_threshold_state
+from saetools.functional.selection import batch_topk_code
+from saetools.functional.statistics import least_positive
+from saetools.kernels.plan import FusedPlan
+
+
+class MutualChoice(Dictionary, kind="mutual_choice", aliases=("batch_topk",)):
+    """Mutual choice (BatchTopK): the batch keeps its k * N largest pre-activations."""
+
+    batch_coupled = True
+    scaled_with_x = ("b_enc_F", "b_dec_D", "threshold")
+    threshold: Tensor
+
+    class Config(WithK, WithAuxK):
+        """Settings of mutual choice."""
+
+    config: Config
+
+    def __init__(self, config: Config, d_model: int, seed: int = 0) -> None:
+        super().__init__(config, d_model, seed)
+        self.register_buffer("threshold", torch.zeros(()))
+
+    def encode_chunk(self, x_ND: Tensor, fields: Mapping[str, Tensor]) -> SparseCode:
+        return SparseCode.from_dense(self.encode_reference(x_ND))
+
+    def encode_reference(self, x_ND: Tensor, fields: Mapping[str, Tensor] | None = None) -> Tensor:
+        pre_NF = self.pre(x_ND)
+        return pre_NF.relu() * (pre_NF >= self.threshold)
+
+    def loss_terms(
+        self, x_ND: Tensor, target_ND: Tensor, fields: Mapping[str, Tensor], state: State, progress: Progress
+    ) -> Terms:
+        values_M, indices_M, offsets_N1 = batch_topk_code(self.pre(x_ND), self.config.k * len(x_ND))
+        code = SparseCode(values_M, indices_M, self.config.n_features, offsets_N1)
+        return standard_terms(self, code, x_ND, target_ND, state, progress)
+
+    def loss_weights(self, progress: Progress) -> dict[str, float]:
+        return standard_weights(self.config)
+
+    def initial_state(self) -> ThresholdState:
+        return fresh_threshold_state(super().initial_state())
+
+    def next_state(self, state: State, code: SparseCode) -> State:
+        after = super().next_state(state, code)
+        assert isinstance(after, ThresholdState)
+        return after.observe(least_positive(code.values))
+
+    def absorb_(self, state: State) -> None:
+        assert isinstance(state, ThresholdState)
+        self.threshold.copy_(state.threshold())
+
+    def fused_plan(self) -> FusedPlan:
+        covers = frozenset(standard_weights(self.config))
+        return FusedPlan("global", self.config.k, covers=covers, aux_k=self.config.aux_k(self.d_model))
+
+    @classmethod
+    def examples(cls) -> list[Dictionary.Config]:
+        return [cls.configure(n_features=40, k=4), cls.configure(kind="batch_topk", n_features=24, k=2, aux_weight=0)]
