@@ -111,16 +111,9 @@ class Data:
 
 def train(configs: Sequence[Any], allow_inexact: bool = False) -> None:
     """Train one dictionary per config, several of them on one stream; a run that was begun goes on."""
-    from saetools.training.environment import set_threads
-    from saetools.training.loop import check_configs
     from saetools.training.loop import train as train_runs
-    from saetools.training.run_directory import read_calibration
 
-    check_configs(configs)
-    set_threads(configs[0].run.threads)
-    recorded = (read_calibration(config.run.dir) for config in configs)
-    calibration = next((found for found in recorded if found is not None), None)
-    train_runs(configs, Data(configs[0]).source("train", calibration), allow_inexact)
+    train_runs(configs, lambda calibration: Data(configs[0]).source("train", calibration), allow_inexact)
 
 
 def load_subject(source: Path, config: Any) -> Subject:

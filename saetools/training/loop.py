@@ -5,16 +5,17 @@ and resumed (on the CPU, with the same versions and threads).
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from saetools.activations.base import RowSource
 from saetools.activations.shuffle import ShuffledRows, check_ring, ring_bytes
 from saetools.errors import ConfigError, DataError
+from saetools.records import Calibration
 from saetools.training.environment import set_threads
 from saetools.training.run import Run, TrainResult
-from saetools.training.run_directory import RunDirectory, changed_keys
+from saetools.training.run_directory import RunDirectory, changed_keys, read_calibration
 from saetools.training.signals import StopRequest, stop_on_signals
 
 _logger = logging.getLogger(__name__)
@@ -22,11 +23,16 @@ SHARED = ("host", "corpus", "activations", "run.seed", "run.device", "run.thread
 """What configs trained on one stream have in common."""
 
 
-def train(configs: Sequence[Any], source: RowSource, allow_inexact: bool = False) -> list[TrainResult]:
-    """Train the dictionary of each config (a RunConfig) on the rows of `source`; what was begun is resumed.
+MakeSource = Callable[[Calibration | None], RowSource]
+"""Makes the rows with the calibration that a run was begun with, or measures a new one where it is None."""
 
-    Each run directory ends with `dictionary/`, whole or not at all. A run goes on from its newest valid checkpoint;
-    a finished one is left as it is. On SIGTERM or SIGINT the step is finished, all runs are saved and SystemExit(143 or
+
+def train(configs: Sequence[Any], make_source: MakeSource, allow_inexact: bool = False) -> list[TrainResult]:
+    """Train the dictionary of each config (a RunConfig) on one stream of rows; what was begun is resumed.
+
+    Rows are made under the locks of the run directories, so that a second process is refused before it works. Each
+    run directory ends with `dictionary/`, whole or not at all. A run goes on from its newest valid checkpoint; a
+    finished one is left as it is. On SIGTERM or SIGINT the step is finished, all runs are saved and SystemExit(143 or
     130) is raised. Raises ConfigError where the configs cannot share a stream, RunError where a directory is in use,
     holds another run, or a run cannot go on.
     """
@@ -34,10 +40,13 @@ def train(configs: Sequence[Any], source: RowSource, allow_inexact: bool = False
     shared = configs[0]
     set_threads(shared.run.threads)
     with ExitStack() as stack:
-        runs: list[Run] = []
-        for config in configs:
-            directory = RunDirectory(config.run.dir)
+        directories = [RunDirectory(config.run.dir) for config in configs]
+        for directory in directories:
             stack.enter_context(directory.locked())
+        recorded = [read_calibration(directory.path) for directory in directories]
+        source = make_source(next((calibration for calibration in recorded if calibration is not None), None))
+        runs: list[Run] = []
+        for config, directory in zip(configs, directories, strict=True):
             runs.append(Run(config, directory, source, allow_inexact))
             stack.callback(runs[-1].close)
         set_threads(shared.run.threads)  # again, for what making the steps has imported

@@ -244,7 +244,7 @@ def test_init_from_starts_where_the_other_stands(
 ) -> None:
     start = {"training.init_from": str(straight), "training.n_tokens": 2560, "training.warmup_steps": 10}
     config = program.tiny_config(rows, tmp_path / "run", **start)
-    old = program.tiny_source(config).calibration
+    old = program.tiny_source(config)(None).calibration
     other_units = old.model_copy(
         update={
             "scale": 3 * old.scale,
@@ -252,7 +252,7 @@ def test_init_from_starts_where_the_other_stands(
             "b_dec_start": tuple(3 * value for value in old.b_dec_start),
         }
     )
-    train([config], RowsSource(rows, calibration=other_units))
+    train([config], lambda calibration: RowsSource(rows, calibration=calibration or other_units))
     first, last = records(tmp_path / "run")[0], records(straight)[-1]
     assert first["loss/reconstruction"] == pytest.approx(last["loss/reconstruction"], rel=0.2)
     with pytest.raises(MismatchError, match="this run asks for"):
@@ -304,7 +304,7 @@ def test_three_bad_steps_in_a_row_stop_at_the_last_good_state(
 
 def test_a_row_that_is_not_finite_is_named(program: ModuleType, rows: Path, tmp_path: Path) -> None:
     config = program.tiny_config(rows, tmp_path / "run")
-    source = program.tiny_source(config)
+    source = program.tiny_source(config)(None)
     clean = source.batches
 
     def dirty(start: int = 0) -> Any:
@@ -315,4 +315,4 @@ def test_a_row_that_is_not_finite_is_named(program: ModuleType, rows: Path, tmp_
 
     source.batches = dirty
     with pytest.raises(DataError, match=r"document 'rows\.npy', position 77, at the point rows"):
-        train([config], source)
+        train([config], lambda calibration: source)

@@ -74,7 +74,7 @@ def test_changed_keys() -> None:
 
 def test_calibration_and_config_of_a_run(program: ModuleType, straight: Path, rows: Path, tmp_path: Path) -> None:
     config = program.tiny_config(rows, straight)
-    source = program.tiny_source(config)
+    source = program.tiny_source(config)(None)
     assert read_calibration(straight) == source.calibration
     assert read_calibration(tmp_path) is None
     (tmp_path / "calibration.json").write_text('{"scale": 1}')

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from saetools.activations.calibration import calibrate
 from saetools.activations.rows import RowsSource
 from saetools.config import run_config_class
 from saetools.dictionaries.base import dictionary_class
+from saetools.records import Calibration
 from saetools.training.loop import train
-from saetools.training.run_directory import read_calibration
 from saetools.training.trainer import Trainer
 
 TINY = {
@@ -43,11 +44,14 @@ def tiny_config(rows: Path, run_dir: Path, **changes: Any) -> Any:
     return run_config_class(dictionary_class(values["dictionary"]["kind"]).Config).model_validate(values)
 
 
-def tiny_source(config: Any) -> RowsSource:
-    """The rows of a config, calibrated as its run was."""
-    settings = config.activations
-    calibration = read_calibration(config.run.dir) or calibrate(RowsSource(settings.path, drop_outliers=False), 1024)
-    return RowsSource(settings.path, dtype=settings.dtype, calibration=calibration)
+def tiny_source(config: Any) -> Callable[[Calibration | None], RowsSource]:
+    """What makes the rows of a config."""
+    path = config.activations.path
+
+    def make(calibration: Calibration | None) -> RowsSource:
+        return RowsSource(path, calibration=calibration or calibrate(RowsSource(path, drop_outliers=False), 1024))
+
+    return make
 
 
 class CountingOs:
