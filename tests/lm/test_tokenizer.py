@@ -1,0 +1,70 @@
+"""Token texts concatenate to the decoding, whatever the tokens; special tokens in texts are text."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from saetools.errors import FormatError
+from saetools.lm.tokenizer import HfTokenize
+from tests.lm.tiny import VOCABULARY, tiny_tokenizer
+
+TINY = HfTokenize(tiny_tokenizer())
+SPACED = Tokenizer(models.WordLevel({"▁one": 0, "▁two": 1, "s": 2, "[UNK]": 3}, unk_token="[UNK]"))
+SPACED.pre_tokenizer, SPACED.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+WORDS = HfTokenize(PreTrainedTokenizerFast(tokenizer_object=SPACED))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(0, VOCABULARY - 1), max_size=12))
+def test_token_texts_concatenate_to_the_decoding(ids: list[int]) -> None:
+    texts = TINY.token_texts(ids)
+    assert len(texts) == len(ids)
+    assert "".join(texts) == TINY.decode(ids)
+    reference = TINY.token_texts_reference(ids)
+    assert len(reference) == len(ids) and "".join(reference) == TINY.decode(ids)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=20))
+def test_valid_text_comes_back_and_both_ways_agree(text: str) -> None:
+    (ids,) = TINY.encode([text])
+    assert "".join(TINY.token_texts(ids)) == text
+    assert TINY.token_texts(ids) == TINY.token_texts_reference(ids) or "\ufffd" in text
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 3), max_size=8))
+def test_tokenizers_that_are_not_byte_level(ids: list[int]) -> None:
+    assert "".join(WORDS.token_texts(ids)) == WORDS.decode(ids)
+    assert len(WORDS.token_texts(ids)) == len(ids)
+
+
+def test_a_split_character_belongs_to_the_token_that_completes_it() -> None:
+    (ids,) = TINY.encode(["é€"])
+    assert len(ids) == 5, "one token per byte here"
+    assert TINY.token_texts(ids) == ["", "é", "", "", "€"]
+    assert TINY.token_texts(ids[:4]) == ["", "é", "", "\ufffd"], "an unfinished one ends with the window"
+
+
+def test_special_tokens_in_a_text_are_text() -> None:
+    (ids,) = TINY.encode(["a<|bos|>b"])
+    assert TINY.bos_id == 0 and TINY.bos_id not in ids
+    assert TINY.decode(ids) == "a<|bos|>b"
+    assert TINY.token_texts([0, *ids])[0] == "<|bos|>"
+    assert TINY.encode(["", "a"])[0] == []
+
+
+def test_the_fingerprint_is_of_the_tokenizer(tmp_path: Path) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert HfTokenize.from_directory(tmp_path).fingerprint() == TINY.fingerprint() != WORDS.fingerprint()
+    assert (WORDS.bos_id, WORDS.pad_id) == (None, 0)
+    assert (TINY.bos_id, TINY.eos_id, TINY.pad_id) == (0, 1, 0)
+
+
+def test_a_directory_without_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="No tokenizer could be read"):
+        HfTokenize.from_directory(tmp_path)
