@@ -82,9 +82,10 @@ def collect(dictionary: Dictionary, source: RowSource, plan: TokenPlan | None, s
         for number, rows in rows_read:
             tokens = None if plan is None else _tokens_of(number, token_batches)
             code = dictionary.encode(_on(dictionary, rows.x_ND), dict(rows.fields))
-            gathered.add(Firings.of(code, rows.where_N2.cpu().numpy(), tokens), tokens)
+            row_M, feature_M, value_M = (column.cpu().numpy() for column in code.flat())
+            where_N2 = rows.where_N2.cpu().numpy()
+            gathered.add(Firings.of((row_M, feature_M, value_M), where_N2, tokens), tokens)
             if gathered.coactivation is not None:
-                row_M, feature_M, _ = (t.cpu().numpy() for t in code.flat())
                 gathered.coactivation.add(row_M, feature_M, len(code))
             if settings.n_tokens is not None and gathered.moments.n_rows >= settings.n_tokens:
                 break

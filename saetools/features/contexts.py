@@ -6,6 +6,7 @@ first of equals). A context is never shown with a value beyond its peak, so that
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -27,8 +28,14 @@ class Window:
 
     def span(self, peak: int, before: int, after: int) -> tuple[int, int]:
         """[start, stop) of the tokens of the document that are at most `before` and `after` columns from the peak."""
+        first, last = self.ends
+        return max(peak - before, first), min(peak + after, last) + 1
+
+    @cached_property
+    def ends(self) -> tuple[int, int]:
+        """First and last column with a token of the document."""
         real = np.flatnonzero(self.positions >= 0)
-        return max(peak - before, int(real[0])), min(peak + after, int(real[-1])) + 1
+        return int(real[0]), int(real[-1])
 
 
 @dataclass(frozen=True)

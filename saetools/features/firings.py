@@ -5,9 +5,11 @@ from functools import cached_property
 
 import numpy as np
 
-from saetools.dictionaries.code import SparseCode
 from saetools.errors import MismatchError
 from saetools.text.base import TokenBatch
+
+Flat = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""(row_M, feature_M, value_M) of the slots of a code that are not zero, rows ascending."""
 
 
 @dataclass(frozen=True)
@@ -26,18 +28,19 @@ class Firings:
     width: int  # columns per window
 
     @staticmethod
-    def of(code: SparseCode, where_N2: np.ndarray, tokens: TokenBatch | None) -> "Firings":
-        """The firings of rows that lie at where_N2 = (document, position); O(M log M), M = non-zero slots."""
-        rows, feature_M, value_M = (t.detach().cpu().numpy() for t in code.flat())
+    def of(flat: Flat, where_N2: np.ndarray, tokens: TokenBatch | None) -> "Firings":
+        """The firings of rows that lie at where_N2 = (document, position); `flat` is a code's. O(M log M)."""
+        rows, feature_M, value_M = flat
+        n_rows = len(where_N2)
         if tokens is None:
-            window_N, column_N, width = np.full(len(code), -1), np.arange(len(code)), len(code)
+            window_N, column_N, width = np.full(n_rows, -1), np.arange(n_rows), n_rows
         else:
             window_N, column_N = _places(where_N2, tokens)
             width = tokens.ids_BT.shape[1]
         window_M, column_M = window_N[rows], column_N[rows]
         order = np.lexsort((column_M, window_M, feature_M))
         return Firings(
-            feature_M[order], window_M[order], column_M[order], value_M[order].astype(np.float32), len(code), width
+            feature_M[order], window_M[order], column_M[order], value_M[order].astype(np.float32), n_rows, width
         )
 
     @cached_property

@@ -23,7 +23,7 @@ BAND_TITLES: dict[str, str] = {
     "q1": "Weakest fifth",
     "uniform": "Random contexts of the corpus",
 }
-"""In the order in which pages show them. A context's strength is its peak. The fifths are of the feature's own contexts;
+"""In the order in which pages show them. A context's strength is its peak. Fifths are of the feature's own contexts:
 what is shown of them is one uniform sample of the contexts in which it fires."""
 
 
