@@ -9,12 +9,18 @@ from saetools.functional.statistics import dead_F
 
 
 def standard_terms(
-    dictionary: Dictionary, code: SparseCode, x_ND: Tensor, target_ND: Tensor, state: State, progress: Progress
+    dictionary: Dictionary,
+    code: SparseCode,
+    x_ND: Tensor,
+    target_ND: Tensor,
+    state: State,
+    progress: Progress,
+    signed: bool = False,
 ) -> Terms:
-    """Terms of a training code: "reconstruction" and, where its weight is not 0, "auxk"."""
+    """Terms of a training code: "reconstruction" and, where its weight is not 0, "auxk" (signed for signed codes)."""
     residual_ND = target_ND - dictionary.decode(code)
     losses = {"reconstruction": reconstruction(residual_ND, dictionary.total_variance)}
-    losses |= auxk_term(dictionary, x_ND, residual_ND, state, progress)
+    losses |= auxk_term(dictionary, x_ND, residual_ND, state, progress, signed)
     return Terms(code, residual_ND, losses, dictionary.next_state(state, code))
 
 

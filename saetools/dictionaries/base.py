@@ -36,6 +36,10 @@ class Progress:
     n_tokens: int  # rows of the whole run
     dead_after_tokens: int  # a feature that has not fired for so many rows is dead
 
+    def ramp(self, fraction: float) -> float:
+        """A weight that grows linearly from 0 to 1 over the first `fraction` of the steps."""
+        return min(1.0, (self.step + 1) / max(1.0, fraction * self.n_steps))
+
 
 @dataclass(frozen=True)
 class State:
@@ -99,8 +103,10 @@ class Dictionary(nn.Module):
         def validate_for(self, d_model: int) -> None:
             """Raise ConfigError where this config cannot work on vectors of width d_model."""
 
-    def __init_subclass__(cls, kind: str, aliases: tuple[str, ...] = (), **kwargs: Any) -> None:
+    def __init_subclass__(cls, kind: str | None = None, aliases: tuple[str, ...] = (), **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if kind is None:  # what several kinds share, itself no kind
+            return
         for name in (kind, *aliases):
             if name in _REGISTRY:
                 raise ValueError(f"the dictionary kind {name!r} is already taken by {_REGISTRY[name].__qualname__}")

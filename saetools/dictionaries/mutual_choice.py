@@ -18,40 +18,23 @@ does not stop the gradient of the residual), inference by the learnt threshold (
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from saetools.dictionaries.auxiliary import standard_terms, standard_weights
 from saetools.dictionaries.base import Dictionary, Progress, SparseCode, State, Terms
 from saetools.dictionaries.settings import WithAuxK, WithK
-from saetools.dictionaries.threshold import ThresholdState, fresh_threshold_state
+from saetools.dictionaries.threshold import BatchThreshold
 from saetools.functional.selection import batch_topk_code
-from saetools.functional.statistics import least_positive
 from saetools.kernels.plan import FusedPlan
 
 
-class MutualChoice(Dictionary, kind="mutual_choice", aliases=("batch_topk",)):
+class MutualChoice(BatchThreshold, kind="mutual_choice", aliases=("batch_topk",)):
     """Mutual choice (BatchTopK): the batch keeps its k * N largest pre-activations."""
-
-    batch_coupled = True
-    scaled_with_x = ("b_enc_F", "b_dec_D", "threshold")
-    threshold: Tensor
 
     class Config(WithK, WithAuxK):
         """Settings of mutual choice."""
 
     config: Config
-
-    def __init__(self, config: Config, d_model: int, seed: int = 0) -> None:
-        super().__init__(config, d_model, seed)
-        self.register_buffer("threshold", torch.zeros(()))
-
-    def encode_chunk(self, x_ND: Tensor, fields: Mapping[str, Tensor]) -> SparseCode:
-        return SparseCode.from_dense(self.encode_reference(x_ND))
-
-    def encode_reference(self, x_ND: Tensor, fields: Mapping[str, Tensor] | None = None) -> Tensor:
-        pre_NF = self.pre(x_ND)
-        return pre_NF.relu() * (pre_NF >= self.threshold)
 
     def loss_terms(
         self, x_ND: Tensor, target_ND: Tensor, fields: Mapping[str, Tensor], state: State, progress: Progress
@@ -62,18 +45,6 @@ class MutualChoice(Dictionary, kind="mutual_choice", aliases=("batch_topk",)):
 
     def loss_weights(self, progress: Progress) -> dict[str, float]:
         return standard_weights(self.config)
-
-    def initial_state(self) -> ThresholdState:
-        return fresh_threshold_state(super().initial_state())
-
-    def next_state(self, state: State, code: SparseCode) -> State:
-        after = super().next_state(state, code)
-        assert isinstance(after, ThresholdState)
-        return after.observe(least_positive(code.values))
-
-    def absorb_(self, state: State) -> None:
-        assert isinstance(state, ThresholdState)
-        self.threshold.copy_(state.threshold())
 
     def fused_plan(self) -> FusedPlan:
         covers = frozenset(standard_weights(self.config))

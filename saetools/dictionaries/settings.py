@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from saetools.dictionaries.base import Dictionary
+from saetools.dictionaries.base import Dictionary, Progress
 from saetools.errors import ConfigError
 
 
@@ -30,3 +30,19 @@ class WithAuxK(Dictionary.Config):
     def aux_k(self, d_model: int) -> int:
         """What the fused plan says: `k_aux_for`, or 0 where trained without AuxK."""
         return self.k_aux_for(d_model) if self.aux_weight else 0
+
+
+class WithWarmup(Dictionary.Config):
+    """A penalty whose weight grows at the beginning, so that features first find directions."""
+
+    warmup_fraction: float = Field(0.05, ge=0, le=1, description="first part of the run, over which the penalty grows")
+
+
+class WithL1(WithWarmup):
+    """A sum of absolute codes as penalty."""
+
+    l1_weight: float = Field(0.05, ge=0, description="weight of sum |code| / sqrt(V); as published for E||x||^2 = 1")
+
+    def l1_weight_at(self, progress: Progress) -> float:
+        """The weight at this step."""
+        return self.l1_weight * progress.ramp(self.warmup_fraction)

@@ -1,12 +1,15 @@
 """A threshold learnt while training, that takes the place of a selection that inference may not make."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from saetools.dictionaries.base import State
+from saetools.dictionaries.base import Dictionary, SparseCode, State
+from saetools.functional.selection import masked_code
+from saetools.functional.statistics import least_positive
 
 DECAY = 0.99
 AnyThresholds = TypeVar("AnyThresholds", bound="ThresholdState")
@@ -44,3 +47,44 @@ def fresh_threshold_state(base: State, shape: tuple[int, ...] = ()) -> Threshold
     """The state before training: no threshold observed."""
     zeros = torch.zeros(shape, dtype=torch.float64, device=base.tokens_since_fired_F.device)
     return ThresholdState(base.tokens_since_fired_F, zeros, zeros.clone())
+
+
+def threshold_code(pre_NF: Tensor, threshold: Tensor) -> SparseCode:
+    """The ragged code of every pre-activation that is positive and at least the threshold (a scalar or [F])."""
+    values_M, indices_M, offsets_N1 = masked_code(pre_NF, (pre_NF >= threshold) & (pre_NF > 0))
+    return SparseCode(values_M, indices_M, pre_NF.shape[1], offsets_N1)
+
+
+class BatchThreshold(Dictionary):
+    """What kinds share whose training code is a choice over the whole batch: inference by one learnt threshold.
+
+    code = pre where pre >= threshold (and > 0), 0 elsewhere. The threshold is the mean, over about the last 100
+    training batches, of the smallest value kept. Before training it is 0: everything positive is kept.
+    """
+
+    batch_coupled = True
+    scaled_with_x = ("b_enc_F", "b_dec_D", "threshold")
+    threshold: Tensor
+
+    def __init__(self, config: Dictionary.Config, d_model: int, seed: int = 0) -> None:
+        super().__init__(config, d_model, seed)
+        self.register_buffer("threshold", torch.zeros(()))
+
+    def encode_chunk(self, x_ND: Tensor, fields: Mapping[str, Tensor]) -> SparseCode:
+        return threshold_code(self.pre(x_ND), self.threshold)
+
+    def encode_reference(self, x_ND: Tensor, fields: Mapping[str, Tensor] | None = None) -> Tensor:
+        pre_NF = self.pre(x_ND)
+        return pre_NF.relu() * (pre_NF >= self.threshold)
+
+    def initial_state(self) -> State:
+        return fresh_threshold_state(super().initial_state())
+
+    def next_state(self, state: State, code: SparseCode) -> State:
+        after = super().next_state(state, code)
+        assert isinstance(after, ThresholdState)
+        return after.observe(least_positive(code.values))
+
+    def absorb_(self, state: State) -> None:
+        assert isinstance(state, ThresholdState)
+        self.threshold.copy_(state.threshold())

@@ -29,7 +29,7 @@ from torch import Tensor
 from saetools.dictionaries.auxiliary import standard_terms, standard_weights
 from saetools.dictionaries.base import Dictionary, Progress, SparseCode, State, Terms
 from saetools.dictionaries.settings import WithAuxK, WithK
-from saetools.dictionaries.threshold import ThresholdState, fresh_threshold_state
+from saetools.dictionaries.threshold import ThresholdState, fresh_threshold_state, threshold_code
 from saetools.functional.losses import reconstruction
 from saetools.functional.selection import nth_largest, topk_code, topk_mask_reference
 from saetools.functional.statistics import l0_N
@@ -60,7 +60,7 @@ class TopK(Dictionary, kind="topk"):
 
     def encode_chunk(self, x_ND: Tensor, fields: Mapping[str, Tensor]) -> SparseCode:
         if self.config.inference == "threshold":
-            return SparseCode.from_dense(self.encode_reference(x_ND))
+            return threshold_code(self.pre(x_ND), self.threshold)
         return self._select(self.pre(x_ND), self.config.k)
 
     def encode_reference(self, x_ND: Tensor, fields: Mapping[str, Tensor] | None = None) -> Tensor:

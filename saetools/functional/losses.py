@@ -59,3 +59,15 @@ def auxk(
     variance = mean_of_rows(squared_error_N(error_ND - error_ND.sum(0) / max(len(error_ND), 1)))
     normalised = loss / variance.clamp_min(torch.finfo(loss.dtype).tiny)
     return min(n_dead / k_aux, 1.0) * torch.where(variance > 0, normalised, 0.0)
+
+
+def power_penalty(values: Tensor, n_rows: int, total_variance: Tensor, power: float = 1.0) -> Tensor:
+    """Mean over rows of sum_i |code_i / sqrt(V)|^p over the stored values of all rows; 0 without rows.
+
+    Codes are measured in sqrt(V), so that the penalty has no unit, like `reconstruction`. Zeros pass no gradient
+    (at p < 1 theirs would be infinite). Source: p = 1: Bricken et al. 2023; p < 1: Karvonen et al. 2024 (arXiv
+    2408.00113), section 3.
+    """
+    sizes = values[values != 0].abs() / total_variance.sqrt().to(values.dtype)
+    powers = sizes if power == 1 else sizes.pow(power)
+    return (powers.sum(dtype=torch.float64) / max(n_rows, 1)).to(values.dtype)

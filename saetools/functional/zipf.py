@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 MIN_FIRINGS = 10
-"""Features that fired less often are left out of the fit: their densities are mostly chance, and the law fails there."""
+"""Features that fired less often are left out of the fit: their densities are chance, and the law fails there."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saetools.functional.losses import auxk, reconstruction
+from saetools.functional.losses import auxk, power_penalty, reconstruction
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -59,3 +59,14 @@ def test_auxk_without_dead_features_or_variance_is_zero() -> None:
     one_row = auxk(x[:1], residual[:1], W_enc, random(3), random(5), random(3, 5), 2)
     one_row.backward()
     assert one_row.item() == 0 and W_enc.grad.abs().max() == 0
+
+
+def test_power_penalty() -> None:
+    values = torch.tensor([4.0, 0.0, -9.0], dtype=torch.float64).requires_grad_()
+    V = torch.tensor(4.0, dtype=torch.float64)
+    assert power_penalty(values, 2, V).item() == pytest.approx((2 + 4.5) / 2)
+    half = power_penalty(values, 2, V, power=0.5)
+    assert half.item() == pytest.approx((2**0.5 + 4.5**0.5) / 2)
+    half.backward()
+    assert values.grad.isfinite().all() and values.grad[1] == 0 and values.grad[2] < 0
+    assert power_penalty(values[:0], 0, V).item() == 0
