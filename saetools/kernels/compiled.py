@@ -5,13 +5,15 @@ only the flags that reorder and contract sums are given. Loops are split over th
 features, so no floating-point sum depends on scheduling or on the number of threads.
 """
 
+from typing import Any
+
 import numba
 from numba import prange
 
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
-parallel = numba.njit(parallel=True, fastmath=FASTMATH, cache=True, error_model="numpy", nogil=True)
-serial = numba.njit(fastmath=FASTMATH, cache=True, error_model="numpy", nogil=True)
-inline = numba.njit(fastmath=FASTMATH, error_model="numpy", inline="never")
+parallel: Any = numba.njit(parallel=True, fastmath=FASTMATH, cache=True, error_model="numpy", nogil=True)
+serial: Any = numba.njit(fastmath=FASTMATH, cache=True, error_model="numpy", nogil=True)
+inline: Any = numba.njit(fastmath=FASTMATH, error_model="numpy", inline="never")
 
 __all__ = ["inline", "parallel", "prange", "serial"]

@@ -1,0 +1,47 @@
+"""The whole way back in one operation: gradients of a sparse code, projection, clipping, Adam, unit decoder rows."""
+
+import torch
+
+from saetools.kernels.backend import Impl, resolve
+from saetools.kernels.backward_adam import reference, stock
+from saetools.kernels.backward_adam.problem import Batch, ExtraRows, Rule, Weights
+from saetools.kernels.workspace import Workspace
+
+
+@torch.no_grad()
+def backward_adam(
+    weights: Weights,
+    first: Weights,
+    second: Weights,
+    batch: Batch,
+    rule: Rule,
+    extra: ExtraRows | None = None,
+    *,
+    workspace: Workspace | None = None,
+    impl: Impl = "auto",
+) -> float:
+    """Update parameters and moments in place; returns the gradient's global norm before clipping.
+
+    dW_dec[i] = -scale * sum over the slots of i of value * pull       projected: g - <g, w> w
+    dW_enc[i] = sum over the slots of i of dvalue * x,   db_enc[i] = sum of dvalue,   dvalue = -scale * dots
+    db_dec    = -scale * sum over rows of pull[:, 0] - db_enc W_enc    (no [N, D] product)
+    plus the extra rows; then g *= clip_norm / max(norm, clip_norm), Adam on every element (idle rows too: their
+    moments decay), rows of W_dec divided by their norms.
+
+    Where the norm is not finite, nothing is changed; the caller sees it in the result. Any value, dot or pull that
+    is not finite makes it so. Source: the b_dec identity is that of openai/sparse_autoencoder; the feature-major
+    fusion is our own. Tensors of `weights` and of both moments must be contiguous.
+    """
+    tensors = [*weights, *first, *second]
+    if not all(t.is_contiguous() for t in tensors):
+        raise ValueError("parameters and moments are updated in place: they must be contiguous")
+    chosen = resolve(impl, batch.x_ND, *tensors)
+    if chosen == "numba":
+        from saetools.kernels.backward_adam import cpu
+
+        return cpu.backward_adam(weights, first, second, batch, rule, extra, workspace or Workspace())
+    module = stock if chosen == "torch" else reference
+    return module.backward_adam(weights, first, second, batch, rule, extra)
+
+
+__all__ = ["Batch", "ExtraRows", "Rule", "Weights", "backward_adam"]
