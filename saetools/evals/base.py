@@ -1,13 +1,25 @@
 """What an evaluation is given and what it gives back. Adding an evaluation is adding one file beside this one."""
 
-from collections.abc import Sequence
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from saetools.activations.base import RowSource
 from saetools.dictionaries.base import Dictionary
+from saetools.errors import ConfigError, nearest
 from saetools.lm.base import Host
-from saetools.records import EvalRecord, PointSpec
+from saetools.records import EvalRecord, FrozenModel, PointSpec
 from saetools.text.packing import TokenPlan
+
+Tick = Callable[[int], None]
+"""Called with the number of tokens just done; progress bars and rates come from it."""
+
+
+def no_tick(n_tokens: int) -> None:
+    """A Tick that nobody watches."""
 
 
 @dataclass(frozen=True)
@@ -26,4 +38,103 @@ class Subject:
     seed: int = 0
 
 
-__all__ = ["EvalRecord", "Sequence", "Subject"]
+@dataclass(frozen=True)
+class HostSubject:
+    """A subject of which it is known that it has a host and tokens."""
+
+    dictionary: Dictionary
+    point: str
+    host: Host
+    tokens: TokenPlan
+
+
+_REGISTRY: dict[str, type["Evaluation"]] = {}
+
+
+class Evaluation(ABC):
+    """One way of judging a dictionary: a name, a frozen config, a cost, and a list of figures.
+
+    Figures do not depend on batch size or document order (to 1e-6 relative), memory does not grow with the number of
+    tokens, and sums are accumulated in float64. A subclass says in its module docstring the formula and unit of each
+    figure, what it costs and what it cannot tell.
+    """
+
+    name: ClassVar[str]
+    needs_host: ClassVar[bool] = False
+    cost: ClassVar[str]
+    """What a run costs, in words: passes of the host, of the dictionary."""
+
+    class Config(FrozenModel):
+        """Settings, each with its unit."""
+
+    def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if name is None:
+            return
+        if name in _REGISTRY:
+            raise ValueError(f"the evaluation {name!r} is already taken by {_REGISTRY[name].__qualname__}")
+        _REGISTRY[name] = cls
+        cls.name = name
+
+    def __init__(self, **settings: Any) -> None:
+        self.config = self.Config(**settings)
+
+    @abstractmethod
+    def run(self, subject: Subject, tick: Tick = no_tick) -> list[EvalRecord]:
+        """All figures of the subject. Raises DataError where the held-out data are too few for any."""
+
+    @property
+    def n_tokens(self) -> int | None:
+        """Tokens that a run reads at most, where known beforehand: the length of its progress bar."""
+        return None
+
+    def missing(self, subject: Subject) -> str | None:
+        """Why this evaluation cannot be run on this subject; None where it can."""
+        if self.needs_host and (subject.host is None or subject.tokens is None):
+            return "needs a host and its text; this dictionary is judged on bare rows"
+        return None
+
+    def record(self, name: str, value: float | None, unit: str, n: int, **fields: Any) -> EvalRecord:
+        """An EvalRecord with this evaluation's settings; nan becomes None (undefined on these data)."""
+        value = None if value is None or value != value else float(value)
+        return EvalRecord(name=name, value=value, unit=unit, n=n, config=self.settings(), **fields)
+
+    def settings(self) -> dict[str, Any]:
+        """The config as JSON, with the evaluation's name."""
+        return {"evaluation": self.name, **self.config.model_dump(mode="json")}
+
+
+def with_host(subject: Subject) -> HostSubject:
+    """The subject's host parts; `Evaluation.missing` has excluded subjects without them."""
+    assert subject.host is not None and subject.tokens is not None, "an evaluation without needs_host asked for a host"
+    return HostSubject(subject.dictionary, subject.host.canonical(subject.spec.point), subject.host, subject.tokens)
+
+
+def available_evaluations() -> Mapping[str, type[Evaluation]]:
+    """All evaluations by name; each file of this room registers its own."""
+    import saetools.evals as room
+
+    for module in pkgutil.iter_modules(room.__path__):
+        importlib.import_module(f"{room.__name__}.{module.name}")
+    return dict(sorted(_REGISTRY.items()))
+
+
+def make_evaluation(name: str, **settings: Any) -> Evaluation:
+    """The evaluation of this name with its config filled from `settings`; an unknown name names the nearest one."""
+    known = available_evaluations()
+    if name not in known:
+        raise ConfigError(f"unknown evaluation {name!r}.{nearest(name, known)} Known: {', '.join(known)}.")
+    return known[name](**settings)
+
+
+__all__ = [
+    "EvalRecord",
+    "Evaluation",
+    "HostSubject",
+    "Subject",
+    "Tick",
+    "available_evaluations",
+    "make_evaluation",
+    "no_tick",
+    "with_host",
+]

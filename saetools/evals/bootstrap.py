@@ -1,0 +1,78 @@
+"""Sums per document and 95 % intervals from them: every evaluation's spread comes from here.
+
+Tokens of one document are not independent, so documents are resampled, not tokens: a resample draws as many documents
+as there are, with replacement; the statistic is computed from the sums of the drawn documents; the interval holds the
+middle 95 % of its values (percentile bootstrap; Efron and Tibshirani 1993, chapter 13).
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saetools import rng
+
+MAX_GROUPS = 4096
+MAX_BYTES = 64 << 20
+N_RESAMPLES = 1000
+LEVEL = 0.95
+
+Statistic = Callable[[np.ndarray], np.ndarray]
+"""totals [R, C] of the columns -> value [R]; row by row, so that a total of all documents is R = 1."""
+
+
+class DocumentSums:
+    """float64 sums of C columns over the rows of each document, in memory bounded whatever the number of documents.
+
+    Documents are numbered; those whose numbers agree modulo the number of groups (4096, or what fits into 64 MiB)
+    share a group, so that up to so many consecutive documents each have their own, and beyond that groups of documents
+    are resampled, which is as valid.
+    """
+
+    def __init__(self, n_columns: int) -> None:
+        self.n_groups = max(2, min(MAX_GROUPS, MAX_BYTES // (8 * n_columns)))
+        self.sums_GC = torch.zeros(self.n_groups, n_columns, dtype=torch.float64)
+        self.n_rows_G = torch.zeros(self.n_groups, dtype=torch.int64)
+
+    def add(self, document_N: Tensor, columns_NC: Tensor) -> None:
+        """Add each row's columns (float64, on the CPU) to those of its document."""
+        group_N = document_N.cpu() % self.n_groups
+        self.sums_GC.index_add_(0, group_N, columns_NC)
+        self.n_rows_G += torch.bincount(group_N, minlength=self.n_groups)
+
+    @property
+    def n_rows(self) -> int:
+        return int(self.n_rows_G.sum())
+
+    def totals(self) -> np.ndarray:
+        """float64 [C]: sums over everything."""
+        return self.sums_GC.sum(0).numpy()
+
+    def value(self, statistic: Statistic) -> float:
+        """The statistic of everything."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return float(statistic(self.totals()[None])[0])
+
+    def interval(self, statistic: Statistic, seed: int) -> tuple[float, float] | None:
+        """The statistic's 95 % interval over documents; None with fewer than two groups or where it is undefined."""
+        return bootstrap_interval(self.sums_GC[self.n_rows_G > 0].numpy(), statistic, seed)
+
+
+def bootstrap_interval(sums_GC: np.ndarray, statistic: Statistic, seed: int) -> tuple[float, float] | None:
+    """The middle 95 % of the statistic over 1000 resamples of the groups; the seed decides the resamples.
+
+    Resamples where the statistic is not finite are left out; None where fewer than half remain or G < 2.
+    """
+    n_groups = len(sums_GC)
+    if n_groups < 2:
+        return None
+    generator = rng.generator(seed, "bootstrap", n_groups)
+    counts_RG = generator.multinomial(n_groups, np.full(n_groups, 1 / n_groups), N_RESAMPLES)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values_R = statistic(counts_RG.astype(np.float64) @ sums_GC)
+    finite_R = values_R[np.isfinite(values_R)]
+    if 2 * len(finite_R) < N_RESAMPLES:
+        return None
+    low, high = np.quantile(finite_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)

@@ -1,0 +1,170 @@
+"""Running evaluations on a dictionary: what is finished is kept, what cannot be run is said.
+
+Each finished evaluation leaves `evaluations/<name>-<key>.json` in the output directory; the key stands for the
+dictionary's weights, the held-out data, the settings and the package version. Started again, an evaluation whose file
+is there is not computed. `eval.json` is the list of all records.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from saetools import __version__, atomic
+from saetools.activations.base import digest
+from saetools.config import EvaluationConfig
+from saetools.dictionaries.base import Dictionary
+from saetools.evals.base import EvalRecord, Evaluation, Subject, Tick, make_evaluation
+from saetools.evals.cost import Cost
+from saetools.evals.rows import RowEvaluation, run_together
+
+EVAL_FILE, KEPT = "eval.json", "evaluations"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One evaluation's end: its records, where they came from, and what they cost."""
+
+    name: str
+    records: list[EvalRecord]
+    status: str  # computed | kept | skipped
+    cost: str | None = None
+
+
+OnDone = Callable[[Outcome], None]
+
+
+def default_evaluations(section: EvaluationConfig) -> list[Evaluation]:
+    """The evaluations of every run, with the sizes that its config gives."""
+    return [
+        make_evaluation("reconstruction", n_tokens=section.n_tokens),
+        make_evaluation("sparsity", n_tokens=section.n_tokens),
+        make_evaluation("loss_recovered", n_tokens=section.n_ce_tokens, n_mean_tokens=section.n_ce_tokens),
+    ]
+
+
+def run_evaluations(
+    subject: Subject,
+    evaluations: Sequence[Evaluation],
+    directory: Path | None = None,
+    on_done: OnDone | None = None,
+    fresh: bool = False,
+    progress: bool = False,
+) -> list[EvalRecord]:
+    """All records in the order of `evaluations`, and `eval.json` in `directory` where one is given.
+
+    Row evaluations of equal length share one pass. `fresh` computes again what is there; `progress` shows a bar per
+    pass on stderr; `on_done` is told of each evaluation as it ends.
+    """
+    store = _Store(directory, subject, fresh)
+    outcomes: dict[int, Outcome] = {}
+
+    def done(i: int, outcome: Outcome) -> None:
+        outcomes[i] = outcome
+        if on_done is not None:
+            on_done(outcome)
+
+    todo = []
+    for i, evaluation in enumerate(evaluations):
+        reason, kept = evaluation.missing(subject), store.read(evaluation)
+        if reason is not None:
+            record = evaluation.record(evaluation.name, None, "none", 0, note=f"skipped: {reason}")
+            done(i, Outcome(evaluation.name, [record], "skipped"))
+        elif kept is not None:
+            done(i, Outcome(evaluation.name, kept, "kept"))
+        else:
+            todo.append(i)
+    for group in _passes([(i, evaluations[i]) for i in todo]):
+        members = [evaluation for _, evaluation in group]
+        cost, results = _run_pass(members, subject, progress)
+        for (i, evaluation), records in zip(group, results, strict=True):
+            records = [*records, _cost_record(evaluation, cost, [m.name for m in members])]
+            store.write(evaluation, records)
+            done(i, Outcome(evaluation.name, records, "computed", str(cost)))
+    records = [record for i in range(len(evaluations)) for record in outcomes[i].records]
+    if directory is not None:
+        atomic.write_json(directory / EVAL_FILE, [record.model_dump(mode="json") for record in records])
+    return records
+
+
+def read_records(path: Path) -> list[EvalRecord]:
+    """The records of an `eval.json`."""
+    return [EvalRecord.model_validate(entry) for entry in json.loads(path.read_text())]
+
+
+def dictionary_fingerprint(dictionary: Dictionary) -> str:
+    """32 hex digits of kind, config and all weights: equal fingerprints, equal codes."""
+    hashed = hashlib.sha256(json.dumps(dictionary.config.model_dump(mode="json"), sort_keys=True).encode())
+    for name, tensor in sorted(dictionary.state_dict().items()):
+        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        hashed.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()[:32]
+
+
+class _Store:
+    """Records of finished evaluations on disk; forgets everything without a directory."""
+
+    def __init__(self, directory: Path | None, subject: Subject, fresh: bool) -> None:
+        self.fresh = fresh
+        self.directory = None if directory is None else atomic.make_directory(directory / KEPT)
+        self.identity: dict[str, Any] = {}
+        if directory is not None:
+            self.identity = {
+                "dictionary": dictionary_fingerprint(subject.dictionary),
+                "heldout": subject.heldout.fingerprint(),
+                "seed": subject.seed,
+                "version": __version__,
+            }
+
+    def path(self, evaluation: Evaluation) -> Path | None:
+        key = digest({**self.identity, **evaluation.settings()})[:16]
+        return None if self.directory is None else self.directory / f"{evaluation.name}-{key}.json"
+
+    def read(self, evaluation: Evaluation) -> list[EvalRecord] | None:
+        path = self.path(evaluation)
+        return None if path is None or self.fresh or not path.exists() else read_records(path)
+
+    def write(self, evaluation: Evaluation, records: list[EvalRecord]) -> None:
+        path = self.path(evaluation)
+        if path is not None:
+            atomic.write_json(path, [record.model_dump(mode="json") for record in records])
+
+
+def _passes(todo: list[tuple[int, Evaluation]]) -> Iterator[list[tuple[int, Evaluation]]]:
+    """What runs together: row evaluations of equal length share a pass, every other has its own."""
+    groups: dict[Any, list[tuple[int, Evaluation]]] = {}
+    for i, evaluation in todo:
+        key = ("rows", evaluation.config.n_tokens) if isinstance(evaluation, RowEvaluation) else i
+        groups.setdefault(key, []).append((i, evaluation))
+    yield from groups.values()
+
+
+def _run_pass(members: Sequence[Evaluation], subject: Subject, progress: bool) -> tuple[Cost, list[list[EvalRecord]]]:
+    with Cost() as cost, _bar(members, progress, cost) as tick:
+        rows = [member for member in members if isinstance(member, RowEvaluation)]
+        results = run_together(rows, subject, tick) if rows else [members[0].run(subject, tick)]
+    return cost, results
+
+
+@contextmanager
+def _bar(members: Sequence[Evaluation], progress: bool, cost: Cost) -> Iterator[Tick]:
+    """A Tick that counts into `cost` and moves a bar, where one is wanted."""
+    title = " + ".join(member.name for member in members)
+    with tqdm(total=members[0].n_tokens, desc=title, unit="token", unit_scale=True, disable=not progress) as bar:
+
+        def tick(n_tokens: int) -> None:
+            cost.tick(n_tokens)
+            bar.update(n_tokens)
+
+        yield tick
+
+
+def _cost_record(evaluation: Evaluation, cost: Cost, together: list[str]) -> EvalRecord:
+    shared = f"; one pass for {', '.join(together)}" if len(together) > 1 else ""
+    return evaluation.record(f"cost_{evaluation.name}", cost.seconds, "seconds", cost.n_tokens, note=f"{cost}{shared}")

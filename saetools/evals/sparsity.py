@@ -1,0 +1,155 @@
+"""How many features fire, how often, and which never do. A feature fires where its value is not zero.
+
+    l0_mean, l0_sd                  features per token; sd over tokens (divisor N)
+    dead_fraction                   share of features that never fire in the N tokens read: quote it with N
+    rare_fraction, dense_fraction   share that fire in less than `rare_below`, in more than `dense_above` of tokens
+    zipf_exponent                   s of density_r ~ (r + q)^-s; the series holds q, the error and both curves
+    under_used_fraction             share (dead included) with a density below `under_used_share` of that law
+    outlier_severity                gamma = ||mean x|| / ||sd x|| of the host's activations; sd by coordinate
+
+dead_fraction carries the curve over numbers of tokens n < N: mean over features of (1 - n/N)^count, which is the
+expected share that a random n of the N tokens would leave dead. It has no bootstrap interval: resampling can only
+kill features, never revive them. `l0_mean` carries quantiles, `rare_fraction` the histogram of log10 density.
+
+Cost: one encode per row. Cannot tell: whether the features that fire mean anything.
+"""
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from saetools.evals.base import EvalRecord, Subject
+from saetools.evals.bootstrap import DocumentSums
+from saetools.evals.rows import CodedRows, RowEvaluation
+from saetools.functional.statistics import density_F, firing_counts_F, l0_N
+from saetools.functional.zipf import zipf_mandelbrot_fit
+
+QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+BINS_PER_DECADE = 4
+CURVE_POINTS = 64
+
+
+class Sparsity(RowEvaluation, name="sparsity"):
+    """L0, dead, rare and dense features, the density law and the activations' outlier severity."""
+
+    cost = "one encode per row"
+
+    class Config(RowEvaluation.Config):
+        """Borders between rare, ordinary and dense."""
+
+        rare_below: float = Field(1e-4, gt=0, lt=1, description="density (fraction of tokens) below which one is rare")
+        dense_above: float = Field(0.1, gt=0, lt=1, description="density above which a feature is dense")
+        under_used_share: float = Field(0.5, gt=0, lt=1, description="of the fitted density, below which under-used")
+
+    config: Config
+
+    def start(self, subject: Subject) -> "_Tally":
+        return _Tally(self, subject)
+
+
+class _Tally:
+    def __init__(self, evaluation: Sparsity, subject: Subject) -> None:
+        n_features, d_model = subject.dictionary.config.n_features, subject.spec.d_model
+        self.evaluation, self.config, self.seed = evaluation, evaluation.config, subject.seed
+        self.counts_F = torch.zeros(n_features, dtype=torch.int64)
+        self.l0_counts = torch.zeros(n_features + 1, dtype=torch.int64)  # tokens with so many features
+        self.l0_sums = DocumentSums(2)  # tokens, L0
+        self.activation_sums = DocumentSums(2 + d_model)  # tokens, ||x||^2, x
+
+    def add(self, rows: CodedRows) -> None:
+        document_N, l0 = rows.where_N2[:, 0], l0_N(rows.code).cpu()
+        self.counts_F += firing_counts_F(rows.code).cpu()
+        self.l0_counts += torch.bincount(l0, minlength=len(self.l0_counts))
+        ones_N = torch.ones(len(l0), dtype=torch.float64)
+        self.l0_sums.add(document_N, torch.stack([ones_N, l0.double()], 1))
+        x_ND = rows.x_ND.cpu().double()
+        columns = torch.cat([ones_N[:, None], x_ND.square().sum(1, keepdim=True), x_ND], 1)
+        self.activation_sums.add(document_N, columns)
+
+    def records(self) -> list[EvalRecord]:
+        return [*self._l0(), *self._life(), *self._law(), self._severity()]
+
+    @property
+    def n(self) -> int:
+        return self.l0_sums.n_rows
+
+    def _l0(self) -> list[EvalRecord]:
+        def mean(totals: np.ndarray) -> np.ndarray:
+            return totals[:, 1] / totals[:, 0]
+
+        value, counts = self.l0_sums.value(mean), self.l0_counts.double()
+        squares = float((counts * (torch.arange(len(counts)).double() - value) ** 2).sum())
+        cumulative = counts.cumsum(0)
+        at = [int(torch.searchsorted(cumulative, max(1.0, np.ceil(q * self.n)))) for q in QUANTILES]
+        quantiles = {"quantile": list(QUANTILES), "l0": [float(i) for i in at]}
+        interval = self.l0_sums.interval(mean, self.seed)
+        record, unit = self.evaluation.record, "features per token"
+        return [
+            record("l0_mean", value, unit, self.n, spread=interval, series=quantiles),
+            record("l0_sd", (squares / self.n) ** 0.5, unit, self.n),
+        ]
+
+    def _life(self) -> list[EvalRecord]:
+        density, record, unit = density_F(self.counts_F, self.n), self.evaluation.record, "fraction of features"
+        alive, rare = density > 0, density < self.config.rare_below
+        note = f"over {self.n:,} tokens"
+        return [
+            record("dead_fraction", _share(~alive), unit, self.n, series=self._dead_curve(), note=note),
+            record("rare_fraction", _share(alive & rare), unit, self.n, series=self._histogram(), note=note),
+            record("dense_fraction", _share(density > self.config.dense_above), unit, self.n, note=note),
+        ]
+
+    def _dead_curve(self) -> dict[str, list[float]]:
+        """Expected dead fraction over n tokens, n halved from N down to 1."""
+        tokens = [self.n / 2**i for i in range(int(np.log2(self.n)) + 1)][::-1]
+        values, n_with = torch.unique(self.counts_F, return_counts=True)
+        dead = [float((n_with * (1 - n / self.n) ** values.double()).sum() / n_with.sum()) for n in tokens]
+        return {"tokens": tokens, "dead_fraction": dead}
+
+    def _histogram(self) -> dict[str, list[float]]:
+        """Living features by log10 of their density, in quarter decades from the one that holds 1 / N."""
+        fired = self.counts_F[self.counts_F > 0].double()
+        lowest = -int(np.ceil(np.log10(self.n)))
+        edges = np.linspace(lowest, 0, -lowest * BINS_PER_DECADE + 1) if lowest else np.array([-1.0, 0.0])
+        counts, _ = np.histogram(np.clip(np.log10(fired.numpy() / self.n), edges[0], 0), edges)
+        return {"log10_density_edge": edges.tolist(), "features": counts.astype(float).tolist()}
+
+    def _law(self) -> list[EvalRecord]:
+        counts = np.sort(self.counts_F.numpy())[::-1]
+        fit, record = zipf_mandelbrot_fit(counts, self.n), self.evaluation.record
+        if fit is None:
+            note = "too few features fired often enough to fit a law"
+            return [
+                record("zipf_exponent", None, "exponent", self.n, note=note),
+                record("under_used_fraction", None, "fraction of features", self.n, note=note),
+            ]
+        ranks = np.arange(1, len(counts) + 1)
+        under = counts / self.n < self.config.under_used_share * fit.density(ranks)
+        shown = np.unique(np.geomspace(1, len(counts), CURVE_POINTS).astype(int))
+        series = {
+            "offset": [fit.offset],
+            "rms_log_error": [fit.rms_log_error],
+            "ranks_fitted": [float(fit.n_ranks)],
+            "rank": shown.astype(float).tolist(),
+            "density": (counts[shown - 1] / self.n).tolist(),
+            "fitted_density": fit.density(shown).tolist(),
+        }
+        return [
+            record("zipf_exponent", fit.exponent, "exponent", self.n, series=series),
+            record("under_used_fraction", float(under.mean()), "fraction of features", self.n),
+        ]
+
+    def _severity(self) -> EvalRecord:
+        def severity(totals: np.ndarray) -> np.ndarray:
+            mean_square = np.square(totals[:, 2:] / totals[:, :1]).sum(1)
+            variance = totals[:, 1] / totals[:, 0] - mean_square
+            return np.sqrt(mean_square / np.where(variance > 0, variance, np.nan))
+
+        sums = self.activation_sums
+        return self.evaluation.record(
+            "outlier_severity", sums.value(severity), "ratio", self.n, spread=sums.interval(severity, self.seed)
+        )
+
+
+def _share(mask_F: torch.Tensor) -> float:
+    return float(mask_F.double().mean())

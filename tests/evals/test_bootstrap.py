@@ -1,0 +1,53 @@
+"""The interval is that of a mean of independent documents, and memory is bounded."""
+
+import numpy as np
+import pytest
+import torch
+
+from saetools.evals.bootstrap import MAX_BYTES, DocumentSums, bootstrap_interval
+
+
+def mean(totals):
+    return totals[:, 1] / totals[:, 0]
+
+
+def test_width_is_that_of_the_normal_approximation():
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    low, high = bootstrap_interval(np.stack([np.ones(400), values], 1), mean, seed=0)
+    assert low < values.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 * 2 / 20, rel=0.15)
+
+
+def test_documents_not_tokens_are_resampled():
+    """Copies of a row within its document must not narrow the interval."""
+    values = np.random.default_rng(0).normal(size=50)
+
+    def interval(copies):
+        sums = DocumentSums(2)
+        rows = torch.from_numpy(np.repeat(np.stack([np.ones(50), values], 1), copies, 0))
+        sums.add(torch.arange(50).repeat_interleave(copies), rows)
+        return sums.interval(mean, 0)
+
+    assert interval(20) == pytest.approx(interval(1), rel=1e-12)
+
+
+def test_many_documents_share_groups_and_keep_the_totals():
+    sums = DocumentSums(2)
+    documents = torch.randint(0, 10**9, (20_000,))
+    rows = torch.rand(20_000, 2, dtype=torch.float64)
+    for part in range(0, 20_000, 1000):
+        sums.add(documents[part : part + 1000], rows[part : part + 1000])
+    assert sums.n_rows == 20_000 and sums.n_groups == 4096
+    np.testing.assert_allclose(sums.totals(), rows.sum(0).numpy(), rtol=1e-12)
+    assert DocumentSums(10_000).sums_GC.numel() * 8 <= MAX_BYTES
+
+
+def test_undefined_without_two_documents_or_finite_values():
+    assert bootstrap_interval(np.ones((1, 2)), mean, 0) is None
+    assert bootstrap_interval(np.zeros((5, 2)), mean, 0) is None
+
+
+def test_the_seed_decides():
+    sums = np.random.default_rng(0).random((30, 2))
+    assert bootstrap_interval(sums, mean, 1) == bootstrap_interval(sums, mean, 1)
+    assert bootstrap_interval(sums, mean, 1) != bootstrap_interval(sums, mean, 2)

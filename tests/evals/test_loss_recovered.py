@@ -1,0 +1,136 @@
+"""Splicing against a loop over windows, and closed forms of CE and KL."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from small_hosts import D_MODEL, LinearHost, by_name, host_subject, scaled_copy
+
+from saetools.evals.loss_recovered import LossRecovered
+from saetools.evals.splicing import cross_entropy_N, kl_N, log_probabilities
+
+
+def figures(subject, **settings):
+    return by_name(LossRecovered(**settings).run(subject))
+
+
+def test_kl_and_ce_of_a_known_shift():
+    """From uniform over V, adding s to one logit gives KL = ln((e^s + V - 1) / V) - s / V."""
+    V, s = 7, 1.3
+    p, q = torch.zeros(1, V), torch.zeros(1, V)
+    q[0, 2] = s
+    log_p, log_q = log_probabilities(p), log_probabilities(q)
+    normaliser = math.log(math.exp(s) + V - 1)
+    assert float(kl_N(log_p, log_q)) == pytest.approx(normaliser - math.log(V) - s / V, rel=1e-6)
+    assert float(kl_N(log_p, log_p)) == 0
+    assert float(cross_entropy_N(log_q, torch.tensor([2]))) == pytest.approx(normaliser - s, rel=1e-6)
+    certain = torch.tensor([[0.0, -torch.inf]])
+    assert float(kl_N(log_probabilities(certain), log_probabilities(torch.zeros(1, 2)))) == pytest.approx(math.log(2))
+
+
+def brute_force(subject, replacement):
+    """(document, position, ce, log_q) of each counted prediction, window by window."""
+    host, found = subject.host, []
+    for batch in subject.tokens.batches(0):
+        for ids, keep, document, position in zip(batch.ids_BT, batch.keep_BT, batch.document_B, batch.position_BT):
+            x = host._resid(torch.from_numpy(ids)[None])[0]
+            for t in np.flatnonzero(keep):
+                x[t] = replacement(x[t])
+            logits = ((x + 0.1 * x.cumsum(0)) @ host.U.T).double()
+            log_q = torch.log_softmax(logits, -1)
+            found += [
+                (document, position[t], float(-log_q[t, ids[t + 1]]), log_q[t])
+                for t in range(len(ids) - 1)
+                if keep[t] and keep[t + 1]
+            ]
+    return found
+
+
+def test_equals_brute_force():
+    subject = host_subject()
+    found = figures(subject)
+    mean = torch.cat([rows.x_ND for _, rows in subject.heldout.batches()]).mean(0)
+    runs = {
+        "original": brute_force(subject, lambda x: x),
+        "spliced": brute_force(subject, lambda x: subject.dictionary(x[None]).detach()[0]),
+        "zero": brute_force(subject, torch.zeros_like),
+        "mean": brute_force(subject, lambda x: mean),
+    }
+    ce = {name: np.mean([row[2] for row in rows]) for name, rows in runs.items()}
+    kl = {
+        name: np.mean([float((p[3].exp() * (p[3] - q[3])).sum()) for p, q in zip(runs["original"], rows, strict=True)])
+        for name, rows in runs.items()
+    }
+    n = len(runs["original"])
+    for name in runs:
+        assert found[f"ce_{name}"].value == pytest.approx(ce[name], rel=1e-5)
+        assert found[f"ce_{name}"].n == n
+    for reference in ("zero", "mean"):
+        assert found[f"kl_{reference}"].value == pytest.approx(kl[reference], rel=1e-5)
+        recovered = (ce[reference] - ce["spliced"]) / (ce[reference] - ce["original"])
+        assert found[f"ce_recovered_{reference}"].value == pytest.approx(recovered, rel=1e-4)
+        assert found[f"kl_recovered_{reference}"].value == pytest.approx(1 - kl["spliced"] / kl[reference], rel=1e-4)
+    added = np.array([s[2] - o[2] for s, o in zip(runs["spliced"], runs["original"], strict=True)])
+    series = found["ce_spliced"].series
+    np.testing.assert_allclose(series["nats_added"], np.quantile(added, series["quantile"]), atol=1e-5)
+    worst = int(added.argmax())
+    assert (series["worst_document"][0], series["worst_position"][0]) == runs["original"][worst][:2]
+    assert f"doc{runs['original'][worst][0]}" in found["ce_spliced"].note
+
+
+def test_a_perfect_dictionary_recovers_all_and_zero_recovers_none():
+    perfect = figures(host_subject(scaled_copy(D_MODEL, 1.0)))
+    assert perfect["ce_recovered_zero"].value == pytest.approx(1, abs=1e-5)
+    assert perfect["kl_recovered_mean"].value == pytest.approx(1, abs=1e-5)
+    nothing = figures(host_subject(scaled_copy(D_MODEL, 0.0)))
+    assert nothing["ce_recovered_zero"].value == pytest.approx(0, abs=1e-6)
+    assert nothing["kl_recovered_zero"].value == pytest.approx(0, abs=1e-6)
+
+
+def test_the_whole_error_term_gives_the_original_back():
+    found = figures(host_subject(), error_term=1.0)
+    assert found["ce_spliced"].value == pytest.approx(found["ce_original"].value, abs=1e-6)
+    assert found["kl_spliced"].value == pytest.approx(0, abs=1e-9)
+    half = figures(host_subject(), error_term=0.5)
+    assert 0 < half["kl_spliced"].value < figures(host_subject())["kl_spliced"].value
+
+
+def test_batches_windows_and_order_do_not_matter(monkeypatch):
+    base = figures(host_subject(host_batch=4))
+    monkeypatch.setattr("saetools.evals.splicing.LOGIT_BYTES", 1)  # one window at a time
+    one_by_one = figures(host_subject(host_batch=3))
+    monkeypatch.undo()
+    reordered = figures(host_subject(order=[5, 2, 11, 0, 1, 7, 3, 4, 10, 6, 8, 9]))
+    for name, record in base.items():
+        assert one_by_one[name].value == pytest.approx(record.value, rel=1e-6), name
+        assert reordered[name].value == pytest.approx(record.value, rel=1e-6), name
+
+
+def test_the_limit_is_exact():
+    assert figures(host_subject(), n_tokens=37)["ce_zero"].n == 37
+
+
+def test_outliers_keep_their_activations():
+    host = LinearHost()
+    host.embedding[5] *= 1000
+    subject = host_subject(scaled_copy(D_MODEL, 0.0), host=host, n=40)
+    found = figures(subject)
+    assert "outliers" in found["ce_recovered_zero"].note
+    seen = []
+
+    def spy(ids_BT, edits=None, own=host.logits):
+        def watched(edit):
+            def apply(x):
+                y = edit(x)
+                big = x.norm(dim=-1) > 100
+                seen.append((int(big.sum()), bool((y[big] == x[big]).all())))
+                return y
+
+            return apply
+
+        return own(ids_BT, {point: watched(edit) for point, edit in (edits or {}).items()})
+
+    host.logits = spy
+    figures(subject)
+    assert sum(n for n, _ in seen) > 0 and all(equal for _, equal in seen)

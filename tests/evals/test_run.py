@@ -1,0 +1,96 @@
+"""Running, keeping and listing evaluations."""
+
+import json
+
+import pytest
+import torch
+from small_hosts import by_name, host_subject, row_subject
+
+from saetools.config import EvaluationConfig
+from saetools.dictionaries.topk import TopK
+from saetools.errors import ConfigError
+from saetools.evals.base import available_evaluations, make_evaluation
+from saetools.evals.run import default_evaluations, read_records, run_evaluations
+from saetools.evals.table import table
+
+MAIN = {"fvu", "l0_mean", "dead_fraction", "ce_recovered_zero", "ce_recovered_mean", "kl_recovered_zero"}
+
+
+def small():
+    return default_evaluations(EvaluationConfig(n_tokens=100, n_ce_tokens=50))
+
+
+def test_all_figures_are_written_and_shown(tmp_path):
+    outcomes = []
+    records = run_evaluations(host_subject(), small(), tmp_path, outcomes.append)
+    assert set(by_name(records)) >= MAIN
+    assert read_records(tmp_path / "eval.json") == records
+    assert [o.status for o in outcomes] == ["computed"] * 3
+    assert all("tokens/s" in o.cost and "peak memory" in o.cost for o in outcomes)
+    assert "one pass for reconstruction, sparsity" in by_name(records)["cost_sparsity"].note
+    shown = table(records)
+    assert all(name in shown for name in MAIN) and all(len(line) <= 110 for line in shown.splitlines()[:20])
+
+
+def test_together_equals_alone():
+    together = by_name(run_evaluations(host_subject(), small()))
+    for evaluation in small():
+        for record in evaluation.run(host_subject()):
+            assert together[record.name] == record
+
+
+def test_finished_evaluations_are_kept_and_an_interruption_loses_only_the_rest(tmp_path, monkeypatch):
+    from saetools.evals.loss_recovered import LossRecovered
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LossRecovered, "run", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_evaluations(host_subject(), small(), tmp_path)
+    assert not (tmp_path / "eval.json").exists()
+    outcomes = []
+    first = run_evaluations(host_subject(), small(), tmp_path, outcomes.append)
+    assert {o.name: o.status for o in outcomes} == {
+        "reconstruction": "kept",
+        "sparsity": "kept",
+        "loss_recovered": "computed",
+    }
+    outcomes.clear()
+    assert run_evaluations(host_subject(), small(), tmp_path, outcomes.append) == first
+    assert {o.status for o in outcomes} == {"kept"}
+    outcomes.clear()
+    run_evaluations(host_subject(), small(), tmp_path, outcomes.append, fresh=True)
+    assert {o.status for o in outcomes} == {"computed"}
+
+
+def test_other_weights_data_or_settings_are_computed_again(tmp_path):
+    def statuses(subject, evaluations):
+        outcomes = []
+        run_evaluations(subject, evaluations, tmp_path, outcomes.append)
+        return {o.status for o in outcomes}
+
+    subject = host_subject()
+    assert statuses(subject, small()) == {"computed"}
+    assert statuses(subject, [make_evaluation("sparsity", n_tokens=99)]) == {"computed"}
+    assert statuses(host_subject(n=13), small()) == {"computed"}
+    with torch.no_grad():
+        subject.dictionary.b_dec_D[0] += 1
+    assert statuses(subject, small()) == {"computed"}
+
+
+def test_what_cannot_be_run_is_said(tmp_path, gaussian):
+    subject = row_subject(TopK(TopK.configure(n_features=8, k=2), 5), gaussian)
+    records = by_name(run_evaluations(subject, small(), tmp_path))
+    assert records["loss_recovered"].value is None
+    assert "skipped" in records["loss_recovered"].note and "host" in records["loss_recovered"].note
+    assert "fvu" in records
+    assert any(e["name"] == "loss_recovered" for e in json.loads((tmp_path / "eval.json").read_text()))
+
+
+def test_registry():
+    assert {"reconstruction", "sparsity", "loss_recovered"} <= set(available_evaluations())
+    for name, kind in available_evaluations().items():
+        assert kind.cost and kind.name == name and kind.__module__.startswith("saetools.evals.")
+    with pytest.raises(ConfigError, match='Did you mean "sparsity"'):
+        make_evaluation("sparsty")
+    with pytest.raises(ValueError, match="n_token"):
+        make_evaluation("sparsity", n_token=3)

@@ -1,0 +1,116 @@
+"""Sparsity figures on codes that are planted one by one."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from small_hosts import by_name, row_subject
+
+from saetools.dictionaries.code import SparseCode
+from saetools.dictionaries.topk import TopK
+from saetools.evals.rows import coded_rows
+from saetools.evals.sparsity import Sparsity
+
+
+@dataclass
+class Given:
+    """A dictionary whose code of row n is a given one: column 0 of the row is n."""
+
+    code_NF: torch.Tensor
+    device = torch.device("cpu")
+
+    @property
+    def config(self):
+        return TopK.configure(n_features=self.code_NF.shape[1], k=1)
+
+    def encode(self, x_ND, fields=None):
+        return SparseCode.from_dense(self.code_NF[x_ND[:, 0].long()])
+
+    def decode(self, code):
+        return torch.zeros(len(code), 2)
+
+
+def figures(code_NF, n_tokens=10**6, **settings):
+    rows = torch.stack([torch.arange(len(code_NF)).float(), torch.ones(len(code_NF))], 1)
+    return by_name(Sparsity(n_tokens=n_tokens, **settings).run(row_subject(Given(code_NF), rows, batch=33)))
+
+
+def test_planted_counts():
+    code = torch.zeros(1000, 6)
+    code[:500, 0] = 1.0
+    code[:2, 1] = -3.0  # signed values fire
+    code[::4, 2] = 0.5
+    code[7, 3] = 1e-30
+    found = figures(code, rare_below=0.005, dense_above=0.3)
+    assert found["l0_mean"].value == pytest.approx((500 + 2 + 250 + 1) / 1000)
+    l0 = (code != 0).sum(1).double()
+    assert found["l0_sd"].value == pytest.approx(float(l0.std(correction=0)))
+    assert found["dead_fraction"].value == pytest.approx(2 / 6)
+    assert found["rare_fraction"].value == pytest.approx(2 / 6)
+    assert found["dense_fraction"].value == pytest.approx(1 / 6)
+    assert found["dead_fraction"].n == 1000 and "1,000 tokens" in found["dead_fraction"].note
+    histogram = found["rare_fraction"].series
+    assert sum(histogram["features"]) == 4
+    assert histogram["features"][-4:] == [0, 1, 1, 0]  # 0.25 and 0.5 lie below and above 10^-0.5
+    assert histogram["features"][0] == 1  # 1 / 1000
+
+
+def test_quantiles_are_exact():
+    generator = np.random.default_rng(0)
+    code = torch.from_numpy((generator.random((501, 30)) < 0.3).astype(np.float32))
+    series = figures(code)["l0_mean"].series
+    l0 = (code != 0).sum(1).numpy()
+    expected = np.quantile(l0, series["quantile"], method="inverted_cdf")
+    assert series["l0"] == expected.tolist()
+
+
+def test_dead_curve_is_the_expectation_over_subsamples():
+    """Brute force: how often is a feature silent in half of the rows, drawn at random?"""
+    generator = np.random.default_rng(0)
+    code = torch.from_numpy((generator.random((1024, 200)) < np.geomspace(1e-3, 0.05, 200)).astype(np.float32))
+    series = figures(code)["dead_fraction"].series
+    half = series["dead_fraction"][series["tokens"].index(512)]
+    drawn = [float((code[generator.permutation(1024)[:512]].sum(0) == 0).double().mean()) for _ in range(200)]
+    assert half == pytest.approx(np.mean(drawn), abs=0.01)
+    assert series["dead_fraction"][-1] == float((code.sum(0) == 0).double().mean())
+
+
+def test_planted_law_is_recovered():
+    n, rank = 20_000, np.arange(1, 401)
+    counts = (0.5 * n * ((rank + 3.0) / 4) ** -1.2).round().astype(int)
+    code = torch.zeros(n, 400)
+    for f, count in enumerate(counts):
+        code[:count, 399 - f] = 1
+    law = figures(code)
+    assert law["zipf_exponent"].value == pytest.approx(1.2, rel=0.05)
+    assert law["zipf_exponent"].series["offset"][0] == pytest.approx(3, rel=0.2)
+    assert law["zipf_exponent"].series["rms_log_error"][0] < 0.05
+    assert law["under_used_fraction"].value == 0
+    code[:, :100] = 0
+    assert figures(code)["under_used_fraction"].value == pytest.approx(0.25)
+
+
+def test_severity_is_the_ratio_of_mean_to_deviation():
+    code = torch.zeros(100, 3)
+    record = figures(code)["outlier_severity"]
+    x = np.stack([np.arange(100), np.ones(100)], 1)
+    assert record.value == pytest.approx(np.linalg.norm(x.mean(0)) / np.linalg.norm(x.std(0)), rel=1e-9)
+    assert figures(code)["l0_mean"].value == 0 and figures(code)["dead_fraction"].value == 1
+
+
+def test_permuting_features_changes_nothing(gaussian):
+    dictionary = TopK(TopK.configure(n_features=40, k=4), 5)
+    base = by_name(Sparsity().run(row_subject(dictionary, gaussian)))
+    order = torch.randperm(40)
+    with torch.no_grad():
+        for name in ("W_enc_FD", "W_dec_FD", "b_enc_F"):
+            getattr(dictionary, name).copy_(getattr(dictionary, name)[order])
+    for name, record in by_name(Sparsity().run(row_subject(dictionary, gaussian, batch=9))).items():
+        assert record.value == pytest.approx(base[name].value, rel=1e-9), name
+
+
+def test_rows_are_cut_to_the_limit_and_the_stream_is_closed(gaussian):
+    subject = row_subject(TopK(TopK.configure(n_features=8, k=1), 5), gaussian, batch=64)
+    seen = [len(rows.x_ND) for rows in coded_rows(subject, 100)]
+    assert seen == [64, 36]

@@ -1,0 +1,28 @@
+"""The rank-frequency fit on laws that are known."""
+
+import numpy as np
+import pytest
+
+from saetools.functional.zipf import zipf_mandelbrot_fit
+
+
+@pytest.mark.parametrize(("exponent", "offset"), [(1.0, 0.0), (0.7, 5.0), (1.8, 20.0)])
+def test_exact_law(exponent, offset):
+    rank = np.arange(1, 501)
+    counts = 1e9 * (rank + offset) ** -exponent
+    fit = zipf_mandelbrot_fit(np.random.default_rng(0).permutation(counts), 10**9)
+    assert fit.exponent == pytest.approx(exponent, rel=1e-2)
+    assert fit.offset == pytest.approx(offset, rel=0.05, abs=0.02)
+    np.testing.assert_allclose(fit.density(rank), counts / 1e9, rtol=1e-2)
+
+
+def test_rare_features_do_not_bend_the_fit():
+    rank = np.arange(1, 301)
+    counts = 1e5 * rank**-1.0
+    with_tail = np.concatenate([counts, np.full(300, 3.0)])
+    assert zipf_mandelbrot_fit(with_tail, 10**6) == zipf_mandelbrot_fit(counts, 10**6)
+
+
+@pytest.mark.parametrize("counts", [[], [20, 30, 40], [50] * 10, [1] * 100])
+def test_nothing_to_fit(counts):
+    assert zipf_mandelbrot_fit(np.array(counts), 1000) is None
