@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from saetools import __version__, atomic
+import saetools
+from saetools import atomic
 from saetools.activations.base import digest
 from saetools.config import EvaluationConfig
 from saetools.dictionaries.base import Dictionary
@@ -119,7 +120,7 @@ class _Store:
                 "dictionary": dictionary_fingerprint(subject.dictionary),
                 "heldout": subject.heldout.fingerprint(),
                 "seed": subject.seed,
-                "version": __version__,
+                "version": saetools.__version__,
             }
 
     def path(self, evaluation: Evaluation) -> Path | None:
