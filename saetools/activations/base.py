@@ -93,6 +93,11 @@ class RowSource(Protocol):
     @property
     def calibration(self) -> Calibration: ...
 
+    @property
+    def n_batches(self) -> int | None:
+        """Host batches in an epoch; None while or where it is not known."""
+        ...
+
     def batches(self, start: int = 0) -> NumberedBatches: ...
 
     def document_id(self, number: int) -> str:

@@ -21,11 +21,15 @@ _CHUNK = 1024  # rows converted to float64 at a time; fixed, so that sums do not
 class Batches(Protocol):
     """What calibration needs of a source; sources that are not calibrated yet offer it too."""
 
+    @property
+    def n_batches(self) -> int | None: ...
+
     def batches(self, start: int = 0) -> NumberedBatches: ...
 
 
 def calibrate(source: Batches, n_rows: int) -> Calibration:
-    """Measure the first `n_rows` rows of a source that drops no outliers (all of them, where it has fewer).
+    """Measure the first `n_rows` rows of a source that drops no outliers (those of one epoch, where it has
+    fewer).
 
     Raises DataError where there are no rows, or where they are all equal. The record says how many were measured.
     """
@@ -39,6 +43,8 @@ def calibrate_all(sources: Sequence[Batches], n_rows: int) -> list[Calibration]:
     counts = [0] * len(sources)
     try:
         for group in zip(*streams, strict=False):
+            if any(s.n_batches is not None and n >= s.n_batches for s, (n, _) in zip(sources, group, strict=True)):
+                break  # a second epoch would count rows twice
             for i, (_, batch) in enumerate(group):
                 piece = batch.x_ND[: n_rows - counts[i]]
                 taken[i].append(piece.cpu())

@@ -1,10 +1,7 @@
 """Rows made while training: tokens go through the host, kept tokens become rows."""
 
-from __future__ import annotations
-
 from collections.abc import Generator, Sequence
 from threading import Lock
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,9 +13,7 @@ from saetools.errors import ConfigError, DataError
 from saetools.lm.base import Host
 from saetools.records import Calibration, PointSpec
 from saetools.text.base import TokenBatch
-
-if TYPE_CHECKING:
-    from saetools.text.packing import TokenPlan
+from saetools.text.packing import TokenPlan
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {
     "float32": torch.float32,
@@ -137,7 +132,11 @@ class LiveSource:
             raise ConfigError("This source is not calibrated: use `calibrate` and `with_calibration` first.")
         return self._calibration
 
-    def with_calibration(self, calibration: Calibration) -> LiveSource:
+    @property
+    def n_batches(self) -> int | None:
+        return self.plan.n_batches
+
+    def with_calibration(self, calibration: Calibration) -> "LiveSource":
         """The same source, calibrated; it shares the forward passes."""
         host_pass = self.host_pass
         return LiveSource(

@@ -42,8 +42,8 @@ class PlantedConfig(FrozenModel):
     def _consistent(self) -> "PlantedConfig":
         if self.coefficient_low > self.coefficient_high:
             raise ValueError("coefficient_low exceeds coefficient_high")
-        if self.mean_active >= self.n_features:
-            raise ValueError("mean_active must be less than n_features")
+        if self.mean_active > self.n_features / 4:
+            raise ValueError("mean_active exceeds a quarter of n_features: that is not sparse")
         return self
 
 
@@ -76,16 +76,15 @@ class Planted:
     def probability_F(self) -> Tensor:
         """Firing probability of each feature given that its parent, if any, fires; sums to mean_active (float64).
 
-        p_i = min(c (i + 1)^-exponent, 0.5 or more where mean_active needs it), c found by bisection.
+        p_i = min(c (i + 1)^-exponent, 1/2), c found by bisection.
         """
         weights = torch.arange(1, self.config.n_features + 1, dtype=torch.float64) ** -self.config.zipf_exponent
-        cap = max(0.5, (1 + self.config.mean_active / self.config.n_features) / 2)
-        low, high = 0.0, cap / float(weights.min())
+        low, high = 0.0, 0.5 / float(weights.min())
         for _ in range(100):
             middle = (low + high) / 2
-            too_many = float((middle * weights).clamp(max=cap).sum()) > self.config.mean_active
+            too_many = float((middle * weights).clamp(max=0.5).sum()) > self.config.mean_active
             low, high = (low, middle) if too_many else (middle, high)
-        return (low * weights).clamp(max=cap)
+        return (low * weights).clamp(max=0.5)
 
     @cached_property
     def parent_F(self) -> Tensor:
@@ -135,6 +134,11 @@ class PlantedSource:
         n_blocks = -(-self.calibration_rows // self.batch_rows)
         blocks = [self.planted.block(i, self.batch_rows, "train").x_ND for i in range(n_blocks)]
         return measure(torch.cat(blocks)[: self.calibration_rows])
+
+    @property
+    def n_batches(self) -> int | None:
+        """None for the train split, which never repeats."""
+        return self.n_heldout_batches if self.split == "heldout" else None
 
     def batches(self, start: int = 0) -> NumberedBatches:
         number = start

@@ -29,6 +29,10 @@ class PrefetchedSource:
     def calibration(self) -> Calibration:
         return self.source.calibration
 
+    @property
+    def n_batches(self) -> int | None:
+        return self.source.n_batches
+
     def batches(self, start: int = 0) -> NumberedBatches:
         return ahead(lambda: self.source.batches(start), self.depth)
 

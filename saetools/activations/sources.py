@@ -1,0 +1,132 @@
+"""From the configuration to rows: the one place that knows all sources."""
+
+from dataclasses import dataclass
+
+from saetools.activations.base import RowSource
+from saetools.activations.calibration import calibrate
+from saetools.activations.layout import row_bytes
+from saetools.activations.live import LiveSource
+from saetools.activations.prefetch import PrefetchedSource
+from saetools.activations.rows import RowsSource
+from saetools.activations.shuffle import ring_bytes
+from saetools.activations.store import CachedSource
+from saetools.config import ActivationsConfig
+from saetools.errors import ConfigError, MismatchError
+from saetools.lm.base import Host
+from saetools.records import Calibration
+from saetools.text.base import Split
+from saetools.text.packing import TokenPlan
+
+
+def make_source(
+    activations: ActivationsConfig,
+    split: Split,
+    host: Host | None = None,
+    plan: TokenPlan | None = None,
+    calibration: Calibration | None = None,
+) -> RowSource:
+    """The rows of one split, calibrated: by `calibration`, a store's own, or else by measuring the train split.
+
+    `live` needs the host and the plan of that split; `cached` is checked against those that are given; `rows` needs
+    neither. Raises ConfigError where something needed is missing, MismatchError where a store is of something else.
+    """
+    source = _MAKERS[activations.source](activations, split, host, plan, calibration)
+    return PrefetchedSource(source, activations.prefetch) if activations.prefetch else source
+
+
+def _live(
+    activations: ActivationsConfig,
+    split: Split,
+    host: Host | None,
+    plan: TokenPlan | None,
+    calibration: Calibration | None,
+) -> RowSource:
+    if host is None or plan is None:
+        raise ConfigError("activations.source live needs a host and a corpus. Set host.name and corpus.name.")
+    assert plan.split == split
+    bare = LiveSource(host, plan, activations.point, activations.dtype, None, activations.drop_outliers)
+    if calibration is None:
+        measured = bare if split == "train" else LiveSource(host, _of_train(plan), activations.point, activations.dtype)
+        calibration = calibrate(measured, activations.calibration_rows)
+    return bare.with_calibration(calibration)
+
+
+def _cached(
+    activations: ActivationsConfig,
+    split: Split,
+    host: Host | None,
+    plan: TokenPlan | None,
+    calibration: Calibration | None,
+) -> RowSource:
+    if activations.path is None:
+        raise ConfigError("activations.source cached needs activations.path: a directory made by `saetools harvest`.")
+    source = CachedSource(activations.path)
+    point = host.canonical(activations.point) if host else activations.point
+    source.check_settings(
+        point=point,
+        split=split,
+        dtype=activations.dtype,
+        drop_outliers=activations.drop_outliers,
+        calibration_rows=activations.calibration_rows,
+    )
+    if host is not None:
+        source.check_host(host, point)
+    if plan is not None:
+        source.check_plan(plan)
+    if calibration is not None and calibration != source.calibration:
+        raise MismatchError(
+            f"The store {activations.path} has another calibration than the run or dictionary. A run goes on only with "
+            "the store that it began with, or with one harvested from the same host, corpus and seed."
+        )
+    return source
+
+
+def _rows(
+    activations: ActivationsConfig,
+    split: Split,
+    host: Host | None,
+    plan: TokenPlan | None,
+    calibration: Calibration | None,
+) -> RowSource:
+    if activations.path is None:
+        raise ConfigError("activations.source rows needs activations.path: a .safetensors or .npy file.")
+
+    def source(of: Split, calibrated: Calibration | None) -> RowsSource:
+        settings = activations
+        assert settings.path is not None
+        return RowsSource(settings.path, settings.heldout_path, of, settings.dtype, calibrated, settings.drop_outliers)
+
+    return source(split, calibration or calibrate(source("train", None), activations.calibration_rows))
+
+
+_MAKERS = {"live": _live, "cached": _cached, "rows": _rows}
+
+
+def _of_train(plan: TokenPlan) -> TokenPlan:
+    """The plan of the train split with the same corpus and settings."""
+    return TokenPlan(
+        plan.corpus,
+        plan.tokenize,
+        "train",
+        plan.context_tokens,
+        plan.host_batch,
+        plan.seed,
+        plan.prepend_bos,
+        plan.max_documents,
+    )
+
+
+@dataclass(frozen=True)
+class ByteEstimate:
+    """What a config will take."""
+
+    ring: int  # memory of the shuffle ring
+    store: int  # disk of a store of n_rows rows, per point
+
+
+def estimate_bytes(activations: ActivationsConfig, d_model: int, n_rows: int, n_fields: int = 0) -> ByteEstimate:
+    """Bytes of the ring (with `n_fields` fields as wide as the rows) and of a store of `n_rows` rows."""
+    return ByteEstimate(
+        ring=ring_bytes(activations.ring_rows, d_model, activations.dtype, n_fields),
+        store=n_rows * row_bytes(d_model, activations.dtype),
+    )
