@@ -71,3 +71,15 @@ def power_penalty(values: Tensor, n_rows: int, total_variance: Tensor, power: fl
     sizes = values[values != 0].abs() / total_variance.sqrt().to(values.dtype)
     powers = sizes if power == 1 else sizes.pow(power)
     return (powers.sum(dtype=torch.float64) / max(n_rows, 1)).to(values.dtype)
+
+
+def gaussian_kl_NF(mean_NF: Tensor, logvar_NF: Tensor | None, total_variance: Tensor) -> Tensor:
+    """KL(N(mean, var) || N(0, 1)) of each latent, in nats: 1/2 (mean^2 / V + var - 1 - ln var).
+
+    The mean is measured in sqrt(V); logvar is already without unit, None stands for var = 1 (then only the first
+    term is left). Source: Kingma & Welling 2014 (arXiv 1312.6114), appendix B.
+    """
+    squares_NF = mean_NF.square() / total_variance.to(mean_NF.dtype)
+    if logvar_NF is None:
+        return squares_NF / 2
+    return (squares_NF + logvar_NF.exp() - 1 - logvar_NF) / 2

@@ -1,0 +1,91 @@
+"""Kinds whose sparsity is bought by a penalty: a higher price gives fewer features; planted atoms are found."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from saetools.dictionaries.base import Progress, dictionary_class, make_dictionary
+from saetools.dictionaries.gated import Gated
+from saetools.dictionaries.jumprelu import JumpReLU
+from saetools.dictionaries.p_anneal import PAnneal
+from saetools.dictionaries.relu_l1 import ReluL1
+from saetools.functional.statistics import l0_N
+
+PRICES = {
+    "relu_l1": ("l1_weight", 0.1, 0.4),
+    "gated": ("l1_weight", 0.2, 0.8),
+    "jumprelu": ("l0_weight", 0.01, 0.1),
+    "p_anneal": ("l1_weight", 0.1, 0.4),
+}
+
+
+@pytest.mark.parametrize("kind", PRICES)
+def test_price_and_recovery(kind: str, planted: Any) -> None:
+    name, low, high = PRICES[kind]
+    extra = {"bandwidth": 0.1, "first_threshold": 0.1} if kind == "jumprelu" else {}
+    l0 = []
+    for price in (low, high):
+        config = dictionary_class(kind).configure(n_features=48, **{name: price}, **extra)
+        dictionary = make_dictionary(config, planted.D)
+        planted.train(dictionary, steps=400, lr=1e-2)
+        l0.append(l0_N(dictionary.encode(planted.rows(1000, seed=-1))).double().mean().item())
+    assert planted.recovered(dictionary) >= 0.9
+    assert l0[1] < l0[0] < 24
+
+
+def test_the_penalty_grows_over_the_warmup() -> None:
+    dictionary = make_dictionary(ReluL1.configure(n_features=8, l1_weight=0.5, warmup_fraction=0.1), 4)
+    weights = [dictionary.loss_weights(Progress(step, 100, 1000, 10))["l1"] for step in (0, 4, 9, 50)]
+    assert weights == pytest.approx([0.05, 0.25, 0.5, 0.5])
+
+
+def test_jumprelu_thresholds_stay_non_negative_and_reach_the_gradient_from_below() -> None:
+    dictionary = make_dictionary(JumpReLU.configure(n_features=2, bandwidth=0.5, first_threshold=0.5), 2)
+    with torch.no_grad():
+        dictionary.W_enc_FD.copy_(torch.eye(2))
+        dictionary.W_dec_FD.copy_(torch.eye(2))
+    x = dictionary.threshold_F.detach()[None] - 0.1  # just below: the code is 0, yet a lower threshold would help
+    terms = dictionary.loss_terms(x, x, {}, dictionary.initial_state(), Progress(0, 1, 1, 1000))
+    assert l0_N(terms.code).sum() == 0
+    (gradient,) = torch.autograd.grad(terms.losses["reconstruction"], [dictionary.threshold_F])
+    assert (gradient > 0).all()
+    with torch.no_grad():
+        dictionary.threshold_F.fill_(-1.0)
+    dictionary.constrain_()
+    assert (dictionary.threshold_F == 0).all()
+
+
+def test_gate_loss_does_not_move_the_decoder() -> None:
+    dictionary, x = make_dictionary(Gated.configure(n_features=8), 4), torch.randn(20, 4)
+    terms = dictionary.loss_terms(x, x, {}, dictionary.initial_state(), Progress(0, 1, 1, 1000))
+    inputs = [dictionary.W_dec_FD, dictionary.W_enc_FD]
+    decoder, encoder = torch.autograd.grad(terms.losses["gate_reconstruction"], inputs, allow_unused=True)
+    assert decoder is None and encoder.abs().max() > 0
+
+
+def test_gated_with_neutral_parameters_is_relu() -> None:
+    gated, relu = (make_dictionary(cls.configure(n_features=8), 4) for cls in (Gated, ReluL1))
+    x = torch.randn(20, 4)
+    torch.testing.assert_close(gated.encode(x).to_dense(), relu.encode(x).to_dense())
+
+
+def test_p_falls_in_equal_steps() -> None:
+    config = PAnneal.configure(n_features=8, p_end=0.2, n_updates=4, anneal_start=0.5)
+    powers = [config.power(step, 100) for step in range(100)]
+    assert powers[:50] == [1.0] * 50 and powers[-1] == pytest.approx(0.2)
+    values = sorted(set(powers), reverse=True)
+    assert values == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
+    assert [config.next_power(power) for power in values] == pytest.approx([0.8, 0.6, 0.4, 0.2, 0.2])
+
+
+def test_the_penalty_goes_on_with_the_size_it_had() -> None:
+    dictionary = make_dictionary(PAnneal.configure(n_features=8, anneal_start=0.0, n_updates=9), 4)
+    state, sizes = dictionary.initial_state(), []
+    for step in range(20):  # p changes at every other step
+        x = torch.randn(200, 4, generator=torch.Generator().manual_seed(step))
+        terms = dictionary.loss_terms(x, x, {}, state, Progress(step, 20, 4000, 1000))
+        state = terms.new_state
+        sizes.append(terms.losses["sparsity"].item())
+    assert max(sizes) < 1.3 * min(sizes)
+    assert state.coefficient.item() != 1
