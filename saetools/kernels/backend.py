@@ -56,6 +56,11 @@ def resolve(impl: Impl, *tensors: Tensor) -> Literal["reference", "torch", "numb
     return impl
 
 
+def import_numba() -> None:
+    """Import numba now, so that whoever sets the number of threads next reaches it too."""
+    importlib.import_module("numba")
+
+
 def set_threads(n_threads: int) -> None:
     """Use `n_threads` CPU threads in torch and numba alike. Results of kernels do not depend on it."""
     torch.set_num_threads(n_threads)

@@ -1,11 +1,12 @@
 """One optimizer step: the only place where losses are multiplied by their weights and summed.
 
 Order: backward -> project -> clip of the global norm -> Adam -> renormalise. A step whose loss or gradient is not
-finite changes nothing. Imports with torch alone: a fused step takes the place of `PlainStep` behind `make_step`.
+finite changes nothing. `make_step` chooses between the fused step and the plain one.
 """
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
@@ -13,25 +14,14 @@ from torch import Tensor
 
 from saetools.errors import ConfigError
 from saetools.functional.statistics import dead_F, l0_N
+from saetools.training.fused import FusedStep, why_not_fused
 from saetools.training.optim import Adam
+from saetools.training.result import StepResult
 
 if TYPE_CHECKING:
     from saetools.dictionaries.base import Dictionary, Progress, State
 
 Impl = Literal["auto", "fused", "plain"]
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one step did. Scalars are tensors on the dictionary's device, so that only who reads them waits."""
-
-    loss: Tensor  # weighted sum of losses
-    losses: Mapping[str, Tensor]  # unweighted means over rows, by name
-    l0: Tensor  # features that fired per row, mean over rows
-    n_dead: Tensor  # features that have not fired for dead_after_tokens, this batch included
-    grad_norm: Tensor  # global norm after projection, before clipping
-    applied: Tensor  # bool: False where the loss or the norm was not finite
-    state: "State"  # the dictionary's new training state; the old one where the step was not applied
 
 
 class Step(Protocol):
@@ -53,13 +43,25 @@ class Step(Protocol):
 
 
 def make_step(dictionary: "Dictionary", optimizer: Adam, clip_norm: float, impl: Impl) -> Step:
-    """The step for a dictionary; ConfigError where `fused` is asked for and there is none."""
+    """The step for a dictionary; ConfigError where `fused` is asked for and there is none.
+
+    `auto` takes the fused step on the CPU where the dictionary has a plan that covers all its losses, at every point
+    of the run; else the plain one, and says so once for a kind that trains by gradients.
+    """
+    if impl == "plain":
+        return PlainStep(dictionary, optimizer, clip_norm)
+    reason = why_not_fused(dictionary)
+    if reason is None:
+        return FusedStep(dictionary, optimizer, clip_norm)
     if impl == "fused":
-        raise ConfigError(
-            f"training.impl is fused, but there is no fused step for the dictionary kind {dictionary.kind!r}. "
-            f"Use auto or plain."
-        )
+        raise ConfigError(f"training.impl is fused, but {reason}. Use auto or plain.")
+    _say_once(reason)
     return PlainStep(dictionary, optimizer, clip_norm)
+
+
+@cache
+def _say_once(reason: str) -> None:
+    logging.getLogger(__name__).info("%s: training by autograd", reason)
 
 
 def trained_parameters(dictionary: "Dictionary") -> dict[str, Tensor]:

@@ -44,4 +44,10 @@ def backward_adam(
     return module.backward_adam(weights, first, second, batch, rule, extra)
 
 
-__all__ = ["Batch", "ExtraRows", "Rule", "Weights", "backward_adam"]
+@torch.no_grad()
+def gradients(weights: Weights, batch: Batch, extra: ExtraRows | None = None) -> Weights:
+    """The gradient of each parameter, neither projected nor clipped: for tests and comparisons."""
+    return stock.gradients(weights, batch, extra)
+
+
+__all__ = ["Batch", "ExtraRows", "Rule", "Weights", "backward_adam", "gradients"]
