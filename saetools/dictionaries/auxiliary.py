@@ -47,15 +47,22 @@ def auxk_term(
     assert isinstance(config, WithAuxK)
     if not config.aux_weight:
         return {}
-    dead_A = dead_F(state.tokens_since_fired_F, progress.dead_after_tokens).nonzero()[:, 0]
-    loss = auxk(
+    dead = dead_F(state.tokens_since_fired_F, progress.dead_after_tokens)
+    return {"auxk": rows_loss(dictionary, x_ND, residual_ND, dead, config.k_aux_for(dictionary.d_model), signed)}
+
+
+def rows_loss(
+    dictionary: Dictionary, x_ND: Tensor, residual_ND: Tensor, chosen_F: Tensor, k_aux: int, signed: bool = False
+) -> Tensor:
+    """`functional.losses.auxk` over the features chosen by a mask."""
+    chosen_A = chosen_F.nonzero()[:, 0]
+    return auxk(
         x_ND,
         residual_ND,
-        dictionary.W_enc_FD[dead_A],
-        dictionary.b_enc_F[dead_A],
+        dictionary.W_enc_FD[chosen_A],
+        dictionary.b_enc_F[chosen_A],
         dictionary.b_dec_D,
-        dictionary.W_dec_FD[dead_A],
-        config.k_aux_for(dictionary.d_model),
+        dictionary.W_dec_FD[chosen_A],
+        k_aux,
         signed,
     )
-    return {"auxk": loss}

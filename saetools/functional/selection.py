@@ -66,6 +66,28 @@ def batch_topk_mask(scores_NF: Tensor, n_kept: int) -> Tensor:
 
 
 @torch.no_grad()
+def column_topk_mask(scores_NF: Tensor, budget_F: Tensor) -> Tensor:
+    """mask_NF (bool) of the budget[i] largest positive scores of each column i; budgets lie in 0..N.
+
+    Columns are worked on in groups whose budgets share their highest bit, as rows of the transposed scores, so that a
+    few large budgets do not make the many small ones dear. Which of equal scores is taken is not specified.
+    """
+    scores_FN = scores_NF.T
+    kept_FN = torch.zeros(scores_FN.shape, dtype=torch.bool, device=scores_NF.device)
+    bits_F = torch.frexp(budget_F.double()).exponent  # 0 for budget 0, else the number of its bits
+    for bits in bits_F.unique().tolist():
+        columns = (bits_F == bits).nonzero()[:, 0]
+        most = int(budget_F[columns].max())
+        if most == 0:
+            continue
+        values, places = scores_FN[columns].topk(most, dim=1)
+        slots = torch.arange(most, device=scores_NF.device)
+        taken = (slots < budget_F[columns, None]) & (values > 0)
+        kept_FN[columns] = torch.zeros_like(kept_FN[columns]).scatter(1, places, taken)
+    return kept_FN.T
+
+
+@torch.no_grad()
 def nth_largest(scores: Tensor, n: int) -> Tensor:
     """The n-th largest of all scores (a scalar); 0 where n is 0 or there are none."""
     n = min(n, scores.numel())
