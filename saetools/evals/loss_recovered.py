@@ -17,7 +17,6 @@ Cost: four forward passes of the host per token, and one to the point for the me
 that matter were the ones rebuilt; predictions of other points; anything about generation.
 """
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from torch import Tensor
 from saetools.errors import DataError
 from saetools.evals.base import EvalRecord, Evaluation, HostSubject, Subject, Tick, no_tick, with_host
 from saetools.evals.bootstrap import DocumentSums, Statistic
+from saetools.evals.sample import TokenSample
 from saetools.evals.splicing import (
     Replacement,
     Splicer,
@@ -37,11 +37,9 @@ from saetools.evals.splicing import (
     kl_N,
     log_probabilities,
 )
-from saetools.features.sampling import uniform
 
 COLUMNS = ("tokens", "ce_original", "ce_spliced", "ce_zero", "ce_mean", "kl_spliced", "kl_zero", "kl_mean")
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
-SAMPLE = 65_536
 
 
 class LossRecovered(Evaluation, name="loss_recovered"):
@@ -160,32 +158,23 @@ def mean_row(subject: Subject, n_rows: int) -> Tensor:
     return (total / max(n_rows - left, 1)).float()
 
 
-@dataclass
 class _Added:
-    """The loss added per token: a uniform sample of it, and the tokens that lose most, in bounded memory.
+    """The loss added per token: a uniform sample of it, and the tokens that lose most, in bounded memory."""
 
-    The sample holds the predictions of least hash of (seed, document, position), so that neither batches nor order
-    matter.
-    """
-
-    seed: int
-    n_worst: int
-    sample: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))  # hash, loss added
-    worst: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))  # loss added, document, position, target
+    def __init__(self, seed: int, n_worst: int) -> None:
+        self.sample, self.n_worst = TokenSample(1, seed), n_worst
+        self.worst = np.zeros((0, 4))  # loss added, document, position, target
 
     def add(self, windows: Windows, added_N: Tensor) -> None:
-        added, document, position = added_N.numpy(), windows.document_N.numpy(), windows.position_N.numpy()
-        hashed = uniform(self.seed, document, position)
-        sample = np.concatenate([self.sample, np.stack([hashed, added], 1)])
-        self.sample = sample if len(sample) <= SAMPLE else sample[np.argpartition(sample[:, 0], SAMPLE)[:SAMPLE]]
-        columns = [added, document, position, windows.target_N.cpu().numpy()]
-        worst = np.concatenate([self.worst, np.stack([column.astype(float) for column in columns], 1)])
+        self.sample.add(torch.stack([windows.document_N, windows.position_N], 1), added_N[:, None])
+        columns = [added_N, windows.document_N, windows.position_N, windows.target_N.cpu()]
+        worst = np.concatenate([self.worst, np.column_stack([column.double().numpy() for column in columns])])
         self.worst = worst[np.lexsort((worst[:, 2], worst[:, 1], -worst[:, 0]))][: self.n_worst]
 
     def series(self) -> dict[str, list[float]]:
         return {
             "quantile": list(QUANTILES),
-            "nats_added": np.quantile(self.sample[:, 1], QUANTILES).tolist(),
+            "nats_added": self.sample.quantiles(0, QUANTILES),
             "worst_nats_added": self.worst[:, 0].tolist(),
             "worst_document": self.worst[:, 1].tolist(),
             "worst_position": self.worst[:, 2].tolist(),

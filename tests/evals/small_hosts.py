@@ -8,6 +8,7 @@ from saetools import rng
 from saetools.activations.base import ActivationBatch
 from saetools.activations.calibration import measure
 from saetools.activations.live import LiveSource
+from saetools.dictionaries.code import SparseCode
 from saetools.dictionaries.topk import TopK
 from saetools.evals.base import Subject
 from saetools.records import PointSpec
@@ -147,6 +148,30 @@ def scaled_copy(d_model: int, factor: float, shift=0.0) -> TopK:
         made.b_dec_D.copy_(torch.as_tensor(shift).expand(d_model))
         made.b_enc_F.copy_(signed @ made.b_dec_D)  # undoes the subtraction of b_dec before encoding
     return made
+
+
+class Given:
+    """A dictionary whose code of row n is a given one: column 0 of the row is n."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, code_NF, atoms_FD=None, d_model=2):
+        self.code_NF = code_NF
+        self.config = TopK.configure(n_features=code_NF.shape[1], k=1)
+        self.W_dec_FD = torch.zeros(code_NF.shape[1], d_model) if atoms_FD is None else atoms_FD
+        self.b_dec_D = torch.zeros(self.W_dec_FD.shape[1])
+
+    def encode(self, x_ND, fields=None):
+        return SparseCode.from_dense(self.code_NF[x_ND[:, 0].long()])
+
+    def decode(self, code):
+        return code.to_dense() @ self.W_dec_FD
+
+    def directions(self):
+        return self.W_dec_FD
+
+    def encoder_directions(self):
+        return None
 
 
 def row_subject(dictionary, x_ND, **source) -> Subject:

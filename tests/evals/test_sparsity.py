@@ -1,34 +1,13 @@
 """Sparsity figures on codes that are planted one by one."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
-from small_hosts import by_name, row_subject
+from small_hosts import Given, by_name, row_subject
 
-from saetools.dictionaries.code import SparseCode
 from saetools.dictionaries.topk import TopK
 from saetools.evals.rows import coded_rows
 from saetools.evals.sparsity import Sparsity
-
-
-@dataclass
-class Given:
-    """A dictionary whose code of row n is a given one: column 0 of the row is n."""
-
-    code_NF: torch.Tensor
-    device = torch.device("cpu")
-
-    @property
-    def config(self):
-        return TopK.configure(n_features=self.code_NF.shape[1], k=1)
-
-    def encode(self, x_ND, fields=None):
-        return SparseCode.from_dense(self.code_NF[x_ND[:, 0].long()])
-
-    def decode(self, code):
-        return torch.zeros(len(code), 2)
 
 
 def figures(code_NF, n_tokens=10**6, **settings):

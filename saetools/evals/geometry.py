@@ -1,0 +1,152 @@
+"""Angles among the atoms, and between what fires together.
+
+With unit atoms d_i, |.| the absolute cosine, F features, N tokens:
+
+    coherence             = max over i != j of |<d_i, d_j>|; the series holds the Babel function and the quantiles of
+                            each atom's nearest neighbour
+    near_duplicates       = share of atoms whose nearest neighbour is above `duplicate_above`
+    encoder_decoder_cosine = mean over features of cos(encoder row, atom)
+    co_firing_cosine      = mean over tokens of the mean |cos| over pairs of atoms that fire together: conditional
+                            orthogonality, the cosine of an atom with those selected after it (the same for any order)
+    next_atom_cosine      = mean |cos| of an atom with the next one, in descending |value|
+    independent_cosine    = mean |cos| of pairs drawn independently by firing frequency: what co_firing_cosine would be
+                            if features fired independently
+    epsilon_lbo           = median over tokens of | ||z||^2 - ||f||^2 | / ((F - 1) ||f||^2), z = x - b_dec,
+                            f_i = value_i * ||atom_i||: the least coherence that explains the gap of the two norms
+    feature_norm_ratio    = median of ||f|| / ||z||; the series holds 500 tokens for the ZF plot
+
+Sources: Babel function: Tropp 2004; conditional orthogonality: Costa et al. 2025 (arXiv 2506.03093, its exact
+definition is not public); epsilon_LBO and ZF plot: Lee et al. 2025 (arXiv 2503.24277), whose plot adds ||b_dec|| to f
+and does not subtract it from x.
+
+Cost: one encode per row, N K^2 D for the pairs, F^2 D for the atoms. Cannot tell: whether similar atoms are redundant
+or the two sides of a hierarchy.
+"""
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from saetools.dictionaries.base import SparseCode
+from saetools.evals.base import EvalRecord, Subject
+from saetools.evals.bootstrap import DocumentSums, Statistic
+from saetools.evals.rows import CodedRows, RowEvaluation
+from saetools.evals.sample import TokenSample
+from saetools.functional.geometry import BLOCK_BYTES, Angles, angles, co_firing_cosines, row_cosines
+from saetools.functional.statistics import firing_counts_F
+
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+ZF_POINTS = 500
+
+
+class Geometry(RowEvaluation, name="geometry"):
+    """Coherence of the atoms, angles of co-firing ones, norms of codes against norms of rows."""
+
+    cost = "one encode per row, N K^2 D for pairs that fire together, F^2 D for the atoms"
+
+    class Config(RowEvaluation.Config):
+        """Sizes and borders."""
+
+        n_tokens: int = Field(20_000, gt=0, description="held-out rows to read")
+        n_babel: int = Field(64, gt=0, description="greatest m of the Babel function")
+        duplicate_above: float = Field(
+            0.9, gt=0, lt=1, description="|cosine| above which two atoms are near-duplicates"
+        )
+
+    config: Config
+
+    def start(self, subject: Subject) -> "_Tally":
+        return _Tally(self, subject)
+
+
+class _Tally:
+    def __init__(self, evaluation: Geometry, subject: Subject) -> None:
+        self.evaluation, self.seed, self.dictionary = evaluation, subject.seed, subject.dictionary
+        self.atoms_FD = subject.dictionary.directions()
+        self.norm_F = torch.linalg.vector_norm(self.atoms_FD.float(), dim=1)
+        self.counts_F = torch.zeros(len(self.atoms_FD), dtype=torch.int64)
+        self.pair_sums = DocumentSums(4)  # sum of token means, tokens with a pair, sum of next, number of next
+        self.norms = TokenSample(3, subject.seed)  # epsilon, ||z||, ||f||
+
+    def add(self, rows: CodedRows) -> None:
+        self.counts_F += firing_counts_F(rows.code).cpu()
+        code = rows.code.to_fixed()
+        n_chunk = max(1, BLOCK_BYTES // (4 * max(code.values.shape[1], 1) * self.atoms_FD.shape[1]))
+        for start in range(0, len(code), n_chunk):
+            part = slice(start, start + n_chunk)
+            self.pair_sums.add(rows.where_N2[part, 0], self._pair_columns(code.select(part)))
+        self._add_norms(rows)
+
+    def _pair_columns(self, code: SparseCode) -> torch.Tensor:
+        sum_N, pairs_N, next_NK = co_firing_cosines(code.values, code.indices, self.atoms_FD)
+        has_pair_N = pairs_N > 0
+        mean_N = torch.where(has_pair_N, sum_N / pairs_N.clamp_min(1), 0.0)
+        return torch.stack([mean_N, has_pair_N.double(), next_NK.nansum(1), next_NK.isfinite().sum(1).double()], 1)
+
+    def _add_norms(self, rows: CodedRows) -> None:
+        row_M, feature_M, value_M = rows.code.flat()
+        squares_N = torch.zeros(len(rows.x_ND), dtype=torch.float64)
+        squares_N.index_add_(0, row_M.cpu(), (value_M * self.norm_F[feature_M]).cpu().double().square())
+        z_square_N = (rows.x_ND - self.dictionary.b_dec_D.detach()).cpu().double().square().sum(1)
+        epsilon_N = (z_square_N - squares_N).abs() / ((len(self.norm_F) - 1) * squares_N)
+        epsilon_N[squares_N == 0] = torch.nan
+        self.norms.add(rows.where_N2, torch.stack([epsilon_N, z_square_N.sqrt(), squares_N.sqrt()], 1))
+
+    def records(self) -> list[EvalRecord]:
+        found = angles(self.atoms_FD, self.evaluation.config.n_babel, self.counts_F)
+        return [*self._of_atoms(found), *self._of_pairs(found), *self._of_norms()]
+
+    def _of_atoms(self, found: Angles) -> list[EvalRecord]:
+        record, n = self.evaluation.record, len(self.atoms_FD)
+        series = {
+            "m": [float(m) for m in range(1, len(found.largest_sum_M) + 1)],
+            "babel": found.largest_sum_M.tolist(),
+            "quantile": list(QUANTILES),
+            "nearest_cosine": np.quantile(found.nearest_F.double().numpy(), QUANTILES).tolist(),
+        }
+        duplicates = (found.nearest_F > self.evaluation.config.duplicate_above).double().mean()
+        encoder_FD = self.dictionary.encoder_directions()
+        cosine = None if encoder_FD is None else float(row_cosines(encoder_FD, self.atoms_FD).double().mean())
+        note = "this kind has no encoder matrix" if encoder_FD is None else None
+        return [
+            record("coherence", float(found.nearest_F.max()), "cosine", n, n_unit="features", series=series),
+            record("near_duplicates", float(duplicates), "fraction of features", n, n_unit="features"),
+            record("encoder_decoder_cosine", cosine, "cosine", n, n_unit="features", note=note),
+            record("mean_cosine", found.mean, "cosine", n * (n - 1) // 2, n_unit="pairs"),
+        ]
+
+    def _of_pairs(self, found: Angles) -> list[EvalRecord]:
+        def ratio(numerator: int) -> Statistic:
+            return lambda totals: totals[:, numerator] / totals[:, numerator + 1]
+
+        records = [
+            self.evaluation.record(
+                name,
+                self.pair_sums.value(ratio(column)),
+                "cosine",
+                int(self.pair_sums.totals()[column + 1]),
+                n_unit=n_unit,
+                spread=self.pair_sums.interval(ratio(column), self.seed),
+            )
+            for name, column, n_unit in (("co_firing_cosine", 0, "tokens"), ("next_atom_cosine", 2, "pairs"))
+        ]
+        chance = self.evaluation.record("independent_cosine", found.mean_weighted, "cosine", self.pair_sums.n_rows)
+        return [*records, chance]
+
+    def _of_norms(self) -> list[EvalRecord]:
+        epsilon_z_f = self.norms.columns()
+        points = epsilon_z_f[:ZF_POINTS]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = epsilon_z_f[:, 2] / epsilon_z_f[:, 1]
+        series = {"z_norm": points[:, 1].tolist(), "f_norm": points[:, 2].tolist()}
+        n = len(epsilon_z_f)
+        quantiles = {"quantile": list(QUANTILES), "epsilon": self.norms.quantiles(0, QUANTILES)}
+        return [
+            self.evaluation.record("epsilon_lbo", _median(epsilon_z_f[:, 0]), "cosine", n, series=quantiles),
+            self.evaluation.record("feature_norm_ratio", _median(ratio), "ratio", n, series=series),
+        ]
+
+
+def _median(values: np.ndarray) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else None

@@ -1,0 +1,73 @@
+"""Geometry of dictionaries whose angles are known."""
+
+import numpy as np
+import pytest
+import torch
+from small_hosts import Given, by_name, row_subject, scaled_copy
+
+from saetools.dictionaries.topk import TopK
+from saetools.evals.geometry import Geometry
+from saetools.evals.sample import TokenSample
+
+
+def figures(dictionary, x_ND, n_tokens=10_000, **source):
+    return by_name(Geometry(n_tokens=n_tokens).run(row_subject(dictionary, x_ND, **source)))
+
+
+def test_signed_basis(gaussian):
+    """Atoms +-e_i: opposite atoms have |cos| 1 and never fire together, all other pairs are orthogonal."""
+    found = figures(scaled_copy(5, 1.0), gaussian)
+    assert found["coherence"].value == pytest.approx(1)
+    assert found["near_duplicates"].value == 1
+    assert found["encoder_decoder_cosine"].value == pytest.approx(1)
+    assert found["mean_cosine"].value == pytest.approx(10 / 90)
+    assert found["co_firing_cosine"].value == pytest.approx(0, abs=1e-7)
+    assert found["next_atom_cosine"].value == pytest.approx(0, abs=1e-7)
+    assert found["epsilon_lbo"].value == pytest.approx(0, abs=1e-7)  # Parseval: ||f|| = ||z||
+    assert found["feature_norm_ratio"].value == pytest.approx(1, abs=1e-6)
+
+
+def test_norms_follow_the_definition(gaussian):
+    dictionary = TopK(TopK.configure(n_features=12, k=3), 5)
+    with torch.no_grad():
+        dictionary.W_dec_FD.mul_(torch.rand(12, 1) + 0.5)
+        dictionary.b_dec_D.fill_(0.3)
+    found = figures(dictionary, gaussian)
+    code = dictionary.encode(gaussian).to_dense().detach().double()
+    f = (code * dictionary.W_dec_FD.detach().double().norm(dim=1)).square().sum(1)
+    z = (gaussian - 0.3).double().square().sum(1)
+    assert found["epsilon_lbo"].value == pytest.approx(float(np.median(((z - f).abs() / (11 * f))[f > 0])), rel=1e-5)
+    assert found["feature_norm_ratio"].value == pytest.approx(float(np.median((f / z).sqrt())), rel=1e-5)
+
+
+def test_independent_firing_gives_the_chance_level():
+    """Codes drawn independently by frequency: the cosine of pairs that fire together is the independent one."""
+    generator = np.random.default_rng(0)
+    rate = np.geomspace(0.05, 0.5, 8)
+    code = torch.from_numpy((generator.random((40_000, 8)) < rate) * 1.0).float()
+
+    dictionary = Given(code, torch.randn(8, 2))
+    rows = torch.stack([torch.arange(40_000.0), torch.ones(40_000)], 1)
+    found = figures(dictionary, rows, n_tokens=40_000, batch=4096)
+    assert found["encoder_decoder_cosine"].value is None
+    # tokens are averaged, not pairs, so the two agree only up to how pairs spread over tokens
+    assert found["co_firing_cosine"].value == pytest.approx(found["independent_cosine"].value, rel=0.05)
+
+
+def test_batches_do_not_matter(gaussian):
+    dictionary = TopK(TopK.configure(n_features=12, k=3), 5)
+    base = figures(dictionary, gaussian, batch=1000)
+    for name, record in figures(dictionary, gaussian, batch=13).items():
+        assert record.value == pytest.approx(base[name].value, rel=1e-6), name
+
+
+def test_sample_is_uniform_and_independent_of_order():
+    where = torch.stack([torch.arange(10_000) // 50, torch.arange(10_000) % 50], 1)
+    values = torch.arange(10_000.0)[:, None]
+    forwards, backwards = TokenSample(1, 0, size=500), TokenSample(1, 0, size=500)
+    for part in range(0, 10_000, 900):
+        forwards.add(where[part : part + 900], values[part : part + 900])
+    backwards.add(where.flip(0), values.flip(0))
+    np.testing.assert_array_equal(forwards.columns(), backwards.columns())
+    assert forwards.columns()[:, 0].mean() == pytest.approx(5000, rel=0.06)
+    assert forwards.quantiles(0, (0.5,))[0] == pytest.approx(5000, rel=0.1)
