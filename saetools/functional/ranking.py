@@ -1,0 +1,15 @@
+"""How well a score separates two classes, from histograms: in memory that does not grow with the data."""
+
+from torch import Tensor
+
+
+def auc_F(positive_FB: Tensor, negative_FB: Tensor) -> Tensor:
+    """float64 [F]: P(score of a positive > score of a negative) + P(equal) / 2, ties within a bin counted as equal.
+
+    Rows are histograms over bins of ascending score. nan where a row has no positive or no negative. Binning errs by
+    at most half the probability that a positive and a negative share a bin.
+    """
+    positive_FB, negative_FB = positive_FB.double(), negative_FB.double()
+    below_FB = negative_FB.cumsum(1) - negative_FB
+    wins_F = (positive_FB * (below_FB + negative_FB / 2)).sum(1)
+    return wins_F / (positive_FB.sum(1) * negative_FB.sum(1))

@@ -1,0 +1,122 @@
+"""Dictionaries that are right, absorbing, splitting or random, on planted rows."""
+
+import pytest
+import torch
+from small_hosts import by_name, row_subject
+
+from saetools.activations.planted import Planted, PlantedConfig, PlantedSource
+from saetools.dictionaries.code import SparseCode
+from saetools.dictionaries.topk import TopK
+from saetools.evals.base import Subject
+from saetools.evals.ground_truth import GroundTruth
+
+D, F = 24, 16
+
+
+class FromTruth:
+    """Reads the planted code off the row (pseudo-inverse; fewer atoms than dimensions) and may spoil it."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, planted, spoil=None, atoms=None):
+        self.inverse = torch.linalg.pinv(planted.atoms_FD.double()).float()
+        self.spoil = spoil or (lambda code_NF: code_NF)
+        self.atoms = planted.atoms_FD if atoms is None else atoms
+
+    def directions(self):
+        return self.atoms
+
+    def encode(self, x_ND):
+        code = x_ND @ self.inverse
+        return SparseCode.from_dense(self.spoil(torch.where(code > 0.1, code, 0.0)))
+
+
+def planted(**law):
+    return Planted(PlantedConfig(**{"d_model": D, "n_features": F, "mean_active": 3, **law}), seed=0)
+
+
+def figures(dictionary, law, n_tokens=2048):
+    source = PlantedSource(law, "heldout", 4, 512)
+    return by_name(GroundTruth(n_tokens=n_tokens).run(Subject(dictionary, source.spec, source)))
+
+
+def test_the_truth_is_perfect():
+    law = planted()
+    found = figures(FromTruth(law), law)
+    for name in ("matched_cosine", "recovered_fraction", "support_precision", "support_recall", "support_f1"):
+        assert found[name].value == pytest.approx(1), name
+    assert found["support_auc"].value == 1 and found["spurious_fraction"].value == 0
+    assert found["features_per_atom"].value == 1
+    assert found["matched_cosine_chance"].value < 0.5
+    assert "absorption" not in found
+
+
+def test_permuted_features_are_still_perfect_and_silent_ones_cost_recall():
+    law, order = planted(), torch.randperm(F)
+    found = figures(FromTruth(law, lambda code: code[:, order], law.atoms_FD[order]), law)
+    assert found["support_f1"].value == 1
+
+    def half(code):
+        return code * (torch.arange(len(code)) % 2)[:, None]
+
+    found = figures(FromTruth(law, half), law)
+    assert found["support_precision"].value == 1
+    assert found["support_recall"].value == pytest.approx(0.5, abs=0.05)
+    low, high = found["support_recall"].spread
+    assert low < found["support_recall"].value < high
+    # half of the positives are tied with all of the negatives: 1/2 * 1 + 1/2 * 1/2
+    assert found["support_auc"].value == pytest.approx(0.75, abs=0.03)
+
+
+def test_splitting():
+    """Two features per atom, each firing on one half of the range of the coefficient."""
+    law = planted()
+
+    def split(code):
+        return torch.cat([code * (code > 1), code * (code <= 1)], 1)
+
+    found = figures(FromTruth(law, split, torch.cat([law.atoms_FD] * 2)), law)
+    assert found["features_per_atom"].value == 2
+    assert found["recovered_fraction"].value == 1
+    assert found["support_recall"].value == pytest.approx(0.5, abs=0.05)
+
+
+def test_hierarchy_of_the_truth_and_absorption():
+    law = planted(children_per_parent=3, mean_active=4, zipf_exponent=0.0)
+    found = figures(FromTruth(law), law)
+    assert found["absorption"].value == 0 and found["parent_recall_with_child"].value == 1
+    assert found["hierarchy_recovered"].value == 1
+    children = torch.nonzero(law.parent_F != torch.arange(F))[:, 0]
+    parents = law.parent_F[children]
+    atoms = law.atoms_FD.clone()
+    atoms[children] = torch.nn.functional.normalize(atoms[children] + atoms[parents], dim=1)
+
+    def absorb(code):
+        has_child = torch.zeros_like(code).index_add(1, parents, (code[:, children] != 0).float()) > 0
+        return torch.where(has_child, 0.0, code)
+
+    found = figures(FromTruth(law, absorb, atoms), law)
+    assert found["absorption"].value == pytest.approx(1)
+    assert found["parent_recall_alone"].value == 1 and found["parent_recall_with_child"].value == 0
+    assert found["hierarchy_recovered"].value == 0
+    # silent parents whose children do not point to them are misses, not absorption
+    assert figures(FromTruth(law, absorb), law)["absorption"].value == 0
+
+
+def test_random_features_are_at_chance_and_spurious():
+    law = planted(n_features=200, d_model=64, mean_active=5)
+    found = figures(TopK(TopK.configure(n_features=200, k=5), 64), law)
+    assert found["matched_cosine"].value == pytest.approx(found["matched_cosine_chance"].value, abs=0.03)
+    assert found["recovered_fraction"].value == 0
+    assert found["spurious_fraction"].value > 0.9
+
+
+def test_fewer_features_than_atoms():
+    law = planted()
+    found = figures(FromTruth(law, lambda code: code[:, :4], law.atoms_FD[:4]), law)
+    assert found["recovered_fraction"].value == pytest.approx(4 / F)
+    assert found["support_precision"].value == 1 and found["support_recall"].value < 1
+
+
+def test_other_rows_are_refused(gaussian):
+    assert "planted" in GroundTruth().missing(row_subject(None, gaussian))
