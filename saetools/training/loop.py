@@ -43,8 +43,8 @@ def train(configs: Sequence[Any], make_source: MakeSource, allow_inexact: bool =
         directories = [RunDirectory(config.run.dir) for config in configs]
         for directory in directories:
             stack.enter_context(directory.locked())
-        recorded = [read_calibration(directory.path) for directory in directories]
-        source = make_source(next((calibration for calibration in recorded if calibration is not None), None))
+        recorded = [read_calibration(directory.path) for directory in directories if directory.has_begun()]
+        source = make_source(next(iter(recorded), None))
         runs: list[Run] = []
         for config, directory in zip(configs, directories, strict=True):
             runs.append(Run(config, directory, source, allow_inexact))

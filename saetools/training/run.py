@@ -1,5 +1,6 @@
 """One run: a trainer with its directory, metrics, checkpoints, progress bar and mirror."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from tqdm import tqdm
 
 from saetools import atomic
 from saetools.activations.base import ActivationBatch, RowSource
-from saetools.activations.shuffle import ShuffledRows
+from saetools.activations.shuffle import ShuffledRows, ring_bytes
 from saetools.errors import DataError, RunError
 from saetools.formats.native import save_dictionary
 from saetools.training.checkpoint import Checkpoint, Facts, load_newest, save_checkpoint
@@ -44,6 +45,7 @@ class Run:
         if self.loaded is None:
             directory.check_unfinished()
             self.trainer = fresh_trainer(config, directory, source)
+            self._check_space()
         else:
             self.trainer = resumed_trainer(config, directory, source, self.loaded, allow_inexact)
         if directory.dictionary.exists() and not self.trainer.finished:
@@ -137,6 +139,21 @@ class Run:
         """End the progress bar and the mirror."""
         self.bar.close()
         self.mirror.close()
+
+    def _check_space(self) -> None:
+        """Raise RunError where the disk cannot hold the checkpoints kept and the one being written."""
+        trainer, settings = self.trainer, self.config.activations
+        tensors = [*trainer.dictionary.state_dict().values(), *trainer.optimizer.tensors().values()]
+        ring = ring_bytes(settings.ring_rows, self.source.spec.d_model, settings.dtype)
+        n_checkpoints = self.config.training.keep_checkpoints + 1
+        needed = n_checkpoints * (ring + sum(tensor.nbytes for tensor in tensors))
+        free = shutil.disk_usage(self.directory.path).free
+        if needed > free:
+            raise RunError(
+                f"{n_checkpoints} checkpoints in {self.directory.path} take about {needed:,} bytes, of which the "
+                f"shuffle ring is {n_checkpoints * ring:,}; {free:,} are free. Free some space, lower "
+                f"activations.ring_rows, or set run.dir to another disk."
+            )
 
     def _save_dictionary(self, path: Path) -> None:
         provenance = {

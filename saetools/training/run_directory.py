@@ -26,6 +26,7 @@ from saetools.config import RunConfigBase
 from saetools.errors import FormatError, RunError
 from saetools.records import Calibration, PointSpec
 from saetools.safeio import read_json
+from saetools.training.checkpoint import checkpoint_paths
 from saetools.training.environment import git_commit, versions
 
 FREE_TO_CHANGE = frozenset(
@@ -108,6 +109,10 @@ class RunDirectory:
         """Record the resolved config."""
         atomic.write_text(self.config, to_yaml(config))
 
+    def has_begun(self) -> bool:
+        """Whether there is a checkpoint. What was written before the first one binds no later run."""
+        return bool(checkpoint_paths(self.checkpoints))
+
     def check_unfinished(self) -> None:
         """Raise RunError where a final dictionary lies here: without a checkpoint, a run would begin anew over it."""
         if self.dictionary.exists():
@@ -161,11 +166,9 @@ class RunDirectory:
             raise FormatError(f"{self.config} cannot be read: {' '.join(str(error).split())}") from error
 
 
-def read_calibration(run: Path | str) -> Calibration | None:
-    """The calibration that a run was begun with, for building its source again; None where no run was begun."""
+def read_calibration(run: Path | str) -> Calibration:
+    """The calibration that a run was begun with, for building its source again."""
     path = RunDirectory(run).calibration
-    if not path.exists():
-        return None
     try:
         return Calibration.model_validate(read_json(path))
     except ValidationError as error:

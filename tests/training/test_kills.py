@@ -1,5 +1,6 @@
 """kill -9 at any instant, a third of the kills within checkpoint writes: the bits of the uninterrupted run remain."""
 
+import os
 import re
 import signal
 from collections.abc import Callable
@@ -69,7 +70,7 @@ def test_a_signal_saves_and_the_run_goes_on(
 ) -> None:
     stopped = spawn(tmp_path / "run", STOP_AT_STEP=21, STOP_SIGNAL=int(number))
     assert stopped.returncode == code, stopped.stderr
-    assert max(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == "0000000024"  # the end of its block
+    assert max(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == "0000000025"  # the end of its block
     assert not (tmp_path / "run" / "dictionary").exists()
     assert spawn(tmp_path / "run").returncode == 0
     check(tmp_path / "run", straight, digests)
@@ -78,6 +79,17 @@ def test_a_signal_saves_and_the_run_goes_on(
 def test_a_second_signal_exits_at_once(spawn: Callable, straight: Path, tmp_path: Path, digests: Callable) -> None:
     stopped = spawn(tmp_path / "run", STOP_AT_STEP=21, STOP_SIGNAL=int(signal.SIGTERM), STOP_TWICE=1)
     assert stopped.returncode == 143
-    assert max(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == "0000000016"
+    assert max(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == "0000000017"
     assert spawn(tmp_path / "run").returncode == 0
     check(tmp_path / "run", straight, digests)
+
+
+def test_surroundings_change_nothing(straight: Path, tmp_path: Path, digests: Callable, spawn: Callable) -> None:
+    run = tmp_path / "a dir of ünïcode 漢" / ("long" * 40)
+    mask = os.umask(0o077)
+    try:
+        done = spawn(run, LC_ALL="C", LANG="C", TZ="Asia/Kathmandu", PYTHONHASHSEED="7", HOME="/nonexistent")
+    finally:
+        os.umask(mask)
+    assert done.returncode == 0, done.stderr
+    check(run, straight, digests)

@@ -2,9 +2,10 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ from saetools.errors import ConfigError, DataError, MismatchError, RunError
 from saetools.formats.load import load
 from saetools.formats.native import load_unfolded
 from saetools.safeio import verify_directory
-from saetools.training.checkpoint import checkpoint_paths
+from saetools.training import trainer
+from saetools.training.checkpoint import checkpoint_paths, read_checkpoint
 from saetools.training.loop import train
-from saetools.training.step import PlainStep
+from saetools.training.trainer import Trainer
 
 
 def records(run: Path) -> list[dict[str, Any]]:
@@ -31,8 +33,8 @@ def test_a_run_learns_and_leaves_what_is_promised(straight: Path) -> None:
     lines = records(straight)
     assert [line["step"] for line in lines] == [1, *range(3, 61, 3)]
     assert lines[-1]["loss/reconstruction"] < 0.6 * lines[0]["loss/reconstruction"]
-    assert lines[-1]["n_tokens"] == 7680
-    assert [p.name for p in checkpoint_paths(straight / "checkpoints")] == ["0000000056", "0000000060"]
+    assert lines[-1]["n_tokens"] == 7200
+    assert [p.name for p in checkpoint_paths(straight / "checkpoints")] == ["0000000059", "0000000060"]
     verify_directory(straight / "dictionary")
     assert not (straight / "owner.json").exists()
     facts = json.loads((straight / "run.json").read_text())
@@ -91,21 +93,21 @@ def test_several_resumed_from_different_places_equal_each_alone(
         with pytest.raises(KeyError):
             train(configs, program.tiny_source(configs[0]))
     newest = [checkpoint_paths(tmp_path / name / "checkpoints")[-1].name for name in ("first", "second")]
-    assert newest == ["0000000048", "0000000032"]
+    assert newest == ["0000000042", "0000000034"]
     train(configs, program.tiny_source(configs[0]))
     assert digests(tmp_path / "first") == digests(straight)
     assert digests(tmp_path / "second") == digests(tmp_path / "alone")
 
 
 def fail_at_step(patch: pytest.MonkeyPatch, step: int) -> None:
-    call = PlainStep.__call__
+    take = Trainer._step
 
-    def failing(self: PlainStep, *args: Any) -> Any:
-        if args[4].step == step:
+    def failing(self: Trainer, batch: ActivationBatch) -> Any:
+        if self.state.step == step:
             raise KeyError("planned")
-        return call(self, *args)
+        return take(self, batch)
 
-    patch.setattr(PlainStep, "__call__", failing)
+    patch.setattr(Trainer, "_step", failing)
 
 
 @pytest.mark.parametrize("step", [0, 3, 17, 59])
@@ -123,7 +125,7 @@ def test_resumed_after_an_exception_at_any_step(
             train_tiny(tmp_path / "run")
     assert not (tmp_path / "run" / "dictionary").exists()
     result = train_tiny(tmp_path / "run")
-    assert (result.n_steps, result.n_tokens, result.n_skipped) == (60, 7680, 0)
+    assert (result.n_steps, result.n_tokens, result.n_skipped) == (60, 7200, 0)
     assert digests(tmp_path / "run") == digests(straight)
 
 
@@ -157,7 +159,7 @@ def test_a_damaged_newest_checkpoint_is_skipped_aloud(
 def test_a_constant_run_can_be_made_longer(train_tiny: Callable, tmp_path: Path, digests: Callable) -> None:
     constant = {"training.schedule": "constant", "training.warmup_steps": 5, "training.dead_after_tokens": 2000}
     train_tiny(tmp_path / "straight", **constant)
-    train_tiny(tmp_path / "longer", **constant, **{"training.n_tokens": 3968})
+    train_tiny(tmp_path / "longer", **constant, **{"training.n_tokens": 3720})
     train_tiny(tmp_path / "longer", **constant)
     assert digests(tmp_path / "longer") == digests(tmp_path / "straight")
 
@@ -196,6 +198,23 @@ def test_other_threads_need_permission(train_tiny: Callable, tmp_path: Path, cap
     assert "threads was 1, is 2" in caplog.text
 
 
+def test_the_step_of_auto_resumes_exactly_and_not_as_plain(
+    train_tiny: Callable, tmp_path: Path, digests: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auto = {"training.impl": "auto"}
+    train_tiny(tmp_path / "straight", **auto)
+    with monkeypatch.context() as patch:
+        fail_at_step(patch, 31)
+        with pytest.raises(KeyError):
+            train_tiny(tmp_path / "run", **auto)
+    checkpoint = read_checkpoint(checkpoint_paths(tmp_path / "run" / "checkpoints")[-1])
+    if checkpoint.facts.environment["provider"] != "plain":
+        with pytest.raises(RunError, match=r"provider was .*, is plain"):
+            train_tiny(tmp_path / "run", **{"training.impl": "plain"})
+    train_tiny(tmp_path / "run", **auto)
+    assert digests(tmp_path / "run") == digests(tmp_path / "straight")
+
+
 def test_a_dictionary_without_checkpoints_is_not_trained_over(train_tiny: Callable, tmp_path: Path) -> None:
     train_tiny(tmp_path / "run", **{"training.n_tokens": 1000})
     (tmp_path / "run" / "checkpoints").rename(tmp_path / "gone")
@@ -208,6 +227,27 @@ def test_metrics_cut_short_by_others_are_noticed(train_tiny: Callable, tmp_path:
     truncate(tmp_path / "run" / "metrics.jsonl", 10)
     with pytest.raises(RunError, match=r"metrics\.jsonl has 10 bytes but"):
         train_tiny(tmp_path / "run", **{"training.n_tokens": 1000})
+
+
+def test_what_lies_there_before_the_first_checkpoint_binds_nothing(
+    train_tiny: Callable, straight: Path, tmp_path: Path, digests: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        fail_at_step(patch, 2)
+        with pytest.raises(KeyError):
+            train_tiny(tmp_path / "run", **{"dictionary.k": 3, "run.seed": 5})
+    calibration = tmp_path / "run" / "calibration.json"
+    calibration.write_text(calibration.read_text().replace('"n_rows": 1024', '"n_rows": 3'))
+    train_tiny(tmp_path / "run")
+    assert digests(tmp_path / "run") == digests(straight)
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_told_before_the_start(
+    train_tiny: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=200_000))
+    with pytest.raises(RunError, match=r"3 checkpoints in .* take about \d\d\d,\d+ bytes, .*; 200,000 are free"):
+        train_tiny(tmp_path / "run")
 
 
 # --- configs ------------------------------------------------------------------------------------------------
@@ -230,7 +270,6 @@ def test_configs_that_cannot_share_a_stream(program: ModuleType, rows: Path, tmp
     [
         ({"training.batch_rows": 2000}, "ring_rows is 1536"),
         ({"dictionary.k": 100}, "k = 100 is more than n_features = 48"),
-        ({"training.impl": "fused"}, "no fused step"),
     ],
 )
 def test_bad_configs_leave_no_trace(train_tiny: Callable, tmp_path: Path, changes: dict, message: str) -> None:
@@ -263,15 +302,20 @@ def test_init_from_starts_where_the_other_stands(
 # --- what is not finite -------------------------------------------------------------------------------------
 
 
+class Poisoned:
+    """A step whose target is infinite at some steps."""
+
+    def __init__(self, step: Any, at: set[int]) -> None:
+        self.step, self.at, self.provider = step, at, step.provider
+
+    def __call__(self, x_ND: Any, target_ND: Any, fields: Any, state: Any, progress: Any, lr: float) -> Any:
+        target_ND = target_ND * torch.inf if progress.step in self.at else target_ND
+        return self.step(x_ND, target_ND, fields, state, progress, lr)
+
+
 def poison(patch: pytest.MonkeyPatch, steps: set[int]) -> None:
-    """Make the loss of these steps infinite through the target."""
-    call = PlainStep.__call__
-
-    def poisoned(self: PlainStep, x_ND: Any, target_ND: Any, fields: Any, state: Any, progress: Any, lr: float) -> Any:
-        target_ND = target_ND * torch.inf if progress.step in steps else target_ND
-        return call(self, x_ND, target_ND, fields, state, progress, lr)
-
-    patch.setattr(PlainStep, "__call__", poisoned)
+    make = trainer.make_step
+    patch.setattr(trainer, "make_step", lambda *args: Poisoned(make(*args), steps))
 
 
 def test_two_bad_steps_are_skipped_and_counted(

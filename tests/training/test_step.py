@@ -29,7 +29,7 @@ def test_a_step_is_its_parts_in_order() -> None:
     by_hand = copy.deepcopy(dictionary)
     state = replace(dictionary.initial_state(), tokens_since_fired_F=torch.full((24,), 49))
     state = replace(state, tokens_since_fired_F=state.tokens_since_fired_F.index_fill(0, torch.arange(6), 60))
-    step = make_step(dictionary, Adam(trained_parameters(dictionary)), 0.01, "auto")
+    step = make_step(dictionary, Adam(trained_parameters(dictionary)), 0.01, "plain")
     result = step(x_ND, x_ND, {}, state, PROGRESS, 1e-2)
 
     terms = by_hand.loss_terms(x_ND, x_ND, {}, state, PROGRESS)
@@ -111,7 +111,9 @@ def test_a_loss_of_weight_zero_is_left_out_whatever_its_value() -> None:
     assert weighted_sum(losses, {"a": 3.0, "b": 0.0}).item() == 6.0
 
 
-def test_an_unknown_fused_step_is_refused() -> None:
+def test_a_fused_step_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     dictionary, _ = dictionary_and_rows()
-    with pytest.raises(ConfigError, match="no fused step for the dictionary kind 'topk'"):
+    monkeypatch.setattr(dictionary, "fused_plan", lambda: None)
+    with pytest.raises(ConfigError, match=r"training\.impl is fused, but"):
         make_step(dictionary, Adam(trained_parameters(dictionary)), 1.0, "fused")
+    assert isinstance(make_step(dictionary, Adam(trained_parameters(dictionary)), 1.0, "auto"), PlainStep)

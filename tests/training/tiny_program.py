@@ -27,7 +27,7 @@ from saetools.training.trainer import Trainer
 TINY = {
     "activations": {"source": "rows", "ring_rows": 1536},
     "dictionary": {"kind": "topk", "n_features": 48, "k": 4},
-    "training": {"n_tokens": 7680, "batch_rows": 128, "lr": 0.01, "checkpoint_every_tokens": 1024},
+    "training": {"n_tokens": 7200, "batch_rows": 120, "lr": 0.01, "checkpoint_every_tokens": 1024, "impl": "plain"},
     "logging": {"every_steps": 3, "progress": False},
     "run": {"threads": 1, "device": "cpu"},
 }
@@ -35,7 +35,7 @@ OPERATIONS = ("open", "write", "fsync", "replace", "rename", "mkdir")
 
 
 def tiny_config(rows: Path, run_dir: Path, **changes: Any) -> Any:
-    """A RunConfig of 60 steps; `changes` by dotted names."""
+    """A RunConfig of 60 steps, whose batches do not divide the blocks of the stream; `changes` by dotted names."""
     values = json.loads(json.dumps(TINY))
     values["activations"]["path"], values["run"]["dir"] = str(rows), str(run_dir)
     for key, value in changes.items():
