@@ -126,6 +126,7 @@ class Dictionary(nn.Module):
         config.validate_for(d_model)
         self.config, self.d_model, self.seed = config, d_model, seed
         self.spec: PointSpec | None = None  # what vectors this dictionary is for, where known
+        self.calibration: Calibration | None = None  # constants of the rows that it was trained on, as saved
         self.provenance: Mapping[str, Any] = {}  # how it was trained, as saved
         W_enc_FD, W_dec_FD = tied_start(config.n_features, d_model, seed)
         if self.has_encoder:

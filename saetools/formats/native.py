@@ -85,7 +85,7 @@ def load_unfolded(path: Path | str, device: str | torch.device = "cpu") -> Store
     record = _read_record(path / CONFIG)
     tensors = load_safetensors(path / WEIGHTS)
     dictionary = _build(record, tensors, path)
-    dictionary.spec, dictionary.provenance = record.spec, record.provenance
+    dictionary.spec, dictionary.calibration, dictionary.provenance = record.spec, record.calibration, record.provenance
     return Stored(dictionary.to(device).eval(), record)
 
 
