@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from saetools.activations.base import RowSource
@@ -27,7 +27,7 @@ class Subject:
     """A dictionary (for raw rows) with the held-out data that it is judged on.
 
     `host` and `tokens` are None for a dictionary trained on a bare rows file; evaluations that need them are then
-    listed as skipped.
+    listed as skipped. `others` are further dictionaries of the same point, by name, that it is compared with.
     """
 
     dictionary: Dictionary
@@ -36,6 +36,7 @@ class Subject:
     host: Host | None = None
     tokens: TokenPlan | None = None
     seed: int = 0
+    others: Mapping[str, Dictionary] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

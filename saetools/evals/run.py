@@ -118,6 +118,7 @@ class _Store:
         if directory is not None:
             self.identity = {
                 "dictionary": dictionary_fingerprint(subject.dictionary),
+                "others": {name: dictionary_fingerprint(other) for name, other in subject.others.items()},
                 "heldout": subject.heldout.fingerprint(),
                 "seed": subject.seed,
                 "version": saetools.__version__,

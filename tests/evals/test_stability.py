@@ -1,0 +1,57 @@
+"""Dictionaries that share all, some or none of their features."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from small_hosts import Given, by_name, row_subject
+
+from saetools.errors import MismatchError
+from saetools.evals.stability import Stability
+
+
+def dictionary(atoms_FD):
+    return Given(torch.zeros(1, len(atoms_FD)), atoms_FD)
+
+
+def figures(own, gaussian, **others):
+    subject = replace(row_subject(dictionary(own), gaussian), others={n: dictionary(a) for n, a in others.items()})
+    return by_name(Stability().run(subject))
+
+
+def test_a_permuted_copy_is_shared_wholly(gaussian):
+    own = torch.randn(60, 40)
+    found = figures(own, gaussian, twin=own[torch.randperm(60)] * 2)
+    assert found["shared_features"].value == 1
+    assert found["matched_cosine"].value == pytest.approx(1, abs=1e-5)
+    assert found["shared_features_chance"].value < 0.05
+    assert found["matched_cosine_chance"].value < 0.6
+
+
+def test_half_shared_and_each_other_in_the_series(gaussian):
+    own = torch.randn(60, 40)
+    half = torch.cat([own[:30], torch.randn(30, 40)])
+    found = figures(own, gaussian, half=half, all=own)
+    assert found["shared_features"].series == {"half": [0.5], "all": [1.0]}
+    assert found["shared_features"].value == pytest.approx(0.75)
+    low, high = found["shared_features"].spread
+    assert low < 0.75 < high
+
+
+def test_a_smaller_one_leaves_features_without_a_partner(gaussian):
+    own = torch.randn(60, 40)
+    found = figures(own, gaussian, small=own[:15])
+    assert found["shared_features"].value == 0.25
+    assert found["matched_cosine"].value == pytest.approx(1, abs=1e-5)
+
+
+def test_random_dictionaries_are_at_chance(gaussian):
+    found = figures(torch.randn(200, 40), gaussian, other=torch.randn(200, 40))
+    for name in ("matched_cosine", "nearest_cosine"):
+        assert found[name].value == pytest.approx(found[f"{name}_chance"].value, abs=0.02)
+
+
+def test_other_widths_and_no_others(gaussian):
+    with pytest.raises(MismatchError, match="'wide' is for width 7"):
+        figures(torch.randn(5, 6), gaussian, wide=torch.randn(5, 7))
+    assert "other dictionaries" in Stability().missing(row_subject(dictionary(torch.randn(5, 6)), gaussian))
