@@ -134,3 +134,15 @@ def test_a_removed_directory_is_gone(tmp_path: Path) -> None:
     write_pair(tmp_path)
     atomic.remove_directory(tmp_path / "made")
     assert not list(tmp_path.iterdir())
+
+
+def test_content_is_durable_before_its_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+
+    class Recording(FailingOs):
+        def _counted(self, original: Callable) -> Callable:
+            return lambda *args, **kwargs: called.append(original.__name__) or original(*args, **kwargs)
+
+    Recording(None).install(monkeypatch)
+    atomic.write_bytes(tmp_path / "x", b"content")
+    assert called == ["open", "write", "fsync", "replace", "open", "fsync"]
