@@ -20,7 +20,7 @@ from saetools.lm.tokenizer import HfTokenize
 from saetools.records import PointSpec
 from saetools.rng import torch_seed
 
-NOT_PER_TOKEN = ("hook_attn_scores", "hook_pattern", "unembed.hook_out")
+NOT_VECTORS = ("unembed.hook_out", "rotary_emb.hook_in")  # logits; an unused copy of the stream
 
 
 @dataclass(frozen=True)
@@ -95,15 +95,18 @@ class BridgeHost:
 
     @cached_property
     def _points(self) -> _Points:
-        """Run a short window of distinct sizes through the host and keep the points that give vectors per token."""
-        shape = (2, min(self._bridge.cfg.n_heads + 1, self.max_tokens))  # T differs from the number of heads
+        """Run a short window through the host and keep the points that give vectors per token.
+
+        T differs from the number of heads, so that [B, heads, T, T] is told from [B, T, ...] by its shape.
+        """
+        shape = (2, min(self._bridge.cfg.n_heads + 1, self.max_tokens))
         hooks = {hook.name: hook for hook in self._bridge.hook_dict.values() if hook.name}
         widths: dict[str, int] = {}
 
         def probe(point: str) -> Watch:
             def watch(x_BTD: Tensor) -> None:
                 is_vectors = x_BTD.shape[:2] == shape and x_BTD.is_floating_point() and x_BTD.shape[2] > 1
-                if is_vectors and not point.endswith(NOT_PER_TOKEN) and not point.startswith("rotary"):
+                if is_vectors and point not in NOT_VECTORS:
                     widths.setdefault(point, x_BTD.shape[2])
 
             return watch
@@ -158,7 +161,7 @@ class BridgeHost:
         leaf: list[Tensor] = []
 
         def cut(x_BTD: Tensor) -> Tensor:
-            leaf.append(x_BTD.detach().clone().requires_grad_())
+            leaf.append(x_BTD.detach().requires_grad_())
             return leaf[0]
 
         with torch.enable_grad(), self._watching({point: cut}):

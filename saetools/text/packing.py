@@ -44,10 +44,12 @@ class _WindowCounts:
             j = bisect_right(self._ends, window)
             return j, self._ends[j - 1] if j else 0
 
-    def record(self, j: int, end: int) -> None:
+    def record(self, j: int, end: int) -> bool:
+        """Count document j; False when it was counted otherwise before."""
         with self._lock:
             if j == len(self._ends):
                 self._ends.append(end)
+            return self._ends[j] == end
 
     def finish(self) -> None:
         self._complete = True
@@ -203,8 +205,12 @@ class TokenPlan:
         """Windows of an epoch from number `first` on. Counts each document that it passes."""
         j, begin = self._counts.locate(first)
         for number, ids in self._token_lists(j):
-            end = begin - (-len(ids) // self._width)
-            self._counts.record(j, end)
+            end = begin - (-len(ids) // self._width)  # plus the windows, rounded up
+            if not self._counts.record(j, end):
+                raise DataError(
+                    f"Document {self.document_id(number)!r} changed while it was in use, so that batches would no "
+                    f"longer be the same: {self.corpus.description} must stay as it is during a run."
+                )
             for window in range(max(first, begin), end):
                 position = (window - begin) * self._width
                 yield _Window(number, position, ids[position : position + self._width])

@@ -99,13 +99,14 @@ def test_parts_of_a_block_equal_those_of_plain_modules(host: BridgeHost, plain, 
 
 
 def test_gradients_equal_those_of_plain_transformers(host: BridgeHost, plain) -> None:
-    x_BTD, g_BTD = host.activations_and_gradients(IDS_BT, MIDDLE, KEEP_BT)
+    with torch.no_grad():
+        x_BTD, g_BTD = host.activations_and_gradients(IDS_BT, MIDDLE, KEEP_BT)
     output = plain(IDS_BT, output_hidden_states=True)
     losses_BT = nnf.cross_entropy(output.logits[:, :-1].transpose(1, 2), IDS_BT[:, 1:], reduction="none")
     (expected_BTD,) = torch.autograd.grad(losses_BT[KEEP_BT[:, 1:]].sum(), output.hidden_states[2])
     assert expected_BTD.abs().max() > 1e-3
     assert close(g_BTD, expected_BTD)
-    assert torch.equal(x_BTD, host.activations(IDS_BT, [MIDDLE])[MIDDLE])
+    assert not x_BTD.requires_grad and torch.equal(x_BTD, host.activations(IDS_BT, [MIDDLE])[MIDDLE])
     assert not g_BTD[2].any(), "no target of this window is kept"
     assert all(parameter.grad is None for parameter in host._bridge.parameters())
 

@@ -229,6 +229,15 @@ def test_an_empty_corpus_says_what_was_looked_for(make, texts, split):
         next(plan.batches())
 
 
+def test_a_document_that_changes_during_a_run_is_named():
+    corpus = Listed(["abcd", "abcd", "abcd"])
+    plan = plan_of(corpus, context_tokens=2, host_batch=1, seed=0, prepend_bos=False)
+    assert len(list(plan.batches())) == 6
+    corpus.texts[1] = "ab"
+    with pytest.raises(DataError, match="Document '1' changed"):
+        list(plan.batches())
+
+
 def test_a_window_without_room_is_refused():
     with pytest.raises(ConfigError, match=r"corpus\.context_tokens"):
         plan_of(Listed(["a"]), context_tokens=1, host_batch=1, seed=0, prepend_bos=True)
