@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    sub = command("train", _train, "Train a dictionary per config, on one stream of rows. A run that was begun goes on.")
+    sub = command("train", _train, "Train a dictionary per config, on one stream of rows; begun runs go on.")
     sub.add_argument("config", nargs="*", type=Path, help="YAML file, shipped config by name, or run directory")
     sub.add_argument("--config", dest="more_configs", action="append", type=Path, default=[], help=argparse.SUPPRESS)
     sub.add_argument("--allow-inexact", action="store_true", help="go on though threads, versions or kernels differ")

@@ -17,13 +17,15 @@ def facts() -> list[tuple[str, str]]:
     import psutil
     import torch
 
+    from saetools.training.environment import available_cores
+
     memory = psutil.virtual_memory()
     disk = shutil.disk_usage(Path.cwd())
     found = [
         ("saetools", metadata.version("saetools")),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         *((name, _version(name)) for name in PACKAGES),
-        ("cores", f"{len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, 'cpu_affinity') else os.cpu_count()}"),
+        ("cores", str(available_cores())),
         ("torch threads", str(torch.get_num_threads())),
         ("memory", f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"),
         ("disk here", f"{disk.free / 1e9:.1f} of {disk.total / 1e9:.1f} GB free"),

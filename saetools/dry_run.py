@@ -38,14 +38,15 @@ def describe(config: Any) -> list[tuple[str, str]]:
     n_kept = min(config.training.keep_checkpoints, -(-plan.n_steps // checkpoint_steps(config.training)))
     step_seconds = _seconds(_step(trainer, plan.batch_rows, d_model))
     seconds = plan.n_steps * step_seconds
+    settings, free = config.activations, _free(config.run.dir)
     found = [
-        ("point", f"{config.activations.point} of {config.host.name}" if data.has_host else str(config.activations.path)),
+        ("point", f"{settings.point} of {config.host.name}" if data.has_host else str(settings.path)),
         ("dictionary", f"{config.dictionary.kind}, {config.dictionary.n_features} features of width {d_model}"),
         ("parameters", f"{n_parameters:,}"),
         ("rows", f"{plan.n_tokens:,} in {plan.n_steps:,} steps of {plan.batch_rows:,}"),
         ("learning rate", f"{plan.peak_lr:.3g} after {plan.warmup_steps} steps"),
         ("memory", f"{(n_bytes + ring) / 1e6:.0f} MB: weights and Adam {n_bytes / 1e6:.0f}, ring {ring / 1e6:.0f}"),
-        ("disk", f"{n_kept * checkpoint / 1e6:.0f} MB for {n_kept} checkpoints; {_free(config.run.dir) / 1e9:.1f} GB free"),
+        ("disk", f"{n_kept * checkpoint / 1e6:.0f} MB for {n_kept} checkpoints; {free / 1e9:.1f} GB free"),
         ("training step", f"{1000 * step_seconds:.0f} ms"),
     ]
     if rows_per_second:

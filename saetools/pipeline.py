@@ -113,7 +113,60 @@ def train(configs: Sequence[Any], allow_inexact: bool = False) -> None:
     """Train one dictionary per config, several of them on one stream; a run that was begun goes on."""
     from saetools.training.loop import train as train_runs
 
-    train_runs(configs, lambda calibration: Data(configs[0]).source("train", calibration), allow_inexact)
+    data = Data(configs[0])
+    train_runs(configs, lambda calibration: data.source("train", calibration), allow_inexact)
+
+
+def evaluate(source: Path, config: Any, fresh: bool = False) -> str:
+    """Evaluate the dictionary at `source` on held-out data: `eval.json` beside it, and a table to print."""
+    from saetools.evals.run import default_evaluations, run_evaluations
+    from saetools.evals.table import table
+
+    subject = load_subject(source, config)
+    records = run_evaluations(
+        subject,
+        default_evaluations(config.evaluation),
+        run_directory(source),
+        fresh=fresh,
+        progress=config.logging.progress,
+    )
+    return table(records, title=f"{source}: {subject.dictionary.kind} on held-out data")
+
+
+def dashboard(source: Path, config: Any, page: Path | None = None, fresh: bool = False) -> Path:
+    """Collect what the features of the dictionary at `source` do (`features/`), and write the page that shows it."""
+    from saetools.dashboard.export import export_page
+    from saetools.features.store import FeatureStore
+
+    directory = run_directory(source)
+    page = page or directory / "dashboard.html"
+    store_path = directory / "features"
+    if fresh or not store_path.exists():
+        _collect(load_subject(source, config), config, store_path, title=directory.name)
+    store = FeatureStore.open(store_path)
+    try:
+        export_page(store, page, n_features=config.evaluation.n_features, seed=config.run.seed)
+    finally:
+        store.close()
+    return page
+
+
+def run_directory(source: Path) -> Path:
+    """Where results on the dictionary at `source` go: the run directory, or the one around a bare dictionary."""
+    return source if (source / CONFIG_FILE).exists() or not (source / "model.safetensors").exists() else source.parent
+
+
+def _collect(subject: Subject, config: Any, path: Path, title: str) -> None:
+    from saetools.features.collect import CollectSettings, collect
+    from saetools.features.entries import describe
+    from saetools.features.write import write_store
+
+    settings = CollectSettings(n_tokens=config.evaluation.n_tokens, seed=config.run.seed)
+    collected = collect(subject.dictionary, subject.heldout, subject.tokens, settings)
+    info, entries = describe(
+        collected, subject.dictionary, subject.spec, subject.host, title, f"{config.corpus.name}, held-out documents"
+    )
+    write_store(path, info, entries)
 
 
 def load_subject(source: Path, config: Any) -> Subject:
@@ -156,8 +209,8 @@ def check_belongs(dictionary: Dictionary, spec: PointSpec) -> None:
     ]
     if wrong:
         raise MismatchError(
-            f"the dictionary does not fit these activations: {'; '.join(wrong)}. Evaluate it on what it was trained on, "
-            f"or train one here."
+            f"the dictionary does not fit these activations: {'; '.join(wrong)}. Evaluate it on what it was "
+            f"trained on, or train one here."
         )
 
 
@@ -175,10 +228,10 @@ def config_of(source: Path, overrides: Sequence[str] = ()) -> Any:
 
 
 def harvest(config: Any, out: Path, points: Sequence[str], n_rows: int) -> dict[str, Path]:
-    """Store the first n_rows training rows of each point; one directory per point. Resumes what it finds there."""
+    """Store the first n_rows training rows of each point; one directory per point. Goes on with what it finds there."""
     from saetools.activations.harvest import harvest_points
+    from saetools.training.environment import set_threads
 
+    set_threads(config.run.threads)
     data = Data(config)
-    return harvest_points(
-        data.host, data.plan("train"), points, config.activations, out, n_rows
-    )
+    return harvest_points(data.host, data.plan("train"), points, config.activations, out, n_rows)
