@@ -1,0 +1,265 @@
+"""How well features steer: what adding one does to the tokens it speaks for, and what it costs elsewhere.
+
+For a sample of living features, a vector along the feature's atom d, of norm `dose` times the median row norm, is added
+to every kept token of some held-out windows. Judged are the predictions at tokens where the feature does not fire.
+Targets are the tokens that d raises most on the direct path to the logits (features/effects.py).
+
+    on_target        mean over positions and targets of log q'(target) - log q(target), nats (q' steered, q original)
+    off_target       mean over positions of KL(q || q') over the other tokens, each renormalised without the targets
+    steering_area    mean over features of (1/K) * integral of on_target over off_target from 0 to K = `kl_limit` nats:
+                     the curve over doses, from (0, 0), linear between doses and flat beyond the last
+    logit_influence  mean over features of RMS over positions of ||centred logit change|| / ||vector|| at the least
+                     dose: how strongly features move logits in arbitrary contexts, which gradient SAEs claim to win
+                     (Olmo et al. 2024, arXiv 2411.10397; their own definition is not public)
+    perplexity_cost  mean over features of the rise of next-token loss at the least dose, nats
+    attribution_correlation  over features, Pearson correlation of the true change of the text's loss when the feature
+                     is ablated with the first-order estimate - sum over tokens of a <d, gradient of the loss>
+
+Controls, with vectors of equal norm: `..._random` (random directions, judged by their own top tokens) and
+`..._shuffled` (another feature's atom, judged by this feature's targets). Intervals are over features.
+
+Cost: (3 x doses + 1) forward passes per feature over `n_windows` windows, one backward pass. Cannot tell: whether
+generated text stays sensible, nor whether the feature's meaning is that of its top tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from saetools.errors import DataError
+from saetools.evals.base import EvalRecord, Evaluation, HostSubject, Subject, Tick, no_tick, with_host
+from saetools.evals.bootstrap import bootstrap_interval
+from saetools.evals.splicing import Splicer, counted_windows, cross_entropy_N, log_probabilities
+from saetools.features.effects import logit_effects
+from saetools.features.steering import FeatureEdit
+from saetools.rng import generator
+
+UNITS = {
+    "steering_area": "nats",
+    "logit_influence": "logits per unit of activation",
+    "perplexity_cost": "nats per token",
+}
+
+
+class Steering(Evaluation, name="steering"):
+    """Dose and response of adding features, against random and shuffled directions; ablation against attribution."""
+
+    needs_host = True
+    cost = "(3 x doses + 1) forward passes per feature over a few windows"
+
+    class Config(Evaluation.Config):
+        """Sizes."""
+
+        n_features: int = Field(24, gt=1, description="living features steered, drawn at random")
+        n_predictions: int = Field(1024, gt=0, description="held-out predictions on which each dose is judged")
+        doses: tuple[float, ...] = Field(
+            (0.1, 0.2, 0.4, 0.8), description="norms added, in median row norms, ascending"
+        )
+        n_targets: int = Field(10, gt=0, description="top tokens of a direction that count as its targets")
+        kl_limit: float = Field(1.0, gt=0, description="K, the off-target cost in nats up to which effects count")
+
+    config: Config
+
+    @torch.no_grad()
+    def run(self, subject: Subject, tick: Tick = no_tick) -> list[EvalRecord]:
+        parts = with_host(subject)
+        bench = _Bench(subject, parts, self.config.n_predictions)
+        chosen = bench.draw(self.config.n_features, subject.seed)
+        curves: dict[str, list[_Curve]] = {"": [], "_random": [], "_shuffled": []}
+        for directions in self._directions(subject, chosen):
+            for name, (direction_D, speaks_for_D) in directions.vectors.items():
+                targets_J = bench.targets(speaks_for_D, self.config.n_targets)
+                curves[name].append(bench.curve(direction_D, targets_J, directions.silent, self.config.doses, tick))
+        records = [record for name, found in curves.items() for record in self._of_curves(name, found, subject.seed)]
+        return [*records, self._attribution(bench, chosen)]
+
+    def _directions(self, subject: Subject, chosen: list[tuple[int, Tensor]]) -> "list[_Directions]":
+        """Each feature's own direction and its controls, all of norm 1."""
+        atoms_FD = torch.nn.functional.normalize(subject.dictionary.directions().float(), dim=1)
+        numbers = generator(subject.seed, "steering controls")
+        random_FD = torch.from_numpy(numbers.normal(size=(len(chosen), atoms_FD.shape[1])))
+        random_FD = torch.nn.functional.normalize(random_FD.to(atoms_FD), dim=1)
+        found = []
+        for i, (feature, silent) in enumerate(chosen):
+            other = chosen[(i + 1) % len(chosen)][0]  # the sample is in random order
+            own_D, random_D = atoms_FD[feature], random_FD[i]
+            vectors = {"": (own_D, own_D), "_random": (random_D, random_D), "_shuffled": (atoms_FD[other], own_D)}
+            found.append(_Directions(vectors, silent))
+        return found
+
+    def _of_curves(self, suffix: str, curves: "list[_Curve]", seed: int) -> list[EvalRecord]:
+        figures = {
+            "steering_area": [area_under(c.off_target, c.on_target, self.config.kl_limit) for c in curves],
+            "logit_influence": [c.influence for c in curves],
+            "perplexity_cost": [c.loss_added[0] for c in curves],
+        }
+        mean_curve = {
+            "dose": list(self.config.doses),
+            **{
+                name: np.mean([getattr(c, name) for c in curves], 0).tolist()
+                for name in ("on_target", "off_target", "loss_added")
+            },
+        }
+        return [
+            self.record(
+                f"{name}{suffix}",
+                float(np.mean(values)),
+                UNITS[name],
+                len(values),
+                n_unit="features",
+                spread=_interval(values, seed),
+                series=mean_curve if name == "steering_area" else None,
+            )
+            for name, values in figures.items()
+        ]
+
+    def _attribution(self, bench: "_Bench", chosen: list[tuple[int, Tensor]]) -> EvalRecord:
+        pairs = np.array([bench.ablation(feature) for feature, _ in chosen])
+        varies = len(pairs) > 2 and (pairs.std(0) > 0).all()
+        return self.record(
+            "attribution_correlation",
+            float(np.corrcoef(pairs.T)[0, 1]) if varies else None,
+            "correlation",
+            len(pairs),
+            n_unit="features",
+            series={"loss_change": pairs[:, 0].tolist(), "first_order": pairs[:, 1].tolist()},
+        )
+
+
+@dataclass(frozen=True)
+class _Directions:
+    """name -> (direction steered along, direction whose top tokens are the targets), and where to judge."""
+
+    vectors: dict[str, tuple[Tensor, Tensor]]
+    silent: Tensor  # bool [N]: predictions at tokens where the feature does not fire
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """Response to each dose."""
+
+    on_target: list[float]
+    off_target: list[float]
+    loss_added: list[float]
+    influence: float  # RMS centred logit change per unit of norm, at the least dose
+
+
+class _Bench:
+    """The windows on which everything is tried, with the host's own predictions there."""
+
+    def __init__(self, subject: Subject, parts: HostSubject, n_predictions: int) -> None:
+        self.subject, self.parts, self.splicer = subject, parts, Splicer(subject, parts)
+        self.windows = list(counted_windows(parts, n_predictions))
+        if not self.windows:
+            raise DataError("No held-out window has two tokens in a row, so nothing can be steered. Add text.")
+        self.logits = [self.splicer.logits(w).float() for w in self.windows]
+        self.median_norm = subject.heldout.calibration.median_norm
+        self.W_U_VD, self.norm_weight_D = (
+            None if part is None else part.to(subject.dictionary.device) for part in parts.host.unembedding()
+        )
+
+    def draw(self, n: int, seed: int) -> list[tuple[int, Tensor]]:
+        """n living features in random order, each with the counted positions at which it does not fire."""
+        point, dictionary = self.parts.point, self.subject.dictionary
+        x_ND = torch.cat([self.parts.host.activations(w.ids_BT, [point])[point][w.counted_BT] for w in self.windows])
+        row_M, feature_M, _ = (t.cpu() for t in dictionary.encode(x_ND.to(dictionary.device, torch.float32)).flat())
+        living = torch.unique(feature_M).numpy()
+        chosen = generator(seed, "steering features").permutation(living)[:n].tolist()
+        found = []
+        for feature in chosen:
+            silent = torch.ones(len(x_ND), dtype=torch.bool)
+            silent[row_M[feature_M == feature]] = False
+            if silent.any():
+                found.append((feature, silent))
+        if len(found) < 2:
+            raise DataError("Fewer than two features fire on the windows to steer on. Raise n_predictions.")
+        return found
+
+    def targets(self, direction_D: Tensor, n: int) -> Tensor:
+        """The tokens that a direction raises most."""
+        assert self.W_U_VD is not None
+        return logit_effects(direction_D[None], self.W_U_VD, self.norm_weight_D, n).top_tokens_FJ[0]
+
+    def curve(
+        self, direction_D: Tensor, targets_J: Tensor, silent: Tensor, doses: tuple[float, ...], tick: Tick
+    ) -> _Curve:
+        """The response at each dose, averaged over the positions in `silent`."""
+        responses = []
+        for dose in doses:
+            vector_D = (dose * self.median_norm * direction_D).to(self.parts.host.device)
+            columns, first = [], 0
+            for w, logits_NV in zip(self.windows, self.logits, strict=True):
+                here = silent[first : first + len(w.target_N)].to(logits_NV.device)
+                steered_NV = self.splicer.logits(w, _adding(vector_D))
+                columns.append(response_columns(logits_NV[here], steered_NV[here].float(), targets_J, w.target_N[here]))
+                first += len(w.target_N)
+                tick(len(w.target_N))
+            responses.append(torch.cat(columns).mean(0).tolist())
+        on_target, off_target, loss_added, square = (list(column) for column in zip(*responses, strict=True))
+        return _Curve(on_target, off_target, loss_added, square[0] ** 0.5 / (doses[0] * self.median_norm))
+
+    @cached_property
+    def gradients(self) -> list[tuple[Tensor, Tensor]]:
+        """(x_BTD, gradient_BTD) per window batch: of the sum of the counted predictions' losses."""
+        found = []
+        for w in self.windows:
+            targets_BT = torch.zeros_like(w.counted_BT)
+            targets_BT[:, 1:] = w.counted_BT[:, :-1]
+            x_BTD, g_BTD = self.parts.host.activations_and_gradients(w.ids_BT, self.parts.point, targets_BT)
+            found.append((x_BTD.detach(), g_BTD.detach()))
+        return found
+
+    def ablation(self, feature: int) -> tuple[float, float]:
+        """(true, first-order) change of the summed next-token loss of all windows when the feature is ablated."""
+        edit = FeatureEdit(self.subject.dictionary, feature, "ablate")
+
+        def ablate(x_ND: Tensor) -> Tensor:
+            return edit(x_ND[None])[0]
+
+        true = estimate = 0.0
+        for w, logits_NV, (x_BTD, g_BTD) in zip(self.windows, self.logits, self.gradients, strict=True):
+            before = cross_entropy_N(log_probabilities(logits_NV), w.target_N)
+            after = cross_entropy_N(log_probabilities(self.splicer.logits(w, ablate)), w.target_N)
+            true += float((after - before).sum())
+            replaced_BT = w.keep_BT & (torch.linalg.vector_norm(x_BTD.float(), dim=-1) <= self.splicer.norm_limit)
+            x_ND, g_ND = x_BTD[replaced_BT], g_BTD[replaced_BT]
+            estimate += float(((ablate(x_ND) - x_ND).cpu().double() * g_ND.cpu().double()).sum())
+        return true, estimate
+
+
+def _adding(vector_D: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda x_ND: x_ND + vector_D.to(x_ND.dtype)
+
+
+def response_columns(original_NV: Tensor, steered_NV: Tensor, targets_J: Tensor, next_N: Tensor) -> Tensor:
+    """float64 [N, 4]: on-target effect, off-target KL, next-token loss added, squared centred logit change."""
+    log_q_NV, log_r_NV = log_probabilities(original_NV), log_probabilities(steered_NV)
+    targets_J = targets_J.to(log_q_NV.device)
+    on_target_N = (log_r_NV - log_q_NV)[:, targets_J].mean(1)
+    others = torch.ones(log_q_NV.shape[1], dtype=torch.bool, device=log_q_NV.device)
+    others[targets_J] = False
+    log_q_rest, log_r_rest = (torch.log_softmax(log_NV[:, others], 1) for log_NV in (log_q_NV, log_r_NV))
+    off_target_N = (log_q_rest.exp() * (log_q_rest - log_r_rest)).sum(1)
+    added_N = cross_entropy_N(log_r_NV, next_N) - cross_entropy_N(log_q_NV, next_N)
+    change_NV = (steered_NV - original_NV).double()
+    square_N = (change_NV - change_NV.mean(1, keepdim=True)).square().sum(1)
+    return torch.stack([on_target_N, off_target_N, added_N, square_N.to(on_target_N.device)], 1).cpu()
+
+
+def area_under(cost: list[float], effect: list[float], limit: float) -> float:
+    """(1 / limit) * integral of effect over cost from 0 to `limit`: linear between points, from (0, 0), then flat."""
+    order = np.argsort(cost, kind="stable")
+    x, y = np.r_[0.0, np.array(cost)[order]], np.r_[0.0, np.array(effect)[order]]
+    inside = x < limit
+    x, y = np.r_[x[inside], limit], np.r_[y[inside], np.interp(limit, x, y)]
+    return float(np.trapezoid(y, x) / limit)
+
+
+def _interval(values: list[float], seed: int) -> tuple[float, float] | None:
+    sums = np.stack([np.ones(len(values)), np.array(values)], 1)
+    return bootstrap_interval(sums, lambda totals: totals[:, 1] / totals[:, 0], seed)

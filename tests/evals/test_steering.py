@@ -1,0 +1,92 @@
+"""Dose and response where both can be computed by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from small_hosts import D_MODEL, VOCABULARY, by_name, host_subject, scaled_copy
+
+from saetools.errors import DataError
+from saetools.evals.steering import Steering, area_under, response_columns
+
+
+def figures(subject, **settings):
+    return by_name(Steering(**{"n_features": 6, "n_predictions": 60, "n_targets": 2, **settings}).run(subject))
+
+
+def test_response_of_a_known_shift():
+    """From uniform over V, raising one target's logit by s."""
+    V, s = 8, 1.5
+    before, after = torch.zeros(1, V), torch.zeros(1, V)
+    after[0, 3] = s
+    on, off, added, square = response_columns(before, after, torch.tensor([3]), torch.tensor([0]))[0].tolist()
+    normaliser = math.log(math.exp(s) + V - 1)
+    assert on == pytest.approx(s - normaliser + math.log(V))
+    assert off == pytest.approx(0, abs=1e-12)  # the other tokens keep their proportions
+    assert added == pytest.approx(normaliser - math.log(V))
+    assert square == pytest.approx(s * s * (1 - 1 / V))
+    _, off, _, _ = response_columns(before, after, torch.tensor([0]), torch.tensor([0]))[0].tolist()
+    rest = V - 1
+    assert off == pytest.approx(math.log((math.exp(s) + rest - 1) / rest) - s / rest)
+
+
+def test_area():
+    assert area_under([1.0], [2.0], 1.0) == pytest.approx(1.0)  # a triangle
+    assert area_under([0.5], [2.0], 1.0) == pytest.approx(0.5 + 1.0)  # then flat
+    assert area_under([2.0], [4.0], 1.0) == pytest.approx(1.0)  # cut inside a piece
+    assert area_under([0.5, 0.25], [1.0, 3.0], 0.5) == pytest.approx((0.375 + 0.5) / 0.5)  # in order of cost
+
+
+def test_influence_by_brute_force():
+    """Every feature adds the same shift at every position of a linear host, up to the causal sum."""
+    subject = host_subject(scaled_copy(D_MODEL, 1.0))
+    found = figures(subject, n_features=12, doses=(0.1,))
+    host, norm, squares = subject.host, subject.heldout.calibration.median_norm, []
+    batch = next(iter(subject.tokens.batches(0)))
+    assert found["logit_influence"].n == 12
+    for d in torch.cat([torch.eye(D_MODEL), -torch.eye(D_MODEL)]):
+        total, n, left = 0.0, 0, 60
+        for batch in subject.tokens.batches(0):
+            keep = torch.from_numpy(batch.keep_BT)
+            x = host._resid(torch.from_numpy(batch.ids_BT))
+            added = keep[..., None] * 0.1 * norm * d
+            change = (added + 0.1 * added.cumsum(1)) @ host.U.T
+            change = change - change.mean(-1, keepdim=True)
+            for b, t in torch.nonzero(keep[:, :-1] & keep[:, 1:]).tolist():
+                silent = not float(x[b, t] @ d) > 0
+                if left > 0 and silent:
+                    total, n = total + float(change[b, t].square().sum()), n + 1
+                left -= 1
+        squares.append((total / n) ** 0.5 / (0.1 * norm))
+    assert found["logit_influence"].value == pytest.approx(np.mean(squares), rel=1e-4)
+
+
+def test_features_beat_shuffled_ones_on_their_own_targets():
+    found = figures(host_subject(scaled_copy(D_MODEL, 1.0)), n_features=12, n_predictions=200)
+    assert found["steering_area"].value > found["steering_area_shuffled"].value + 0.1
+    assert found["logit_influence"].value > 0
+    series = found["steering_area"].series
+    assert np.all(np.diff(series["off_target"]) > 0) and np.all(np.diff(series["on_target"]) > 0)
+    low, high = found["steering_area"].spread
+    assert low < found["steering_area"].value < high
+
+
+def test_attribution_is_first_order():
+    """Small edits: the true change of the loss is the estimate; the dictionary's atoms are scaled to 1 %."""
+    subject = host_subject(scaled_copy(D_MODEL, 0.01))
+    record = figures(subject, n_features=12)["attribution_correlation"]
+    np.testing.assert_allclose(record.series["loss_change"], record.series["first_order"], rtol=0.05, atol=2e-3)
+    assert record.value > 0.99
+
+
+def test_one_living_feature_is_not_enough():
+    subject = host_subject(scaled_copy(D_MODEL, 0.0))
+    with torch.no_grad():
+        subject.dictionary.W_enc_FD.zero_()
+    with pytest.raises(DataError, match="n_predictions"):
+        figures(subject)
+
+
+def test_targets_are_tokens_of_the_vocabulary():
+    assert figures(host_subject(), n_targets=VOCABULARY + 5, doses=(0.1,))["perplexity_cost"].value is not None
