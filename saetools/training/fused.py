@@ -5,6 +5,7 @@ renormalisation, on the same optimizer state, so that checkpoints of both are al
 of rows and no [F, D] gradient is made.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from saetools.kernels.backend import import_numba, resolve
 from saetools.kernels.backward_adam import Batch, ExtraRows, Rule, Weights, backward_adam, gradients
 from saetools.kernels.decode_loss import decode_loss
 from saetools.kernels.encode_topk import Precision, encode_topk
+from saetools.kernels.global_topk import global_topk
 from saetools.kernels.plan import FusedPlan
 from saetools.kernels.sparse import Sparse
 from saetools.kernels.workspace import Workspace
@@ -37,7 +39,7 @@ AUXK = "auxk"
 def why_not_fused(dictionary: "Dictionary") -> str | None:
     """Why the fused step cannot train this dictionary all through a run; None where it can."""
     plan = dictionary.fused_plan()
-    if plan is None or plan.selection != "per_row" or plan.score != "value":
+    if plan is None or plan.selection not in ("per_row", "global") or plan.score != "value":
         return f"there is no fused step for the dictionary kind {dictionary.kind!r} with these settings"
     uncovered = sorted(_weighted(dictionary) - plan.covers)
     if uncovered:
@@ -81,6 +83,7 @@ class FusedStep:
         self.precision: Precision = precision
         self.impl: KernelImpl = impl
         self.workspace = Workspace()
+        self.last_threshold = 0.0  # a guess for the next global selection: it decides its time, never its result
         (self.main_loss,) = plan.covers - {AUXK}
         chosen = resolve(impl, dictionary.W_enc_FD)
         if chosen == "numba":
@@ -133,7 +136,11 @@ class FusedStep:
         own, weights = self._weights(), self.dictionary.loss_weights(progress)
         centred_ND = torch.sub(x_ND, own.b_dec_D, out=self.workspace.get("centred", tuple(x_ND.shape), x_ND.dtype))
         code = self._select(centred_ND, own)
-        flat = Sparse.fixed(code.values, code.indices)
+        offsets_N1 = code.offsets_N1
+        if offsets_N1 is None:
+            flat = Sparse.fixed(code.values, code.indices)
+        else:
+            flat = Sparse(code.values, code.indices, offsets_N1)
         n_groups = max(len(self.plan.groups), 1)
         loss_NG, pull_NGD, dots_M = decode_loss(
             *(target_ND, flat, own.W_dec_FD, own.b_dec_D),
@@ -157,13 +164,19 @@ class FusedStep:
         return Forward(code, Batch(centred_ND, flat, pull_NGD, dots_M, scale, self.plan.groups), losses, extra)
 
     def _select(self, centred_ND: Tensor, own: Weights) -> SparseCode:
-        values_NK, indices_NK = encode_topk(
-            *(centred_ND, own.W_enc_FD, own.b_enc_F, self.plan.k),
-            precision=self.precision,
-            workspace=self.workspace,
-            impl=self.impl,
+        encoder = (centred_ND, own.W_enc_FD, own.b_enc_F)
+        n_features = len(own.b_enc_F)
+        if self.plan.selection == "per_row":
+            values_NK, indices_NK = encode_topk(
+                *encoder, self.plan.k, precision=self.precision, workspace=self.workspace, impl=self.impl
+            )
+            return SparseCode(values_NK, indices_NK, n_features)
+        n_kept = self.plan.k * len(centred_ND)
+        flat, threshold = global_topk(
+            *encoder, n_kept, guess=self.last_threshold * 0.9, workspace=self.workspace, impl=self.impl
         )
-        return SparseCode(values_NK, indices_NK, len(own.b_enc_F))
+        self.last_threshold = threshold if math.isfinite(threshold) else 0.0
+        return SparseCode(flat.values_M, flat.indices_M, n_features, flat.offsets_N1)
 
     def _weights(self) -> Weights:
         return self._four({name: p.detach() for name, p in self.optimizer.parameters.items()})

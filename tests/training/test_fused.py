@@ -10,6 +10,7 @@ from torch import Tensor
 from saetools.dictionaries.base import Dictionary, Progress, State, available_dictionaries
 from saetools.dictionaries.topk import TopK
 from saetools.errors import ConfigError
+from saetools.kernels.backend import set_threads
 from saetools.training.fused import FusedStep, why_not_fused
 from saetools.training.optim import Adam
 from saetools.training.step import PlainStep, make_step, trained_parameters, weighted_sum
@@ -23,6 +24,11 @@ FUSED = [
     if why_not_fused(dictionary := cls(config, D, 3)) is None
 ]
 IMPLS = ["reference", "torch", "numba"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    set_threads(1)
 
 
 def rows(n: int = 64, seed: int = 0) -> Tensor:

@@ -1,0 +1,49 @@
+"""Encode and select per feature (feature choice): each feature keeps its own number of rows."""
+
+import torch
+from torch import Tensor
+
+from saetools.kernels.backend import Impl, resolve
+from saetools.kernels.per_feature_topm import reference, stock
+from saetools.kernels.score import Score
+from saetools.kernels.sparse import Sparse
+from saetools.kernels.workspace import Workspace
+
+
+@torch.no_grad()
+def per_feature_topm(
+    x_ND: Tensor,
+    W_FD: Tensor,
+    b_F: Tensor,
+    budget_F: Tensor,
+    *,
+    score: Score | None = None,
+    first_feature: int = 0,
+    workspace: Workspace | None = None,
+    impl: Impl = "auto",
+) -> Sparse:
+    """The ragged code in which feature i is kept in the budget[i] rows where its score is largest.
+
+    pre = x W^T + b; scores are pre itself or `score`'s; values are pre. Only positive scores are kept. Ties go to
+    the lowest row. Slots are in row order, features ascending. budget_F: int64 in 0..N; ValueError otherwise.
+    """
+    N, F = len(x_ND), len(W_FD)
+    if budget_F.shape != (F,) or (F and not 0 <= int(budget_F.min()) <= int(budget_F.max()) <= N):
+        raise ValueError(f"budget_F must hold {F} numbers between 0 and {N}, the number of rows")
+    x_ND, W_FD, b_F = x_ND.contiguous(), W_FD.contiguous(), b_F.contiguous()
+    chosen = resolve(impl, x_ND, W_FD, b_F)
+    if chosen == "reference" or N == 0 or F == 0:
+        pre_NF = x_ND @ W_FD.T + b_F
+        scores = pre_NF if score is None else score.of(pre_NF, slice(None))
+        values, indices, offsets = reference.per_feature_topm(scores, pre_NF, budget_F)
+    elif chosen == "numba":
+        from saetools.kernels.per_feature_topm import cpu
+
+        workspace = workspace or Workspace()
+        values, indices, offsets = cpu.per_feature_topm(x_ND, W_FD, b_F, budget_F, score, workspace)
+    else:
+        values, indices, offsets = stock.per_feature_topm(x_ND, W_FD, b_F, budget_F, score)
+    return Sparse(values, indices + first_feature, offsets)
+
+
+__all__ = ["per_feature_topm"]

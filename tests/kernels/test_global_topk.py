@@ -1,0 +1,81 @@
+"""Selection over the batch and per feature against one stable sort."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saetools.kernels import backend
+from saetools.kernels.global_topk import cases, global_topk
+from saetools.kernels.per_feature_topm import cases as feature_cases
+from saetools.kernels.per_feature_topm import per_feature_topm
+
+
+@pytest.mark.parametrize("impl", ["torch", "numba"])
+def test_global_cases(impl: str) -> None:
+    cases.verify(impl)
+
+
+@pytest.mark.parametrize("impl", ["torch", "numba"])
+def test_per_feature_cases(impl: str) -> None:
+    feature_cases.verify(impl)
+
+
+def test_the_gate_sees_a_wrong_tie(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reversed_ties(x, W, b, n, **arguments):
+        code, threshold = global_topk(x.flip(0), W, b, n, **arguments)
+        return (code, threshold) if arguments["impl"] == "reference" else global_topk(x, W, b, n, **arguments)
+
+    monkeypatch.setattr(cases, "global_topk", reversed_ties)
+    with pytest.raises(AssertionError, match="differ from plain"):
+        cases.verify("numba")
+
+
+@pytest.mark.parametrize("impl", ["torch", "numba"])
+def test_nan_is_never_lost(impl: str) -> None:
+    case = next(cases.cases())
+    W = case.W_FD.clone()
+    W[77, 3] = torch.nan
+    code, _ = global_topk(case.x_ND, W, case.b_F, 100, impl=impl)
+    assert code.values_M.isnan().any()
+    code = per_feature_topm(case.x_ND, W, case.b_F, torch.full((200,), 3), impl=impl)
+    assert code.values_M.isnan().any()
+
+
+def test_results_do_not_depend_on_threads() -> None:
+    case = next(cases.cases())
+    results = []
+    for n in (1, 2):
+        backend.set_threads(n)
+        results.append(global_topk(case.x_ND, case.W_FD, case.b_F, 300, impl="numba")[0])
+    cases.assert_same("threads", *results)
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(0, 40), f=st.integers(1, 90), share=st.floats(0, 1), guess=st.floats(0, 20))
+def test_any_shape(n: int, f: int, share: float, guess: float) -> None:
+    g = torch.Generator().manual_seed(n + f)
+    x, W, b = (torch.randint(-3, 4, shape, generator=g).float() for shape in ((n, 4), (f, 4), (f,)))
+    n_kept = round(share * n * f)
+    got, _ = global_topk(x, W, b, n_kept, guess=guess, impl="numba")
+    cases.assert_same("any", got, global_topk(x, W, b, n_kept, impl="reference")[0])
+    budget = torch.randint(0, n + 1, (f,), generator=g)
+    cases.assert_same("any", *(per_feature_topm(x, W, b, budget, impl=impl) for impl in ("numba", "reference")))
+
+
+def test_a_range_of_features_gives_global_indices() -> None:
+    case = next(cases.cases())
+    for impl in ("reference", "torch", "numba"):
+        code, _ = global_topk(case.x_ND, case.W_FD[50:], case.b_F[50:], 100, first_feature=50, impl=impl)
+        assert int(code.indices_M.min()) >= 50
+        pre = case.x_ND @ case.W_FD.T + case.b_F
+        assert torch.equal(pre[code.rows(), code.indices_M.long()], code.values_M)
+
+
+def test_bad_arguments() -> None:
+    x, W, b = torch.randn(2, 3), torch.randn(5, 3), torch.zeros(5)
+    with pytest.raises(ValueError, match="negative"):
+        global_topk(x, W, b, -1)
+    for budget in (torch.full((5,), 3), torch.full((4,), 1), torch.full((5,), -1)):
+        with pytest.raises(ValueError, match="between 0 and 2"):
+            per_feature_topm(x, W, b, budget)
