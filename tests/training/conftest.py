@@ -69,7 +69,7 @@ def spawn(rows: Path) -> Callable[..., subprocess.CompletedProcess]:
             env={**os.environ, "PYTHONPATH": str(ROOT), **{k: str(v) for k, v in environment.items()}},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
 
     return run
