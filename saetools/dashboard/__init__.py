@@ -1,1 +1,1 @@
-"""Feature records drawn for people: no torch here."""
+"""Feature records drawn for people, three ways: a file that can be mailed, a notebook, a live app. No torch here."""

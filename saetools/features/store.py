@@ -92,7 +92,7 @@ class FeatureStore:
         """All that is known of one feature. DataError where there is none of that number."""
         row = self._one("SELECT record FROM records WHERE feature = ?", feature)
         try:
-            return FeatureRecord.model_validate_json(_decompress(row[0], self.path / DATABASE))
+            return FeatureRecord.model_validate(json.loads(_decompress(row[0], self.path / DATABASE)))
         except ValidationError as error:
             raise FormatError(f"{self.path / DATABASE}: the record of feature {feature} is damaged: {error}") from None
 

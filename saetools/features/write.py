@@ -52,7 +52,9 @@ def _write_entry(connection: sqlite3.Connection, shards: "_Shards", entry: Entry
     }
     values = [summary[name] for name in SUMMARY] + list(record.map_xy or (None, None))
     connection.execute(f"INSERT INTO features VALUES ({', '.join('?' * len(values))})", [_text(v) for v in values])
-    connection.execute("INSERT INTO records VALUES (?, ?)", (feature, _compress(record.model_dump_json().encode())))
+    connection.execute(
+        "INSERT INTO records VALUES (?, ?)", (feature, _compress(json.dumps(record.model_dump()).encode()))
+    )
     if entry.examples:
         piece = _compress(json.dumps([example.to_json() for example in entry.examples]).encode())
         connection.execute("INSERT INTO examples VALUES (?, ?, ?, ?, ?)", (feature, *shards.append(piece)))

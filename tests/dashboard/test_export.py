@@ -1,0 +1,176 @@
+"""The page that can be mailed: made without torch, and seen in a real browser."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fixture_store import DEAD, N_FEATURES, TITLE
+from payloads import PAYLOADS
+
+from saetools.dashboard.export import asset, export_page, fill, inline_json
+from saetools.errors import DataError
+from saetools.features.store import FeatureStore
+
+ROOT = Path(__file__).parents[2]
+BLOCKED = ("torch", "transformer_lens", "transformers", "datasets", "dash", "numba")
+
+
+@pytest.fixture(scope="session")
+def page_path(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    store = FeatureStore.open(store_path)
+    store.annotate(1, "<img src=x onerror=window.__pwned++>", "note </script><script>window.__pwned++</script>")
+    export_page(store, path, n_features=N_FEATURES)
+    return path
+
+
+def test_no_torch_is_needed(store_path: Path, tmp_path: Path) -> None:
+    code = f"""
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {BLOCKED!r}:
+            raise ImportError('blocked: ' + name)
+sys.meta_path.insert(0, Blocker())
+from saetools.dashboard.export import export_page
+from saetools.features.store import FeatureStore
+export_page(FeatureStore.open({str(store_path)!r}), {str(tmp_path / "page.html")!r}, n_features=3)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
+    assert (tmp_path / "page.html").stat().st_size < 5_500_000
+
+
+def test_a_sample_is_seeded_and_alive(store_path: Path, tmp_path: Path) -> None:
+    store = FeatureStore.open(store_path)
+
+    def shown(**options: Any) -> list[int]:
+        export_page(store, tmp_path / "page.html", **options)
+        text = (tmp_path / "page.html").read_text()
+        rows = text.split('id="sae-page">')[1].split("</script>")[0]
+        return [row["feature"] for row in json.loads(rows)["rows"]]
+
+    assert shown(n_features=5) == shown(n_features=5) != shown(n_features=5, seed=1)
+    assert DEAD not in shown(n_features=N_FEATURES) and len(shown(n_features=N_FEATURES)) == N_FEATURES - 1
+    assert shown(features=[DEAD, 2]) == [2, DEAD]
+    with pytest.raises(DataError, match="no feature to show"):
+        export_page(store, tmp_path / "page.html", features=[])
+
+
+def test_inline_json_holds_no_markup_and_reads_back() -> None:
+    text = inline_json(PAYLOADS)
+    assert text.isascii() and not set("<>&") & set(text)
+    assert json.loads(text) == PAYLOADS
+
+
+def test_fill_does_not_read_what_it_put_in() -> None:
+    assert fill("a{{x}}b{{y}}", x="{{y}}", y="2") == "a{{y}}b2"
+
+
+@pytest.mark.parametrize("name", ["token.js", "feature.js", "page.js"])
+def test_scripts_have_no_sink_that_reads_markup(name: str) -> None:
+    sinks = ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "srcdoc")
+    assert not [sink for sink in sinks if sink in asset(name)]
+
+
+# --- in a browser -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.browser
+def test_the_page_works(watched: Any, page_path: Path) -> None:
+    page = watched.page
+    page.goto(page_path.as_uri())
+    page.wait_for_selector(".sae-token")
+    assert page.title() == TITLE
+    rows = "[...document.querySelectorAll('#sae-rows tr')].map(row => Number(row.dataset.feature))"
+    by_density = page.evaluate(rows)
+    assert by_density == sorted(by_density, reverse=True), "the fixture's density grows with the feature"
+    page.click("[data-column=feature]")
+    assert page.evaluate(rows) == by_density
+    page.click("[data-column=feature]")
+    assert page.evaluate(rows) == sorted(by_density)
+    assert page.locator("th[aria-sort=ascending]").inner_text().startswith("Feature")
+    page.click("[data-column=kurtosis]")
+    assert page.evaluate(rows)[-1] == 3, "undefined values come last"
+    page.fill("#sae-search", "17")
+    assert page.evaluate(rows) == [17]
+    page.click("#sae-rows tr")
+    assert page.locator("#sae-feature-title").inner_text() == "Feature 17"
+    page.fill("#sae-search", "")
+    assert page.locator(".sae-plot .main-svg").count() >= 4
+    page.click("text=Numbers >> nth=1")
+    assert page.locator(".sae-numbers tr").count() > 3
+    watched.check()
+
+
+@pytest.mark.browser
+def test_the_keyboard_does_everything(watched: Any, page_path: Path) -> None:
+    page = watched.page
+    page.goto(page_path.as_uri())
+    page.wait_for_selector(".sae-token")
+    first = page.locator("#sae-feature-title").inner_text()
+    page.keyboard.press("j")
+    page.wait_for_function(f"document.getElementById('sae-feature-title').textContent !== {first!r}")
+    page.keyboard.press("k")
+    page.wait_for_function(f"document.getElementById('sae-feature-title').textContent === {first!r}")
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.id") == "sae-search"
+    page.keyboard.type("j?")
+    assert page.input_value("#sae-search") == "j?"
+    page.keyboard.press("Escape")
+    page.keyboard.press("?")
+    assert page.locator("#sae-help").is_visible()
+    page.keyboard.press("Escape")
+    page.locator(".sae-context").first.focus()
+    peak = page.locator(".sae-tip").inner_text()
+    assert "4" in peak
+    page.keyboard.press("ArrowRight")
+    assert page.locator(".sae-tip").inner_text() != peak
+    watched.check()
+
+
+@pytest.mark.browser
+def test_hostile_text_is_shown_and_never_run(watched: Any, page_path: Path, store_path: Path) -> None:
+    assert len(PAYLOADS) >= 60
+    page, store = watched.page, FeatureStore.open(store_path)
+    page.goto(page_path.as_uri())
+    page.wait_for_selector(".sae-token")
+    for feature in range(N_FEATURES - 1):
+        page.evaluate(f"location.hash = '{feature}'")
+        page.wait_for_function(
+            f"document.getElementById('sae-feature-title').textContent.startsWith('Feature {feature}')"
+        )
+        found = page.evaluate("""[...document.querySelectorAll('.sae-context')].map(
+            context => [...context.children].map(token => token.textContent))""")
+        expected = [list(example.tokens) for example in store.examples(feature)]
+        assert sorted(found) == sorted(tokens for tokens in expected if tokens in found) and len(found) >= 12
+        assert page.locator(".sae-context").first.is_visible()
+    page.evaluate("location.hash = '1'")
+    page.wait_for_selector(".sae-name")
+    assert page.locator(".sae-name").evaluate("node => node.textContent") == "<img src=x onerror=window.__pwned++>"
+    watched.check()
+
+
+@pytest.mark.browser
+def test_the_policy_would_stop_a_script(watched: Any, page_path: Path) -> None:
+    page = watched.page
+    page.goto(page_path.as_uri())
+    page.evaluate("""() => { const s = document.createElement('script'); s.textContent = 'window.__pwned++';
+        document.body.append(s); const i = new Image(); i.src = 'http://127.0.0.1:9/x.png'; }""")
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.__pwned") == 0
+    assert len(watched.troubles) == 2 and all("Content Security Policy" in text for text in watched.troubles)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_nothing_hangs_over_the_edge(browser: Any, page_path: Path, scheme: str, width: int) -> None:
+    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 850})
+    page = context.new_page()
+    page.goto(page_path.as_uri())
+    page.wait_for_selector(".sae-token")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    context.close()
