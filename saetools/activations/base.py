@@ -31,6 +31,10 @@ class ActivationBatch:
             self.x_ND[index], self.where_N2[index], {name: value[index] for name, value in self.fields.items()}
         )
 
+    def to(self, device: torch.device | str) -> "ActivationBatch":
+        """The rows on a device; themselves where they are there."""
+        return ActivationBatch.of({name: column.to(device) for name, column in self.tensors().items()})
+
     def tensors(self) -> dict[str, Tensor]:
         """All columns by name: `x`, `where` and `fields.<name>`; the inverse of `of`."""
         return {

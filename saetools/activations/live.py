@@ -73,7 +73,7 @@ class HostPass:
         device = self.host.device
         keep_BT = torch.from_numpy(tokens.keep_BT)
         document_BT = torch.from_numpy(tokens.document_B)[:, None].expand_as(keep_BT)
-        where_N2 = torch.stack([document_BT[keep_BT], torch.from_numpy(tokens.position_BT)[keep_BT]], dim=1)
+        where_N2 = torch.stack([document_BT[keep_BT], torch.from_numpy(tokens.position_BT)[keep_BT]], dim=1).to(device)
         x_by_point = self.host.activations(torch.from_numpy(tokens.ids_BT).to(device), self.points)
         self.n_passes += 1
         keep_BT = keep_BT.to(device)

@@ -45,14 +45,21 @@ class ShuffledRows:
 
     Draw r takes block_rows distinct slots by `rng.generator(seed, "shuffle", r)`, gives their rows away and refills
     the slots with the next rows of the source. Where a finite source ends, the rest is drained in random order.
-    The ring is allocated once, on the device of the rows, when the first block is asked for; see `ring_bytes`.
+    The ring is allocated once, on `device`, when the first block is asked for; see `ring_bytes`. Blocks are there too.
     """
 
     def __init__(
-        self, source: RowSource, ring_rows: int, seed: int, block_rows: int = BLOCK_ROWS, start: int = 0
+        self,
+        source: RowSource,
+        ring_rows: int,
+        seed: int,
+        block_rows: int = BLOCK_ROWS,
+        start: int = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
         check_ring(ring_rows, block_rows, block_rows)
         self.source, self.ring_rows, self.seed, self.block_rows = source, ring_rows, seed, block_rows
+        self.device = torch.device(device)
         self._next_batch = start  # number of the next host batch
         self._stream = source.batches(start)
         self._incoming = BatchCutter()  # the rest of the last host batch
@@ -111,8 +118,9 @@ class ShuffledRows:
         self._stream.close()
         self._next_batch, self._draw, self._size = state["next_host_batch"], state["refill"], state["size"]
         self._stream = self.source.batches(self._next_batch)
-        self._incoming.restore(_with_prefix(tensors, _LEFTOVER))
-        self._ring = {name: column.clone() for name, column in _with_prefix(tensors, _RING).items()}
+        leftover, ring = _with_prefix(tensors, _LEFTOVER), _with_prefix(tensors, _RING)
+        self._incoming.restore({name: column.to(self.device) for name, column in leftover.items()})
+        self._ring = {name: column.to(self.device, copy=True) for name, column in ring.items()}
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -132,7 +140,7 @@ class ShuffledRows:
                 break
             number, rows = numbered
             self._next_batch = number + 1
-            self._incoming.push(rows)
+            self._incoming.push(rows.to(self.device))
         return self._incoming.pop_pieces(min(n, self._incoming.n_rows))
 
     def _fill(self) -> None:

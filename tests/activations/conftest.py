@@ -93,8 +93,11 @@ class FakeTokenize:
         return "fake tokenizer"
 
 
-def make_token_plan(split: Split = "train", seed: int = 0, with_outliers: bool = True, salt: int = 0) -> TokenPlan:
-    return TokenPlan(FakeCorpus(salt, with_outliers), FakeTokenize(), split, CONTEXT, WINDOWS, seed, prepend_bos=True)
+def make_token_plan(
+    split: Split = "train", seed: int = 0, with_outliers: bool = True, salt: int = 0, host_batch: int = WINDOWS
+) -> TokenPlan:
+    corpus = FakeCorpus(salt, with_outliers)
+    return TokenPlan(corpus, FakeTokenize(), split, CONTEXT, host_batch, seed, prepend_bos=True)
 
 
 class ListSource:

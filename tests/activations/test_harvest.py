@@ -131,6 +131,7 @@ def test_a_full_disk_is_an_error_and_then_goes_on(tmp_path, host, make_plan, mon
     with pytest.raises(FormatError, match="run the same harvest again"):
         CachedSource(tmp_path / "mixed")
     monkeypatch.undo()
+    (tmp_path / "mixed" / "shard-00042.bin").write_bytes(b"of a harvest that was to be longer")
     harvest(sources(host, make_plan(), tmp_path, ["mixed"]), EPOCH, 100, SHARD)
     assert contents(tmp_path / "mixed") == contents(tmp_path / "reference" / "mixed")
 

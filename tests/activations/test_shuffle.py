@@ -20,7 +20,7 @@ def drain(rows):
     return blocks
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     sizes=sizes_of_batches,
     ring=st.integers(4, 60),
@@ -40,7 +40,7 @@ def test_multiset_in_is_multiset_out_and_columns_stay_together(sizes, ring, bloc
         assert b.where_N2[:, 0].equal(b.where_N2[:, 1] // 7)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(sizes=sizes_of_batches, ring=st.integers(4, 60), block=st.integers(1, 4), stop=st.integers(0, 40))
 def test_restored_equals_uninterrupted(sizes, ring, block, stop):
     straight = drain(ShuffledRows(list_source(sizes, 2, fields=True), ring, 3, block))
@@ -127,6 +127,19 @@ def test_a_state_of_another_ring_is_refused(change, make_list_source):
         ShuffledRows(make_list_source([50]), **settings).restore(tensors, state)
     with pytest.raises(MismatchError, match="source"):
         ShuffledRows(make_list_source([51]), 64, 0, 16).restore(tensors, state)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_ring_on_the_gpu_gives_the_rows_of_one_on_the_cpu(make_list_source):
+    rings = [ShuffledRows(make_list_source([50] * 20, 4), 100, 0, 10, device=device) for device in ("cpu", "cuda")]
+    for i in range(100):
+        on_cpu, on_gpu = (ring.next_block() for ring in rings)
+        assert on_gpu.x_ND.device.type == "cuda"
+        assert on_cpu.x_ND.equal(on_gpu.x_ND.cpu())
+        if i == 40:
+            rings[1].restore(*copy.deepcopy(rings[0].state()))
+    assert all(ring.next_block() is None for ring in rings)
 
 
 def test_closing_closes_the_source(make_list_source):

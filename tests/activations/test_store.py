@@ -108,10 +108,13 @@ def test_a_part_of_an_epoch_ends_with_a_clear_error(make_store):
     assert read == n
 
 
-def test_a_store_of_exactly_one_epoch_repeats(make_store):
-    rows = CachedSource(make_store()).manifest.n_rows
-    cached = CachedSource(make_store(n_rows=rows, path=make_store().parent / "exact"))
-    assert cached.n_batches == 7
+@pytest.mark.parametrize(("host_batch", "n_batches"), [(4, 7), (13, 2)])  # the last batch half full, and full
+def test_a_store_of_exactly_one_epoch_repeats(make_store, tmp_path, host_batch, n_batches):
+    n_rows = CachedSource(make_store(host_batch=host_batch)).manifest.n_rows
+    exact = make_store(n_rows, path=tmp_path / "exact", host_batch=host_batch)
+    assert CachedSource(exact).n_batches == n_batches
+    less = make_store(n_rows - 1 - 44 * host_batch // 4, path=tmp_path / "less", host_batch=host_batch)
+    assert CachedSource(less).n_batches is None
 
 
 def test_every_damage_is_noticed_before_use(make_store, tmp_path, same):
