@@ -64,7 +64,7 @@ def test_hub_names_without_network(name: str, message: str) -> None:
     begin = time.monotonic()
     with pytest.raises(DataError, match=message):
         make_host(HostConfig(name=name), "cpu")
-    assert time.monotonic() - begin < 10, "never a hang"
+    assert time.monotonic() - begin < 30, "never a hang (the machine may be slow)"
 
 
 def test_a_downloaded_copy_is_used_without_network(tiny_hosts: dict[str, Path], tmp_path: Path) -> None:
