@@ -18,7 +18,28 @@ def standard_terms(
     signed: bool = False,
 ) -> Terms:
     """Terms of a training code: "reconstruction" and, where its weight is not 0, "auxk" (signed for signed codes)."""
-    residual_ND = target_ND - dictionary.decode(code)
+    return terms_of_residual(dictionary, code, target_ND - dictionary.decode(code), x_ND, state, progress, signed)
+
+
+def dense_terms(
+    dictionary: Dictionary, code_NF: Tensor, x_ND: Tensor, target_ND: Tensor, state: State, progress: Progress
+) -> Terms:
+    """`standard_terms` of a training code that is not sparse yet: dense products, and gradients to its zeros too."""
+    residual_ND = target_ND - (code_NF @ dictionary.W_dec_FD + dictionary.b_dec_D)
+    code = SparseCode.from_dense(code_NF.detach())
+    return terms_of_residual(dictionary, code, residual_ND, x_ND, state, progress)
+
+
+def terms_of_residual(
+    dictionary: Dictionary,
+    code: SparseCode,
+    residual_ND: Tensor,
+    x_ND: Tensor,
+    state: State,
+    progress: Progress,
+    signed: bool = False,
+) -> Terms:
+    """The terms once the residual is known."""
     losses = {"reconstruction": reconstruction(residual_ND, dictionary.total_variance)}
     losses |= auxk_term(dictionary, x_ND, residual_ND, state, progress, signed)
     return Terms(code, residual_ND, losses, dictionary.next_state(state, code))

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from saetools.functional.selection import masked_code
+
 
 @dataclass(frozen=True)
 class SparseCode:
@@ -46,9 +48,9 @@ class SparseCode:
 
     def to_dense(self) -> Tensor:
         """code_NF, differentiable in the values."""
-        dense = self.values.new_zeros(len(self), self.n_features)
-        place = (self.rows(), self.indices.reshape(-1).long())
-        return dense.index_put(place, self.values.reshape(-1), accumulate=True)
+        places = self.rows() * self.n_features + self.indices.reshape(-1)
+        dense = self.values.new_zeros(len(self) * self.n_features).scatter_add(0, places, self.values.reshape(-1))
+        return dense.view(len(self), self.n_features)
 
     def to_fixed(self) -> "SparseCode":
         """The fixed layout with K = the longest row; rows keep the order of their slots."""
@@ -80,10 +82,8 @@ class SparseCode:
     @staticmethod
     def from_dense(code_NF: Tensor) -> "SparseCode":
         """The ragged code of all entries that are not zero, features ascending within a row."""
-        rows, indices = code_NF.nonzero(as_tuple=True)
-        counts = torch.bincount(rows, minlength=code_NF.shape[0])
-        offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to(torch.int64)
-        return SparseCode(code_NF[rows, indices], indices.int(), code_NF.shape[1], offsets)
+        values, indices, offsets = masked_code(code_NF, code_NF != 0)
+        return SparseCode(values, indices, code_NF.shape[1], offsets)
 
     @staticmethod
     def concatenate(codes: "list[SparseCode]") -> "SparseCode":

@@ -22,7 +22,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from saetools.dictionaries.auxiliary import standard_terms, standard_weights
+from saetools.dictionaries.auxiliary import dense_terms, standard_weights
 from saetools.dictionaries.base import Dictionary, Progress, SparseCode, State, Terms
 from saetools.dictionaries.settings import WithAuxK, WithL1
 from saetools.functional.losses import power_penalty, reconstruction
@@ -53,12 +53,11 @@ class Gated(Dictionary, kind="gated"):
         self, x_ND: Tensor, target_ND: Tensor, fields: Mapping[str, Tensor], state: State, progress: Progress
     ) -> Terms:
         gate_NF = self.pre(x_ND)
-        code = SparseCode.from_dense(self._gated(gate_NF))
-        terms = standard_terms(self, code, x_ND, target_ND, state, progress)
+        terms = dense_terms(self, self._gated(gate_NF), x_ND, target_ND, state, progress)
         open_NF = gate_NF.relu()
         gate_residual_ND = target_ND - (open_NF @ self.W_dec_FD.detach() + self.b_dec_D.detach())
         losses = {
-            "l1": power_penalty(open_NF, len(code), self.total_variance),
+            "l1": power_penalty(open_NF, len(x_ND), self.total_variance),
             "gate_reconstruction": reconstruction(gate_residual_ND, self.total_variance),
         }
         return replace(terms, losses=terms.losses | losses)

@@ -15,16 +15,17 @@ its logarithm); tied start and AuxK as everywhere here.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import sqrt
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from saetools.dictionaries.auxiliary import auxk_term, standard_weights
+from saetools.dictionaries.auxiliary import dense_terms, standard_weights
 from saetools.dictionaries.base import Dictionary, Progress, SparseCode, State, Terms
 from saetools.dictionaries.settings import WithAuxK, WithWarmup
-from saetools.functional.losses import mean_of_rows, reconstruction
+from saetools.functional.losses import mean_of_rows
 from saetools.functional.straight_through import jumprelu, step
 
 
@@ -60,14 +61,9 @@ class JumpReLU(Dictionary, kind="jumprelu"):
         """Dense on purpose: pre-activations just below their threshold pass gradients to it, though their code is 0."""
         pre_NF, bandwidth = self.pre(x_ND), self.config.bandwidth * sqrt(self.d_model)
         code_NF = jumprelu(pre_NF, self.threshold_F, bandwidth)
-        residual_ND = target_ND - (code_NF @ self.W_dec_FD + self.b_dec_D)
-        losses = {
-            "reconstruction": reconstruction(residual_ND, self.total_variance),
-            "l0": mean_of_rows(step(pre_NF, self.threshold_F, bandwidth).sum(1)),
-        }
-        losses |= auxk_term(self, x_ND, residual_ND, state, progress)
-        code = SparseCode.from_dense(code_NF)
-        return Terms(code, residual_ND, losses, self.next_state(state, code))
+        terms = dense_terms(self, code_NF, x_ND, target_ND, state, progress)
+        l0 = mean_of_rows(step(pre_NF, self.threshold_F, bandwidth).sum(1))
+        return replace(terms, losses=terms.losses | {"l0": l0})
 
     def loss_weights(self, progress: Progress) -> dict[str, float]:
         l0_weight = self.config.l0_weight * progress.ramp(self.config.warmup_fraction)

@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from saetools.dictionaries.auxiliary import standard_terms, standard_weights
+from saetools.dictionaries.auxiliary import dense_terms, standard_weights
 from saetools.dictionaries.base import Dictionary, Progress, SparseCode, State, Terms
 from saetools.dictionaries.settings import WithAuxK, WithL1
 from saetools.functional.losses import power_penalty
@@ -88,11 +88,11 @@ class PAnneal(Dictionary, kind="p_anneal"):
         power = self.config.power(progress.step, progress.n_steps)
         if power != self.config.power(max(0, progress.step - 1), progress.n_steps):
             state = state.moved_on()
-        code = self.encode_chunk(x_ND, fields)
-        terms = standard_terms(self, code, x_ND, target_ND, state, progress)
-        penalty = power_penalty(code.values, len(code), self.total_variance, power)
+        code_NF = self.encode_reference(x_ND)
+        terms = dense_terms(self, code_NF, x_ND, target_ND, state, progress)
+        penalty = power_penalty(code_NF, len(x_ND), self.total_variance, power)
         with torch.no_grad():
-            following = power_penalty(code.values, len(code), self.total_variance, self.config.next_power(power))
+            following = power_penalty(code_NF, len(x_ND), self.total_variance, self.config.next_power(power))
         assert isinstance(terms.new_state, AnnealState)
         losses = terms.losses | {"sparsity": penalty * state.coefficient.to(penalty.dtype)}
         return replace(terms, losses=losses, new_state=terms.new_state.observed(penalty.detach(), following))

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from saetools.dictionaries.auxiliary import standard_terms, standard_weights
+from saetools.dictionaries.auxiliary import dense_terms, standard_weights
 from saetools.dictionaries.base import Dictionary, Progress, SparseCode, State, Terms
 from saetools.dictionaries.settings import WithAuxK, WithL1
 from saetools.functional.losses import power_penalty
@@ -42,9 +42,9 @@ class ReluL1(Dictionary, kind="relu_l1"):
     def loss_terms(
         self, x_ND: Tensor, target_ND: Tensor, fields: Mapping[str, Tensor], state: State, progress: Progress
     ) -> Terms:
-        code = SparseCode.from_dense(self.encode_reference(x_ND))
-        terms = standard_terms(self, code, x_ND, target_ND, state, progress)
-        l1 = power_penalty(code.values, len(code), self.total_variance)
+        code_NF = self.encode_reference(x_ND)
+        terms = dense_terms(self, code_NF, x_ND, target_ND, state, progress)
+        l1 = power_penalty(code_NF, len(x_ND), self.total_variance)
         return replace(terms, losses=terms.losses | {"l1": l1})
 
     def loss_weights(self, progress: Progress) -> dict[str, float]:

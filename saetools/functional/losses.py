@@ -68,8 +68,12 @@ def power_penalty(values: Tensor, n_rows: int, total_variance: Tensor, power: fl
     (at p < 1 theirs would be infinite). Source: p = 1: Bricken et al. 2023; p < 1: Karvonen et al. 2024 (arXiv
     2408.00113), section 3.
     """
-    sizes = values[values != 0].abs() / total_variance.sqrt().to(values.dtype)
-    powers = sizes if power == 1 else sizes.pow(power)
+    sizes = values.abs() / total_variance.sqrt().to(values.dtype)
+    if power == 1:
+        powers = sizes
+    else:
+        fires = sizes > 0
+        powers = sizes.where(fires, 1).pow(power).where(fires, 0)
     return (powers.sum(dtype=torch.float64) / max(n_rows, 1)).to(values.dtype)
 
 

@@ -47,9 +47,9 @@ def batch_topk_code(pre_NF: Tensor, n_kept: int) -> tuple[Tensor, Tensor, Tensor
 
 def masked_code(pre_NF: Tensor, kept_NF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(values_M, indices_M int32, offsets_N1) of the entries under a mask, differentiable in the values."""
-    rows_M, indices_M = kept_NF.nonzero(as_tuple=True)
+    places_M = kept_NF.flatten().nonzero()[:, 0]
     offsets_N1 = nn.functional.pad(kept_NF.sum(1).cumsum(0), (1, 0))
-    return pre_NF[rows_M, indices_M], indices_M.int(), offsets_N1
+    return pre_NF.flatten().index_select(0, places_M), (places_M % kept_NF.shape[1]).int(), offsets_N1
 
 
 @torch.no_grad()
