@@ -1,0 +1,232 @@
+"""Matching pursuit in compiled loops: the correlations of a row stay in the core's cache for all its steps.
+
+With the Gram matrix a step is one pass over them, c -= v G[i], which also finds the next maximum. The maximum is
+kept for n strided groups (as in top-k selection), so that the pass is plain vector code.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saetools.kernels.backend import exclusive
+from saetools.kernels.compiled import inline, parallel, prange
+from saetools.kernels.decode.cpu import add_rows
+from saetools.kernels.encode_topk.select import key_of
+from saetools.kernels.workspace import Workspace
+
+CHUNK_ROWS = 512
+BACKWARD_ROWS = 64
+"""Rows whose N K D contributions to dW are held at once."""
+LEAST = np.int32(-(2**31))
+
+
+@inline
+def drop(c, m, i, absolute, least):
+    """Take atom i out: its correlation becomes `least`, and the maximum of its group is found again."""
+    n = m.shape[0]
+    c[i] = least
+    j = i % n
+    m[j] = -np.inf
+    for f in range(j, c.shape[0], n):
+        m[j] = max(m[j], abs(c[f]) if absolute else c[f])
+
+
+@inline
+def pursue(c, gram, m, n_steps, absolute, nonnegative, tolerance, reselect, energy, values, indices):
+    """The steps of one row whose correlations are c; gram is [capacity, capacity], c uses its first F columns."""
+    F = c.shape[0]
+    n = (F + 15) // 16
+    v, g = np.float32(0.0), c
+    best = np.int32(0)
+    for t in range(n_steps + 1):
+        for j in range(n):
+            m[j] = -np.inf
+        for start in range(0, F, n):
+            width = min(n, F - start)
+            part, atom = c[start : start + width], g[start : start + width]
+            if absolute:
+                for j in range(width):
+                    q = part[j] - v * atom[j]
+                    part[j] = q
+                    m[j] = max(m[j], abs(q))
+            else:
+                for j in range(width):
+                    q = part[j] - v * atom[j]
+                    part[j] = q
+                    m[j] = max(m[j], q)
+        if t == n_steps:
+            return
+        if not reselect:
+            for u in range(t):
+                drop(c, m, indices[u], absolute, -np.inf if not (absolute or nonnegative) else np.float32(0.0))
+        best = LEAST
+        for j in range(n):
+            best = max(best, key_of(m[j]))
+        i = F
+        for j in range(n):
+            if key_of(m[j]) == best:
+                for f in range(j, F, n):
+                    q = abs(c[f]) if absolute else c[f]
+                    if key_of(q) == best and f < i:
+                        i = f
+        stopped = energy <= tolerance * tolerance or i == F or (nonnegative and best <= 0) or (absolute and best == 0)
+        if stopped or not np.isfinite(c[i]):
+            if not stopped:
+                values[t] = np.nan
+            return
+        v, g = c[i], gram[i]
+        values[t], indices[t] = v, i
+        energy -= v * v * (np.float32(2.0) - g[i])
+
+
+@parallel
+def pursue_rows(x, correlation, gram, n_steps, absolute, nonnegative, tolerance, reselect, values, indices):
+    C, F = correlation.shape
+    D = x.shape[1]
+    for task in prange((C + 3) // 4):
+        m = np.empty((F + 15) // 16, np.float32)
+        for r in range(task * 4, min(C, task * 4 + 4)):
+            energy = np.float32(0.0)
+            for d in range(D):
+                energy += x[r, d] * x[r, d]
+            values[r, :], indices[r, :] = np.float32(0.0), np.int32(0)
+            pursue(
+                correlation[r], gram, m, n_steps, absolute, nonnegative, tolerance, reselect, energy, values[r],
+                indices[r],
+            )  # fmt: skip
+
+
+@parallel
+def one_step(correlation, W, t, absolute, nonnegative, tolerance, reselect, going, values, indices, residual):
+    """A step for rows whose correlations were computed anew."""
+    C, F = correlation.shape
+    D = W.shape[1]
+    for task in prange((C + 15) // 16):
+        for r in range(task * 16, min(C, task * 16 + 16)):
+            if not going[r]:
+                continue
+            c = correlation[r]
+            if not reselect:
+                for u in range(t):
+                    c[indices[r, u]] = np.float32(0.0) if absolute or nonnegative else -np.inf
+            i, best = F, LEAST
+            for f in range(F):
+                q = abs(c[f]) if absolute else c[f]
+                key = key_of(q)
+                if key > best:
+                    i, best = f, key
+            energy = np.float32(0.0)
+            for d in range(D):
+                energy += residual[r, d] * residual[r, d]
+            if energy <= tolerance * tolerance or i == F or (nonnegative and best <= 0) or (absolute and best <= 0):
+                going[r] = False
+                continue
+            v = c[i]
+            values[r, t], indices[r, t] = v, i
+            for d in range(D):
+                residual[r, d] -= v * W[i, d]
+
+
+@parallel
+def final_residual(x, values, indices, W, residual):
+    N, K = values.shape
+    for task in prange((N + 15) // 16):
+        minus = np.empty(K, np.float32)
+        for r in range(task * 16, min(N, task * 16 + 16)):
+            for t in range(K):
+                minus[t] = -values[r, t]
+            residual[r, :] = x[r]
+            add_rows(residual[r], minus, indices[r], 0, K, W)
+
+
+@parallel
+def backward_rows(residual, values, indices, W, dvalues, lam, parts):
+    """lam <- dx; parts[n, t] = the contribution of slot t of row n to dW (recursion: see `stock.backward`)."""
+    C, K = values.shape
+    D = W.shape[1]
+    for r in prange(C):
+        after = residual[r].copy()
+        lam_r = lam[r]
+        for t in range(K - 1, -1, -1):
+            v, w, part = values[r, t], W[indices[r, t]], parts[r * K + t]
+            if v == 0:
+                part[:] = np.float32(0.0)
+                continue
+            s = np.float32(0.0)
+            for d in range(D):
+                s += lam_r[d] * w[d]
+            s = dvalues[r, t] - s
+            for d in range(D):
+                before = after[d] + v * w[d]
+                part[d] = s * before - v * lam_r[d]
+                lam_r[d] += s * w[d]
+                after[d] = before
+
+
+@parallel
+def add_parts(parts, order, features, starts, out):
+    """out[features[q]] += the parts of that feature, in their order."""
+    D = out.shape[1]
+    for q in prange(features.shape[0]):
+        row = out[features[q]]
+        for s in range(starts[q], starts[q + 1]):
+            part = parts[order[s]]
+            for d in range(D):
+                row[d] += part[d]
+
+
+def matching_pursuit(
+    x_ND: Tensor,
+    W_FD: Tensor,
+    gram_FF: Tensor | None,
+    n_steps: int,
+    rule: str,
+    tolerance: float,
+    reselect: bool,
+    workspace: Workspace,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As in `stock`; gram_FF may be the larger buffer of a `Gram`."""
+    N, F = len(x_ND), len(W_FD)
+    values_NK = torch.zeros(N, n_steps)
+    indices_NK = torch.zeros(N, n_steps, dtype=torch.int32)
+    residual_ND = torch.empty_like(x_ND)
+    options = (rule == "absolute", rule == "nonnegative", np.float32(tolerance), reselect)
+    W = W_FD.numpy()
+    for start in range(0, N, CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
+        x_CD = x_ND[rows]
+        correlation_CF = workspace.get("pursuit.correlation", (len(x_CD), F))
+        x, values, indices, residual = (t[rows].numpy() for t in (x_ND, values_NK, indices_NK, residual_ND))
+        if gram_FF is not None:
+            torch.mm(x_CD, W_FD.T, out=correlation_CF)
+            with exclusive():
+                pursue_rows(x, correlation_CF.numpy(), gram_FF.numpy(), n_steps, *options, values, indices)
+        else:
+            residual_ND[rows] = x_CD
+            going = np.ones(len(x_CD), np.bool_)
+            for t in range(n_steps):
+                torch.mm(residual_ND[rows], W_FD.T, out=correlation_CF)
+                with exclusive():
+                    one_step(correlation_CF.numpy(), W, t, *options, going, values, indices, residual)
+        with exclusive():
+            final_residual(x, values, indices, W, residual)
+    return values_NK, indices_NK, residual_ND
+
+
+def backward(
+    residual_ND: Tensor, values_NK: Tensor, indices_NK: Tensor, W_FD: Tensor, dvalues_NK: Tensor, dresidual_ND: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As in `stock`; memory beyond dW is that of a few rows."""
+    (N, K), D = values_NK.shape, W_FD.shape[1]
+    lam_ND, dW_FD = dresidual_ND.clone(), torch.zeros_like(W_FD)
+    parts = np.empty((min(N, BACKWARD_ROWS) * K, D), np.float32)
+    for start in range(0, N, BACKWARD_ROWS):
+        rows = slice(start, start + BACKWARD_ROWS)
+        columns = (t[rows].numpy() for t in (residual_ND, values_NK, indices_NK))
+        flat = indices_NK[rows].reshape(-1).numpy()
+        order = np.argsort(flat, kind="stable")
+        features, firsts = np.unique(flat[order], return_index=True)
+        with exclusive():
+            backward_rows(*columns, W_FD.numpy(), dvalues_NK[rows].numpy(), lam_ND[rows].numpy(), parts)
+            add_parts(parts, order, features, np.append(firsts, len(order)), dW_FD.numpy())
+    return lam_ND, dW_FD

@@ -1,0 +1,105 @@
+"""Matching pursuit against plain torch and its identities."""
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from saetools.kernels import backend
+from saetools.kernels.matching_pursuit import Gram, cases, matching_pursuit
+
+
+@pytest.mark.parametrize("with_gram", [False, True])
+@pytest.mark.parametrize("impl", ["torch", "numba"])
+def test_cases(impl: str, with_gram: bool) -> None:
+    cases.verify(impl, with_gram)
+
+
+def test_most_cases_are_compared_to_the_end() -> None:
+    for case in cases.cases():
+        x, W = case.x_ND, case.W_FD
+        _, expected, _ = matching_pursuit(x.double(), W.double(), case.n_steps, **case.options, impl="reference")
+        _, got, _ = matching_pursuit(x, W, case.n_steps, **case.options, impl="numba")
+        assert torch.equal(got, expected), case.name
+
+
+def test_the_gate_sees_a_wrong_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    from saetools.kernels.matching_pursuit import stock
+
+    plain = stock.backward
+    monkeypatch.setattr(stock, "backward", lambda *args: (plain(*args)[0], plain(*args)[1] * 1.001))
+    with pytest.raises(AssertionError, match="dW: error"):
+        cases.verify("torch", False)
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch", "numba"])
+def test_energy_identity_and_monotone_residual(impl: str) -> None:
+    case = next(cases.cases())
+    before = case.x_ND.square().sum(1)
+    for steps in range(1, 6):
+        values, _, residual = matching_pursuit(case.x_ND, case.W_FD, steps, rule="absolute", impl=impl)
+        after = residual.square().sum(1)
+        torch.testing.assert_close(after, before - values[:, -1].square(), rtol=1e-4, atol=1e-4)
+        assert (after <= before).all()
+        before = after
+
+
+def test_an_orthonormal_dictionary_is_exact() -> None:
+    basis = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(0)))[0].contiguous()
+    x = torch.randn(9, 12, generator=torch.Generator().manual_seed(1))
+    for impl in ("torch", "numba"):
+        assert matching_pursuit(x, basis, 12, rule="absolute", impl=impl)[2].norm() < 1e-5
+
+
+def test_gradcheck() -> None:
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(3, 5, generator=g, dtype=torch.float64).requires_grad_()
+    W = normalize(torch.randn(11, 5, generator=g, dtype=torch.float64), dim=1).requires_grad_()
+    for impl in ("reference", "torch"):
+        assert torch.autograd.gradcheck(
+            lambda x, W, impl=impl: matching_pursuit(x, W, 3, rule="absolute", gram=None, impl=impl)[::2], (x, W)
+        )
+
+
+def test_a_gram_matrix_grows_by_blocks() -> None:
+    W = torch.randn(30, 7)
+    gram = Gram(W[:4])
+    for start, stop in ((4, 5), (5, 19), (19, 30)):
+        gram.extend_(W[start:stop])
+    torch.testing.assert_close(gram.matrix(), W @ W.T)
+    assert torch.equal(gram.W_FD, W)
+    x = torch.randn(5, 7)
+    for impl in ("torch", "numba"):  # memory beyond the atoms is not looked at
+        got = matching_pursuit(x, gram.W_FD, 4, rule="absolute", gram=gram, impl=impl)[1]
+        assert torch.equal(got, matching_pursuit(x, W, 4, rule="absolute", gram=None, impl="reference")[1])
+
+
+def test_results_do_not_depend_on_threads() -> None:
+    case = next(cases.cases())
+    results = []
+    for n in (1, 2):
+        backend.set_threads(n)
+        x, W = case.x_ND.clone().requires_grad_(), case.W_FD.clone().requires_grad_()
+        values, _, residual = matching_pursuit(x, W, 6, impl="numba", gram=Gram(W.detach()))
+        results.append((values, *torch.autograd.grad(residual.square().sum() + values.sum(), (x, W))))
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+def test_not_finite_rows_are_seen() -> None:
+    case = next(cases.cases())
+    x = case.x_ND.clone()
+    x[3, 2] = torch.nan
+    for impl in ("torch", "numba"):
+        for gram in (None, Gram(case.W_FD)):
+            values, _, residual = matching_pursuit(x, case.W_FD, 3, gram=gram, impl=impl)
+            assert not residual[3].isfinite().all()
+            assert residual[4:].isfinite().all() and values[4:].isfinite().all()
+
+
+def test_bad_arguments() -> None:
+    x, W = torch.randn(2, 3), torch.randn(5, 3)
+    with pytest.raises(ValueError, match="known: signed"):
+        matching_pursuit(x, W, 2, rule="max")
+    with pytest.raises(ValueError, match="only 5 atoms"):
+        matching_pursuit(x, W, 6, reselect=False)
+    with pytest.raises(ValueError, match="negative"):
+        matching_pursuit(x, W, -1)
