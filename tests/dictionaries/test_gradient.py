@@ -1,0 +1,73 @@
+"""Gradient: what the contract suite cannot know of it."""
+
+import logging
+
+import pytest
+import torch
+from torch import Tensor
+
+from saetools.dictionaries.base import Dictionary, Progress, Terms, make_dictionary
+from saetools.dictionaries.gradient import Gradient, warn_once
+from saetools.dictionaries.topk import TopK
+from saetools.errors import MismatchError
+
+X = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+G = torch.randn(50, 6, generator=torch.Generator().manual_seed(1)) * 1e-3
+
+
+def terms_of(dictionary: Dictionary, fields: dict[str, Tensor]) -> Terms:
+    return dictionary.loss_terms(X, X, fields, dictionary.initial_state(), Progress(0, 10, 1000, 0))
+
+
+def test_beta_zero_is_topk() -> None:
+    ours = terms_of(make_dictionary(Gradient.configure(n_features=20, k=3, beta=0), 6), {"grad": G})
+    theirs = terms_of(make_dictionary(TopK.configure(n_features=20, k=3), 6), {})
+    assert torch.equal(ours.code.to_dense(), theirs.code.to_dense())
+    assert torch.equal(ours.losses["reconstruction"], theirs.losses["reconstruction"])
+
+
+@pytest.mark.parametrize(("score", "beta"), [("weighted", 2.0), ("product", 1.0)])
+def test_scores_choose_and_activations_are_kept(score: str, beta: float) -> None:
+    dictionary = make_dictionary(Gradient.configure(n_features=20, k=3, beta=beta, score=score), 6)
+    effects = (G / G.square().mean().sqrt() @ dictionary.directions().T).abs()
+    active = dictionary.pre(X).relu()
+    scores = active * (effects if score == "product" else 1 + beta * effects)
+    expected = active * torch.zeros_like(active).scatter(1, scores.topk(3, dim=1).indices, 1)
+    torch.testing.assert_close(terms_of(dictionary, {"grad": G}).code.to_dense(), expected)
+
+
+def test_inference_with_and_without_gradients() -> None:
+    dictionary = make_dictionary(Gradient.configure(n_features=20, k=3, beta=5.0), 6)
+    terms = terms_of(dictionary, {"grad": G})
+    dictionary.absorb_(terms.new_state)
+    torch.testing.assert_close(dictionary.encode(X, {"grad": G}).to_dense(), terms.code.to_dense())
+    plain = dictionary.encode(X).to_dense()
+    assert not torch.equal(plain, terms.code.to_dense())
+    assert torch.equal(plain, make_dictionary(TopK.configure(n_features=20, k=3), 6).encode(X).to_dense())
+
+
+def test_the_size_of_gradients_does_not_matter() -> None:
+    codes = [
+        terms_of(make_dictionary(Gradient.configure(n_features=20, k=3), 6), {"grad": G * c}).code for c in (1, 1e4)
+    ]
+    assert torch.equal(codes[0].indices, codes[1].indices)
+
+
+def test_rows_without_gradients_train_as_topk_and_say_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    warn_once.cache_clear()
+    dictionary = make_dictionary(Gradient.configure(n_features=20, k=3), 6)
+    with caplog.at_level(logging.WARNING):
+        terms = terms_of(dictionary, {})
+        terms_of(dictionary, {})
+    assert caplog.text.count("carry no field `grad`") == 1
+    dictionary.absorb_(terms.new_state)
+    assert dictionary.gradient_share == 0
+    assert torch.equal(terms.code.to_dense(), dictionary.encode(X).to_dense())
+    with_gradients = dictionary.loss_terms(X, X, {"grad": G}, terms.new_state, Progress(1, 10, 1000, 0))
+    dictionary.absorb_(with_gradients.new_state)
+    assert dictionary.gradient_share == 0.5
+
+
+def test_gradients_of_another_shape_are_refused() -> None:
+    with pytest.raises(MismatchError, match="field `grad`"):
+        terms_of(make_dictionary(Gradient.configure(n_features=20, k=3), 6), {"grad": G[:, :3]})
