@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
+from saetools.kernels.decode.stock import gather_sum
 from saetools.kernels.matching_pursuit import reference
+from saetools.kernels.sparse import Sparse
 from saetools.kernels.workspace import Workspace
 
 CHUNK_ELEMENTS = 1 << 22
@@ -54,9 +56,8 @@ def _with_gram(
         correlation_NF.addcmul_(gram_FF[chosen_N], value_N[:, None], value=-1)
         energy_N -= value_N.square() * (2 - square_F[chosen_N])
         values_NK[:, t], indices_NK[:, t] = value_N, chosen_N.int()
-    residual_ND = x_ND - torch.nn.functional.embedding_bag(
-        indices_NK.long(), W_FD, per_sample_weights=values_NK, mode="sum"
-    )
+    flat = Sparse.fixed(values_NK, indices_NK)
+    residual_ND = x_ND - gather_sum(flat.values_M, flat.indices_M, flat.offsets_N1, W_FD)
     return values_NK, indices_NK, residual_ND
 
 
