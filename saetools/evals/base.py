@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from saetools.activations.base import RowSource
 from saetools.dictionaries.base import Dictionary
-from saetools.errors import ConfigError, nearest
+from saetools.errors import ConfigError, DataError, nearest
 from saetools.lm.base import Host
 from saetools.records import EvalRecord, FrozenModel, PointSpec
 from saetools.text.packing import TokenPlan
@@ -47,6 +47,10 @@ class HostSubject:
     point: str
     host: Host
     tokens: TokenPlan
+
+
+class NotApplicableError(DataError):
+    """These data lack what the evaluation needs (labels, say): it is listed as skipped, with the message as reason."""
 
 
 _REGISTRY: dict[str, type["Evaluation"]] = {}
@@ -132,6 +136,7 @@ __all__ = [
     "EvalRecord",
     "Evaluation",
     "HostSubject",
+    "NotApplicableError",
     "Subject",
     "Tick",
     "available_evaluations",

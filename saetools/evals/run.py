@@ -21,7 +21,7 @@ from saetools import atomic
 from saetools.activations.base import digest
 from saetools.config import EvaluationConfig
 from saetools.dictionaries.base import Dictionary
-from saetools.evals.base import EvalRecord, Evaluation, Subject, Tick, make_evaluation
+from saetools.evals.base import EvalRecord, Evaluation, NotApplicableError, Subject, Tick, make_evaluation
 from saetools.evals.cost import Cost
 from saetools.evals.rows import RowEvaluation, run_together
 
@@ -71,19 +71,28 @@ def run_evaluations(
         if on_done is not None:
             on_done(outcome)
 
+    def skipped(i: int, reason: str) -> None:
+        evaluation = evaluations[i]
+        record = evaluation.record(evaluation.name, None, "none", 0, note=f"skipped: {reason}")
+        done(i, Outcome(evaluation.name, [record], "skipped"))
+
     todo = []
     for i, evaluation in enumerate(evaluations):
         reason, kept = evaluation.missing(subject), store.read(evaluation)
         if reason is not None:
-            record = evaluation.record(evaluation.name, None, "none", 0, note=f"skipped: {reason}")
-            done(i, Outcome(evaluation.name, [record], "skipped"))
+            skipped(i, reason)
         elif kept is not None:
             done(i, Outcome(evaluation.name, kept, "kept"))
         else:
             todo.append(i)
     for group in _passes([(i, evaluations[i]) for i in todo]):
         members = [evaluation for _, evaluation in group]
-        cost, results = _run_pass(members, subject, progress)
+        try:
+            cost, results = _run_pass(members, subject, progress)
+        except NotApplicableError as error:
+            for i, _ in group:
+                skipped(i, str(error))
+            continue
         for (i, evaluation), records in zip(group, results, strict=True):
             records = [*records, _cost_record(evaluation, cost, [m.name for m in members])]
             store.write(evaluation, records)

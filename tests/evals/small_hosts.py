@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 from saetools import rng
@@ -199,3 +200,70 @@ def host_subject(dictionary=None, host=None, host_batch=4, order=None, n=12, con
 
 def by_name(records):
     return {record.name: record for record in records}
+
+
+class Characters:
+    """One token per character; 0 pads, 1 is BOS."""
+
+    bos_id, pad_id = 1, 0
+
+    def encode(self, texts):
+        return [[ord(c) for c in text] for text in texts]
+
+    def fingerprint(self):
+        return "characters"
+
+
+class CharacterHost(LinearHost):
+    """Only its tokenizer and names matter: rows come from elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokenize = Characters()
+
+    def token_texts(self, ids):
+        return [chr(i) for i in ids]
+
+
+class Listed(Texts):
+    """Given texts as a corpus whose documents can be read again."""
+
+    def __init__(self, texts):
+        self.items = [Document(f"doc{i}", text) for i, text in enumerate(texts)]
+
+    def document_ids(self, split):
+        return [d.id for d in self.items]
+
+    def document(self, document_id):
+        return self.items[int(document_id[3:])]
+
+
+class PlacedRows:
+    """Rows made from (document number, position): a source for a plan without running its host."""
+
+    def __init__(self, plan, make):
+        self.plan, self.make = plan, make
+        self.spec = PointSpec(host="linear", point="resid", d_model=make(0, np.array([0])).shape[1])
+        self.calibration = measure(torch.cat([rows.x_ND for _, rows in self.batches()]))
+
+    def batches(self, start=0):
+        for batch in self.plan.batches(start):
+            window, column = np.nonzero(batch.keep_BT)
+            document, position = batch.document_B[window], batch.position_BT[window, column]
+            parts = [self.make(int(d), position[document == d]) for d in np.unique(document)]
+            where = torch.from_numpy(np.column_stack([document, position]))
+            yield batch.number, ActivationBatch(torch.cat(parts), where)
+
+    def document_id(self, number):
+        return self.plan.document_id(number)
+
+    def fingerprint(self):
+        return self.plan.fingerprint()
+
+
+def text_subject(texts, make, dictionary, context=64) -> Subject:
+    """Texts read character by character; `make(document, positions)` gives the rows."""
+    host = CharacterHost()
+    plan = TokenPlan(Listed(texts), host.tokenize, "heldout", context, 8, 0, True)
+    heldout = PlacedRows(plan, make)
+    return Subject(dictionary, heldout.spec, heldout, host, plan)

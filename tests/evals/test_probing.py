@@ -1,0 +1,137 @@
+"""Probes on rows whose labels are planted in known coordinates."""
+
+import functools
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from small_hosts import by_name, scaled_copy, text_subject
+
+from saetools.dictionaries.code import SparseCode
+from saetools.evals.base import NotApplicableError
+from saetools.evals.labelled import class_groups, collect_labelled, python_labeller
+from saetools.evals.probes import columns, encode_rows, mean_difference_F, random_dictionary, train_probe
+from saetools.evals.probing import Probing
+from saetools.evals.python_labels import CLASSES
+
+N_CLASSES = len(CLASSES)
+
+
+@functools.cache
+def sources():
+    template = textwrap.dedent(
+        '''\
+        import os
+        # comment {i}
+        class Thing{i}:
+            """Doc {i}."""
+            def method{i}(self, first: int) -> str:
+                if self.size > {i}:
+                    return call("text", {i})
+        '''
+    )
+    return tuple(template.format(i=i) for i in range(40))
+
+
+@functools.cache
+def truth(document):
+    text = sources()[document]
+    return python_labeller(text, list(text))
+
+
+def planted_rows(document, positions, noise=0.1):
+    """Coordinate c is 2 where class c holds and 0 elsewhere, with noise."""
+    generator = np.random.default_rng(document)
+    noise_all = generator.normal(size=(10_000, N_CLASSES))[positions]
+    return torch.from_numpy(2.0 * truth(document)[positions] + noise * noise_all).float()
+
+
+def planted_subject(make=planted_rows):
+    dictionary = scaled_copy(N_CLASSES, 1.0)
+    with torch.no_grad():
+        dictionary.b_enc_F.sub_(0.6)  # noise alone does not fire
+    return text_subject(sources(), make, dictionary)
+
+
+SMALL = {"n_train": 60, "n_test": 40, "min_rows": 20, "ks": (1, 2)}
+
+
+def test_planted_coordinates_are_told_apart_by_one_feature():
+    found = by_name(Probing(**SMALL).run(planted_subject()))
+    for name in ("probe_dense", "probe_top1", "probe_top2"):
+        assert found[name].value > 0.99, name
+    assert {"keyword", "docstring", "nested", "self"} <= set(found["probe_top1"].series)
+    assert found["probe_top1_random"].value < 0.9
+    low, high = found["probe_top1_random"].spread
+    assert low <= found["probe_top1_random"].value <= high
+
+
+def test_rows_that_know_nothing_are_at_chance():
+    def noise(document, positions):
+        return torch.from_numpy(np.random.default_rng(document).normal(size=(10_000, N_CLASSES))[positions]).float()
+
+    found = by_name(Probing(**SMALL).run(planted_subject(make=noise)))
+    for name, record in found.items():
+        assert record.value == pytest.approx(0.5, abs=0.08), name
+
+
+def collect(subject=None, n_tokens=10**6, per_group=(200, 100)):
+    return collect_labelled(
+        subject or planted_subject(), python_labeller, class_groups(), n_tokens, per_group, lambda n: None
+    )
+
+
+def test_rows_belong_to_their_labels_and_splits_share_no_document():
+    rows = collect()
+    held = [(c, name) for c, name in enumerate(CLASSES) if rows.size(name)]
+    assert len(held) > 10
+    for c, name in held:
+        for split in ("train", "test"):
+            chosen, y = rows.task(name, f"not {name}", split)
+            assert y.mean() == 0.5
+            np.testing.assert_array_equal(rows.x_ND[chosen][:, c].numpy() > 1, y)
+    documents = {split: set(rows.document_N[rows.members["keyword", split]]) for split in ("train", "test")}
+    assert documents["train"] and documents["test"] and not documents["train"] & documents["test"]
+
+
+def test_the_sample_is_uniform_over_the_tokens_allowed():
+    few = collect(n_tokens=1000)
+    assert set(few.document_N) <= set(range(7)), "the first thousand characters are in the first documents"
+
+
+def test_other_texts_are_skipped():
+    subject = text_subject(["def f(:"] * 5, planted_rows, scaled_copy(N_CLASSES, 1.0))
+    with pytest.raises(NotApplicableError, match="another language"):
+        collect(subject)
+    with pytest.raises(NotApplicableError, match="raise n_tokens"):
+        Probing(**SMALL, n_tokens=50).run(planted_subject())
+
+
+def test_mean_difference_and_columns_by_dense_algebra():
+    dense = torch.relu(torch.randn(50, 12))
+    code = SparseCode.from_dense(dense)
+    rows, y = np.arange(5, 35), np.arange(30) % 3 == 0
+    chosen = dense[5:35].double()
+    expected = chosen[torch.from_numpy(y)].mean(0) - chosen[torch.from_numpy(~y)].mean(0)
+    torch.testing.assert_close(mean_difference_F(code, rows, y), expected)
+    np.testing.assert_array_equal(columns(code, torch.tensor([7, 2])), dense[:, [7, 2]].double().numpy())
+
+
+def test_the_probe_is_in_the_units_of_the_rows():
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(400, 3)) * [1, 1000, 0] + [5, 0, 7]
+    y = x[:, 1] > 100
+    probe = train_probe(x, y)
+    assert probe.correct(x, y).mean() > 0.97
+    assert probe.w_D[2] == 0 and abs(probe.w_D[1]) * 1000 > abs(probe.w_D[0])
+
+
+def test_random_dictionary_has_the_same_size_and_sparsity():
+    subject = planted_subject()
+    x = torch.randn(300, N_CLASSES)
+    code = encode_rows(subject.dictionary, x, n_chunk=64)
+    made = random_dictionary(subject.dictionary, x, code, 0)
+    assert made.config.n_features == 2 * N_CLASSES
+    assert made.config.k == round(float((code.to_dense() != 0).sum(1).double().mean()))
+    assert encode_rows(made, x, n_chunk=64).to_dense().equal(made.encode(x).to_dense().detach())
