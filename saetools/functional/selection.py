@@ -87,6 +87,17 @@ def column_topk_mask(scores_NF: Tensor, budget_F: Tensor) -> Tensor:
     return kept_FN.T
 
 
+def merged_slots(values_NK: Tensor, indices_NK: Tensor) -> Tensor:
+    """values_NK where the first slot of each index holds the sum of all of its slots, and the others 0.
+
+    Differentiable in the values. Unused slots (value 0, index 0) add nothing. Memory N K^2.
+    """
+    same_NKK = indices_NK[:, :, None] == indices_NK[:, None, :]
+    earlier_NKK = same_NKK.tril(-1)
+    first_NK = ~earlier_NKK.any(2)
+    return (same_NKK * values_NK[:, None, :]).sum(2) * first_NK
+
+
 @torch.no_grad()
 def nth_largest(scores: Tensor, n: int) -> Tensor:
     """The n-th largest of all scores (a scalar); 0 where n is 0 or there are none."""

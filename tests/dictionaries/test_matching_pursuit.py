@@ -1,0 +1,78 @@
+"""Matching pursuit: identities of the method, and its agreement with TopK where both are the same."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+
+from saetools.dictionaries.base import Progress, make_dictionary
+from saetools.dictionaries.matching_pursuit import MatchingPursuit
+from saetools.dictionaries.topk import TopK
+from saetools.functional.selection import merged_slots
+from saetools.functional.statistics import l0_N
+
+X = torch.randn(50, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def test_orthonormal_square_dictionary() -> None:
+    """Exact with the absolute rule; exactly the positive part with the nonnegative one."""
+    basis = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)).Q
+    for rule in ("absolute", "nonnegative"):
+        dictionary = make_dictionary(MatchingPursuit.configure(n_features=6, k=6, rule=rule), 6).double()
+        with torch.no_grad():
+            dictionary.W_dec_FD.copy_(basis)
+        code = X @ basis.T
+        expected = (code if rule == "absolute" else code.relu()) @ basis
+        torch.testing.assert_close(dictionary(X), expected)
+
+
+def test_one_step_is_tied_top_1() -> None:
+    pursuit = make_dictionary(MatchingPursuit.configure(n_features=20, k=1), 6).double()
+    topk = make_dictionary(TopK.configure(n_features=20, k=1), 6).double()
+    torch.testing.assert_close(pursuit.encode(X).to_dense(), topk.encode(X).to_dense())
+
+
+@pytest.mark.parametrize("rule", ["nonnegative", "signed", "absolute"])
+def test_energy_falls_step_by_step_by_the_squares_of_the_values(rule: str) -> None:
+    norms = []
+    for k in range(1, 8):
+        dictionary = make_dictionary(MatchingPursuit.configure(n_features=20, k=k, rule=rule), 6).double()
+        dictionary.constrain_()  # unit atoms in float64 too
+        norms.append((X - dictionary(X)).square().sum(1))
+    assert all((later <= earlier + 1e-12).all() for earlier, later in pairwise(norms))
+    one = make_dictionary(MatchingPursuit.configure(n_features=20, k=1, rule=rule), 6).double()
+    one.constrain_()
+    torch.testing.assert_close(norms[0], X.square().sum(1) - one.encode(X).values[:, 0].square())
+
+
+def test_merged_slots() -> None:
+    values = torch.tensor([[1.0, 2.0, 4.0, 8.0], [1.0, 2.0, 0.0, 0.0]], requires_grad=True)
+    indices = torch.tensor([[3, 5, 3, 3], [0, 1, 0, 0]], dtype=torch.int32)
+    merged = merged_slots(values, indices)
+    assert merged.tolist() == [[13.0, 2.0, 0.0, 0.0], [1.0, 2.0, 0.0, 0.0]]
+    merged[0, 0].backward()
+    assert values.grad.tolist() == [[1.0, 0.0, 1.0, 1.0], [0.0] * 4]
+
+
+def test_more_steps_at_inference_reconstruct_better_and_atoms_are_found(planted: Any) -> None:
+    dictionary = make_dictionary(MatchingPursuit.configure(n_features=48, k=3), planted.D)
+    planted.train(dictionary)
+    assert planted.recovered(dictionary) >= 0.9
+    x, errors = planted.rows(500, seed=-1), []
+    for steps in (1, 3, 6):
+        config = dictionary.config.model_copy(update={"inference_steps": steps})
+        longer = make_dictionary(config, planted.D)
+        longer.load_state_dict(dictionary.state_dict())
+        errors.append((x - longer(x)).square().sum().item())
+        assert l0_N(longer.encode(x)).max() <= steps
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_dead_atoms_learn_from_the_residual() -> None:
+    dictionary = make_dictionary(MatchingPursuit.configure(n_features=20, k=1), 6).double()
+    state = dictionary.initial_state()
+    state.tokens_since_fired_F[3] = 1000
+    terms = dictionary.loss_terms(X, X, {}, state, Progress(0, 10, 1000, 500))
+    (gradient,) = torch.autograd.grad(terms.losses["residual_auxk"], [dictionary.W_dec_FD])
+    assert gradient[3].abs().max() > 0 and gradient.abs().sum() == gradient[3].abs().sum()
