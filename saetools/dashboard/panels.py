@@ -19,7 +19,10 @@ POSITIVE, NEGATIVE = "#c2620e", "#2f7ebc"
 """Orange and blue: told apart with every kind of colour vision, 3:1 against white and against near-black."""
 
 DENSITY_BINS_PER_DECADE = 8
-CONFIG: dict[str, Any] = {
+DENSITY_SCALE = [[0.0, "#a9cbe8"], [0.5, "#4b90cf"], [1.0, "#1c64ae"]]
+MAX_MAP_POINTS, MAX_SVG_POINTS = 200_000, 3_000
+
+CONFIG: Any = {
     "displaylogo": False,
     "showSendToCloud": False,
     "plotlyServerURL": "",
@@ -37,6 +40,10 @@ class Panel:
     figure: go.Figure
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
+
+    def _repr_mimebundle_(self, *args: Any, **kwargs: Any) -> Any:
+        """How a notebook shows it: as plotly shows the figure."""
+        return self.figure._repr_mimebundle_(*args, **kwargs)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the pages' scripts."""
@@ -69,7 +76,7 @@ def density_histogram(store: FeatureStore) -> Panel:
     )
     figure = go.Figure(bar)
     ticks = list(range(lowest, 1))
-    figure.update_layout(_layout("fraction of tokens at which a feature fires", "features"))
+    figure.update_layout(figure_layout("fraction of tokens at which a feature fires", "features"))
     figure.update_xaxes(tickvals=ticks, ticktext=[number(10.0**tick) for tick in ticks])
     return Panel(title, figure, ("density", "features"), tuple(zip(spans, counts.tolist(), strict=True)))
 
@@ -93,7 +100,9 @@ def activation_histogram(record: FeatureRecord) -> Panel:
             marker_color=colour,
         )
         rows += [(span, count) for span, count in zip(spans, counts, strict=True) if count]
-    figure.update_layout(_layout("value where it fires", "tokens"), barmode="stack", showlegend=len(figure.data) > 1)
+    figure.update_layout(
+        figure_layout("value where it fires", "tokens"), barmode="stack", showlegend=len(figure.data) > 1
+    )
     if n_bins:
         ticks = _log_ticks(edges[0], edges[-1])
         figure.update_xaxes(tickvals=[math.log10(tick) for tick in ticks], ticktext=[number(tick) for tick in ticks])
@@ -116,7 +125,7 @@ def logits_histogram(record: FeatureRecord) -> Panel:
         marker_color=[POSITIVE if x > 0 else NEGATIVE for x in middle],
     )
     figure = go.Figure(bar)
-    figure.update_layout(_layout("logit per unit of code", "vocabulary"))
+    figure.update_layout(figure_layout("logit per unit of code", "vocabulary"))
     rows = tuple((span, count) for span, count in zip(spans, counts, strict=True) if count)
     return Panel("Effect on the logits", figure, ("logit per unit", "tokens of the vocabulary"), rows)
 
@@ -134,7 +143,7 @@ def logits_bars(record: FeatureRecord) -> Panel:
             hovertemplate="%{x:.3f}<extra></extra>",
         )
     )
-    figure.update_layout(_layout("logit per unit of code", ""), height=120 + 18 * len(weights))
+    figure.update_layout(figure_layout("logit per unit of code", ""), height=120 + 18 * len(weights))
     figure.update_yaxes(
         autorange="reversed",
         tickvals=list(range(len(weights))),
@@ -143,6 +152,40 @@ def logits_bars(record: FeatureRecord) -> Panel:
     )
     rows = tuple((visible(weight.token), weight.weight) for weight in weights)
     return Panel("Tokens raised and lowered", figure, ("token", "logit per unit"), rows)
+
+
+def feature_map(store: FeatureStore) -> Panel:
+    """Every feature at the first two principal components of its unit decoder row, coloured by log10 density.
+
+    Features that never fire are left out. Of more than 200,000 an evenly spaced part is drawn, and the title says so.
+    """
+    columns = store.columns("x", "y", "density")
+    drawn = np.flatnonzero(np.isfinite(columns["x"]) & (columns["density"] > 0))
+    step = max(1, math.ceil(len(drawn) / MAX_MAP_POINTS))
+    drawn = drawn[::step]
+    x, y, density = (columns[name][drawn] for name in ("x", "y", "density"))
+    points = go.Scattergl if len(drawn) > MAX_SVG_POINTS else go.Scatter
+    figure = go.Figure(
+        points(
+            x=np.round(x, 4).tolist(),
+            y=np.round(y, 4).tolist(),
+            mode="markers",
+            customdata=drawn.tolist(),
+            marker={
+                "size": 5 if len(drawn) > MAX_SVG_POINTS else 7,
+                "color": np.round(np.log10(density), 3).tolist(),
+                "colorscale": DENSITY_SCALE,
+                "colorbar": {"title": {"text": "log10 density"}, "thickness": 10, "outlinewidth": 0},
+            },
+            hovertemplate="feature %{customdata}<br>density 10^%{marker.color}<extra></extra>",
+        )
+    )
+    figure.update_layout(figure_layout("", ""), height=460, dragmode="lasso")
+    figure.update_xaxes(fixedrange=False, showticklabels=False)
+    figure.update_yaxes(fixedrange=False, showticklabels=False, rangemode="normal")
+    part = f", every {step}th drawn" if step > 1 else ""
+    rows = tuple(zip(drawn.tolist(), x.tolist(), y.tolist(), strict=True))
+    return Panel(f"Map of features: {store.info.map_note}{part}", figure, ("feature", "x", "y"), rows)
 
 
 def number(value: float | None) -> str:
@@ -175,13 +218,18 @@ def _signs(histogram: Histogram) -> list[tuple[str, int, tuple[int, ...], str]]:
     return [entry for entry in series if entry[2]]
 
 
-def _layout(x_title: str, y_title: str) -> dict[str, Any]:
+def figure_layout(x_title: str, y_title: str) -> dict[str, Any]:
+    """What all figures share: small margins, no ground of their own, axes that do not zoom by accident."""
     return {
         "margin": {"l": 48, "r": 12, "t": 8, "b": 40},
         "height": 190,
         "bargap": 0.06,
-        "xaxis": {"title": {"text": x_title, "standoff": 6}, "fixedrange": True},
-        "yaxis": {"title": {"text": y_title, "standoff": 6}, "fixedrange": True, "rangemode": "tozero"},
+        "xaxis": {"title": {"text": x_title, "standoff": 6, "font": {"size": 11}}, "fixedrange": True},
+        "yaxis": {
+            "title": {"text": y_title, "standoff": 6, "font": {"size": 11}},
+            "fixedrange": True,
+            "rangemode": "tozero",
+        },
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
     }

@@ -138,6 +138,17 @@ class Example:
         )
 
 
+@dataclass(frozen=True)
+class PromptFirings:
+    """Which features fire at the tokens of a prompt; `tokens` concatenate to it."""
+
+    tokens: tuple[str, ...]
+    top: tuple[tuple[tuple[int, float], ...], ...]  # per token: (feature, value), greatest magnitude first
+    features: tuple[
+        tuple[int, tuple[tuple[int, float], ...]], ...
+    ]  # (feature, its (token, value) pairs), strongest first
+
+
 class StoreInfo(FrozenModel):
     """What a feature store was made of."""
 

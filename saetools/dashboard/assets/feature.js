@@ -39,6 +39,24 @@ window.SaeFeature = (() => {
     return node;
   };
 
+  const plotted = (plot, panel, config) => {
+    const layout = { ...themed(panel.layout), height: plot.clientHeight || panel.layout.height };
+    window.Plotly.react(plot, panel.data, layout, config);
+  };
+
+  /** Bars without Plotly, for places that cannot carry it: heights alone, the numbers are in the table. */
+  const bars = (plot, panel) => {
+    const row = element("div", "sae-bars");
+    const counts = panel.rows.map(([, count]) => count);
+    panel.rows.forEach(([name, count]) => {
+      const bar = element("span", "");
+      bar.style.setProperty("--length", String(count / Math.max(...counts)));
+      bar.title = `${name}: ${count}`;
+      row.append(bar);
+    });
+    plot.replaceChildren(row);
+  };
+
   /** A chart with its numbers as a table behind a disclosure. */
   const chart = (panel, config) => {
     const figure = element("figure", "sae-chart");
@@ -53,7 +71,7 @@ window.SaeFeature = (() => {
       if (details.open && details.children.length === 1) details.append(table(panel.columns, panel.rows));
     });
     figure.append(details);
-    figure.sae = { draw: () => window.Plotly.react(plot, panel.data, themed(panel.layout), config) };
+    figure.sae = { draw: () => (window.Plotly ? plotted : bars)(plot, panel, config) };
     return figure;
   };
 
@@ -126,8 +144,10 @@ window.SaeFeature = (() => {
     const charts = element("div", "sae-charts");
     const figures = view.charts.map((panel) => chart(panel, options.config));
     charts.append(...figures);
-    parts.push(charts);
-    if (view.logits) parts.push(logits(view.logits));
+    const overview = element("div", view.logits ? "sae-overview" : "");
+    overview.append(charts);
+    if (view.logits) overview.append(logits(view.logits));
+    parts.push(overview);
     const examples = element("section", "sae-card sae-examples");
     const head = element("div", "sae-card-head");
     head.append(element("h3", "", "Contexts"));

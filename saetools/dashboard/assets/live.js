@@ -1,0 +1,114 @@
+/* What the live app does in the browser: draws what the server hands over, selects, listens to keys. */
+"use strict";
+window.dash_clientside = window.dash_clientside || {};
+window.dash_clientside.saetools = (() => {
+  const { element, write, context, listen } = window.SaeTokens;
+  const CONFIG = { displaylogo: false, showSendToCloud: false, plotlyServerURL: "", responsive: true, displayModeBar: false };
+  const options = { config: CONFIG, has: () => true };
+  const by = (id) => document.getElementById(id);
+  const same = () => window.dash_clientside.no_update; // known once the renderer has been loaded
+
+  /** Call back once the node is in the document and, for charts, Plotly has been loaded. */
+  const when = (id, ready) => {
+    const node = by(id);
+    if (node && window.Plotly) ready(node);
+    else setTimeout(() => when(id, ready), 30);
+  };
+  const listening = new WeakSet();
+  const listenOnce = (node) => {
+    if (listening.has(node)) return;
+    listening.add(node);
+    listen(node);
+  };
+
+  const drawFeature = (view) => {
+    if (!view) return same();
+    when("sae-feature", (node) => {
+      if (view.error) return node.replaceChildren(element("p", "sae-note", view.error));
+      by("sae-feature-title").textContent = `Feature ${view.feature}`;
+      const shown = by("label-shown");
+      shown.replaceChildren();
+      write(shown, view.label);
+      window.SaeFeature.draw(node, view, options);
+      listenOnce(node);
+      node.dataset.feature = String(view.feature);
+    });
+    return view.feature === undefined ? null : view.feature;
+  };
+
+  const drawPartner = (view) => {
+    if (view) when("sae-partner", (node) => { window.SaeFeature.draw(node, view, { config: CONFIG, has: () => false }); listenOnce(node); });
+    return view ? view.feature : same();
+  };
+
+  const drawDensity = (panel) => {
+    when("sae-density", (node) => {
+      const chart = window.SaeFeature.chart(panel, CONFIG);
+      node.replaceChildren(chart);
+      chart.sae.draw();
+    });
+    return "";
+  };
+
+  /** Features that fire on a prompt, each over the whole text; below a token: which features fire at it. */
+  const drawPrompt = (view) => {
+    if (!view) return same();
+    when("prompt-result", (node) => {
+      const scale = Math.max(...view.features.flatMap((feature) => feature.values.map(Math.abs)), 0);
+      const rows = view.features.map((feature) => {
+        const peak = feature.at[feature.values.reduce((best, value, index, all) => (Math.abs(value) > Math.abs(all[best]) ? index : best), 0)];
+        const row = context({ ...feature, tokens: view.tokens, peak, document: feature.label, position: 0 }, scale);
+        const link = element("a", "sae-chip", `#${feature.feature}`);
+        link.href = `#${feature.feature}`;
+        row.querySelector(".sae-example-head").prepend(link);
+        return row;
+      });
+      node.replaceChildren(...rows);
+      listenOnce(node);
+    });
+    return view.tokens.length;
+  };
+
+  const grid = () => window.dash_ag_grid && window.dash_ag_grid.getApi("table");
+  const selectRow = (rows) => (rows && rows.length ? rows[0].feature : same());
+  const refetch = () => {
+    const api = grid();
+    if (api) api.purgeInfiniteCache();
+    return same();
+  };
+
+  const open = (feature) => window.dash_clientside.set_props("selected", { data: feature });
+  const step = (by_) => {
+    const api = grid();
+    if (!api) return;
+    const current = api.getSelectedNodes()[0];
+    const next = api.getDisplayedRowAtIndex(Math.max(0, (current ? current.rowIndex : -1) + by_));
+    if (!next || !next.data) return;
+    next.setSelected(true, true);
+    api.ensureNodeVisible(next);
+  };
+
+  const fromHash = () => {
+    const feature = Number.parseInt(location.hash.slice(1), 10);
+    if (Number.isInteger(feature)) {
+      open(feature);
+      window.dash_clientside.set_props("tabs", { value: "feature" });
+    }
+  };
+  window.addEventListener("hashchange", fromHash);
+  document.addEventListener("keydown", (event) => {
+    if (event.altKey || event.ctrlKey || event.metaKey) return;
+    if (/^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName)) {
+      if (event.key === "Escape") event.target.blur();
+      return;
+    }
+    const actions = { j: () => step(1), k: () => step(-1), "/": () => by("sae-search").focus(), g: () => by("sae-search").focus() };
+    if (event.key in actions) {
+      event.preventDefault();
+      actions[event.key]();
+    }
+  });
+  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => window.SaeFeature.redraw(document));
+
+  return { drawFeature, drawPartner, drawDensity, drawPrompt, selectRow, refetch };
+})();

@@ -1,0 +1,123 @@
+"""The app put together: one page, tabs for what was handed in, and a server that listens to this machine alone."""
+
+from collections.abc import Callable
+from importlib.resources import files
+
+from dash import Dash, dcc, html
+from werkzeug.serving import BaseWSGIServer, make_server
+
+from saetools.dashboard.export import facts
+from saetools.dashboard.live import browse, model_tabs, other_tabs
+from saetools.dashboard.live.guard import LOOPBACK, Guard, check_address, policy
+from saetools.dashboard.live.subject import Subject
+from saetools.dashboard.panels import MAX_SVG_POINTS
+
+INDEX = """<!doctype html>
+<html lang="en">
+<head>
+{%metas%}
+<meta name="color-scheme" content="light dark">
+<title>{%title%}</title>
+{%css%}
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="/assets/style.css">
+<link rel="stylesheet" href="/assets/live.css">
+</head>
+<body>
+{%app_entry%}
+<footer>{%config%}
+<script src="/assets/token.js"></script>
+<script src="/assets/feature.js"></script>
+<script src="/assets/live.js"></script>
+{%scripts%}{%renderer%}</footer>
+</body>
+</html>"""
+
+
+def make_app(subject: Subject) -> Dash:
+    """The Dash app of a store, with tabs for the callables and files that the subject has."""
+    app = Dash(
+        "saetools",
+        assets_folder=str(files("saetools.dashboard") / "assets"),
+        include_assets_files=False,
+        index_string=INDEX,
+        title="saetools",
+        update_title="",
+        serve_locally=True,
+        enable_mcp=False,
+        suppress_callback_exceptions=True,
+        websocket_callbacks=False,
+    )
+    app.layout = _layout(subject)
+    browse.register(app, subject.store)
+    other_tabs.register_map(app, subject.store)
+    model_tabs.register(app, subject)
+    if subject.comparison is not None:
+        other_tabs.register_comparison(app, subject.comparison)
+    if subject.metrics is not None:
+        other_tabs.register_curves(app, subject.metrics)
+    return app
+
+
+def make_guarded(
+    subject: Subject, host: str = "127.0.0.1", token: str | None = None, names: frozenset[str] = frozenset()
+) -> Guard:
+    """The app behind its guard. `names`: further names by which other machines know this one."""
+    check_address(host, token)
+    app = make_app(subject)
+    n_alive = int((subject.store.columns("density")["density"] > 0).sum())
+    csp = policy(app.csp_hashes(), needs_eval=n_alive > MAX_SVG_POINTS)
+    return Guard(app.server, LOOPBACK | names | {host}, csp, token)
+
+
+def serve(
+    subject: Subject,
+    host: str = "127.0.0.1",
+    port: int = 8050,
+    token: str | None = None,
+    names: frozenset[str] = frozenset(),
+    started: Callable[[str], None] = lambda address: None,
+) -> None:
+    """Serve until interrupted. `started` is called with the address. Environment variables change nothing."""
+    server = listen(make_guarded(subject, host, token, names), host, port)
+    shown = f"http://{'[' + host + ']' if ':' in host else host}:{server.server_port}/"
+    started(f"{shown}?token={token}" if token else shown)
+    try:
+        server.serve_forever()
+    finally:
+        server.server_close()
+
+
+def listen(guard: Guard, host: str, port: int) -> BaseWSGIServer:
+    """A threaded server on the address, not yet serving; port 0 takes a free one."""
+    return make_server(host, port, guard, threaded=True)
+
+
+def _layout(subject: Subject) -> html.Div:
+    tabs = [dcc.Tab(browse.feature_layout(), label="Feature", value="feature")]
+    tabs.append(dcc.Tab(other_tabs.map_layout(subject.store), label="Map", value="map"))
+    if subject.fire is not None:
+        tabs.append(dcc.Tab(model_tabs.prompt_layout(), label="Prompt", value="prompt"))
+    if subject.steer is not None:
+        tabs.append(dcc.Tab(model_tabs.steering_layout(), label="Steering", value="steering"))
+    if subject.comparison is not None:
+        comparison = other_tabs.comparison_layout(subject.store, subject.comparison)
+        tabs.append(dcc.Tab(comparison, label="Compare", value="compare"))
+    if subject.metrics is not None:
+        tabs.append(dcc.Tab(other_tabs.curves_layout(), label="Training", value="training"))
+    header = [html.Li([f"{name} ", html.B(value)]) for name, value in facts(subject.store)]
+    return html.Div(
+        [
+            dcc.Graph(style={"display": "none"}),  # makes the renderer load plotly, which the scripts draw with
+            html.Header(
+                [html.H1(subject.store.info.title), html.Ul(header, className="sae-facts")], className="sae-header"
+            ),
+            html.Div(
+                [
+                    browse.table_layout(subject.store),
+                    html.Main(dcc.Tabs(tabs, id="tabs", value="feature"), id="sae-main"),
+                ],
+                className="sae-layout",
+            ),
+        ]
+    )

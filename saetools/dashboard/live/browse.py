@@ -1,0 +1,191 @@
+"""The table of all features, and the view of one with its label and note."""
+
+from typing import Any
+
+import dash_ag_grid as dag
+from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
+
+from saetools.dashboard.panels import density_histogram, visible
+from saetools.dashboard.views import COLUMNS, feature_view
+from saetools.errors import SaetoolsError
+from saetools.features.schema import SORTABLE
+from saetools.features.store import FeatureStore, Filter
+
+NUMBERS = {"function": "params.value == null ? '' : d3.format('.3~g')(params.value)"}
+WIDTHS = {"feature": 92, "label": 130, "peak_token": 130, "density": 96, "mean": 84, "max_value": 84, "kurtosis": 96}
+
+
+def table_layout(store: FeatureStore) -> html.Div:
+    """Density histogram, search, and a table that loads what is scrolled to."""
+    return html.Div(
+        [
+            html.Div(id="sae-density"),
+            dcc.Store(id="density-panel", data=density_histogram(store).to_json()),
+            html.Div(
+                [
+                    dcc.Input(
+                        id="sae-search", type="search", placeholder="Search tokens, labels, numbers", debounce=0.25
+                    ),
+                    html.Span(id="sae-count", className="sae-dim", role="status"),
+                ],
+                className="sae-search-row",
+            ),
+            html.Div(
+                [
+                    dcc.Dropdown(id="list-choice", placeholder="All features", options=list(store.lists())),
+                    dcc.Store(id="list-filter"),
+                ],
+                className="sae-list-row",
+            ),
+            dag.AgGrid(
+                id="table",
+                className="ag-theme-quartz-auto-dark sae-grid",
+                columnDefs=[_column(*column) for column in COLUMNS],
+                rowModelType="infinite",
+                getRowId="String(params.data.feature)",
+                dangerously_allow_code=False,
+                dashGridOptions={
+                    "cacheBlockSize": 100,
+                    "maxBlocksInCache": 20,
+                    "rowHeight": 30,
+                    "headerHeight": 34,
+                    "rowSelection": {"mode": "singleRow", "checkboxes": False, "enableClickSelection": True},
+                    "suppressCellFocus": False,
+                    "animateRows": False,
+                },
+            ),
+        ],
+        className="sae-side",
+        role="navigation",
+        **aria("Features"),
+    )
+
+
+def feature_layout() -> html.Div:
+    """The view of the selected feature; scripts draw into `sae-feature`."""
+    return html.Div(
+        [
+            html.Div(
+                [html.H2("No feature", id="sae-feature-title"), html.Span(id="label-shown", className="sae-name")],
+                className="sae-feature-head",
+            ),
+            html.Details(
+                [
+                    html.Summary("Label and note"),
+                    html.Div(
+                        [
+                            dcc.Input(id="label", type="text", placeholder="Label", maxLength=200),
+                            dcc.Textarea(id="note", placeholder="Note", maxLength=10_000, className="sae-text"),
+                            html.Button("Save", id="save-label", className="sae-button"),
+                            html.Span(id="label-status", className="sae-dim", role="status"),
+                        ],
+                        className="sae-form",
+                    ),
+                ],
+                className="sae-details sae-label-box",
+            ),
+            html.Div(id="sae-feature", className="sae-feature"),
+            dcc.Store(id="selected"),
+            dcc.Store(id="view"),
+            dcc.Store(id="drawn"),
+        ]
+    )
+
+
+def register(app: Dash, store: FeatureStore) -> None:
+    """The callbacks of both."""
+
+    @app.callback(
+        Output("table", "getRowsResponse"),
+        Output("sae-count", "children"),
+        Input("table", "getRowsRequest"),
+        State("sae-search", "value"),
+        State("list-filter", "data"),
+    )
+    def rows(request: dict[str, Any] | None, text: str | None, features: list[int] | None) -> Any:
+        if request is None:
+            return no_update, no_update
+        sort = request.get("sortModel") or [{"colId": "density", "sort": "desc"}]
+        column = ("-" if sort[0]["sort"] == "desc" else "") + str(sort[0]["colId"])
+        offset, end = int(request["startRow"]), int(request["endRow"])
+        found = store.table(column, Filter(text or "", features=features), offset, min(end - offset, 1000))
+        data = [{name: _shown(getattr(row, name)) for name, _, _ in COLUMNS} for row in found.rows]
+        return {"rowData": data, "rowCount": found.total}, f"{found.total:,} of {store.info.n_features:,}"
+
+    @app.callback(
+        Output("view", "data"),
+        Output("label", "value"),
+        Output("note", "value"),
+        Input("selected", "data"),
+    )
+    def select(feature: int | None) -> Any:
+        if feature is None:
+            return no_update, no_update, no_update
+        try:
+            view = feature_view(store, int(feature))
+        except SaetoolsError as error:
+            return {"error": str(error)}, "", ""
+        return view, view["label"], view["note"]
+
+    @app.callback(
+        Output("label-status", "children"),
+        Output("label-shown", "children"),
+        Input("save-label", "n_clicks"),
+        State("selected", "data"),
+        State("label", "value"),
+        State("note", "value"),
+        prevent_initial_call=True,
+    )
+    def save(_: int, feature: int | None, label: str | None, note: str | None) -> Any:
+        if feature is None:
+            return "select a feature first", no_update
+        try:
+            store.annotate(int(feature), label or "", note or "")
+        except SaetoolsError as error:
+            return str(error), no_update
+        return "saved", label or ""
+
+    app.clientside_callback(
+        ClientsideFunction("saetools", "selectRow"), Output("selected", "data"), Input("table", "selectedRows")
+    )
+    app.clientside_callback(
+        ClientsideFunction("saetools", "drawFeature"), Output("drawn", "data"), Input("view", "data")
+    )
+    app.clientside_callback(
+        ClientsideFunction("saetools", "drawDensity"), Output("sae-density", "title"), Input("density-panel", "data")
+    )
+    app.clientside_callback(
+        ClientsideFunction("saetools", "refetch"),
+        Output("table", "className"),
+        Input("sae-search", "value"),
+        Input("list-filter", "data"),
+        prevent_initial_call=True,
+    )
+
+    @app.callback(Output("list-filter", "data"), Input("list-choice", "value"), prevent_initial_call=True)
+    def choose_list(name: str | None) -> list[int] | None:
+        return store.lists().get(name) if name else None
+
+
+def aria(label: str) -> Any:
+    """The name of a region for those who do not see it."""
+    return {"aria-label": label}
+
+
+def _column(name: str, heading: str, about: str) -> dict[str, Any]:
+    column: dict[str, Any] = {
+        "field": name,
+        "headerName": heading,
+        "headerTooltip": about,
+        "sortable": name in (*SORTABLE, "label"),
+    }
+    if name == "density":
+        column["sort"] = "desc"
+    if name in SORTABLE and name != "feature":
+        column["valueFormatter"] = NUMBERS
+        column["type"] = "rightAligned"
+    return column | {"width": WIDTHS.get(name, 120)}
+
+
+def _shown(value: Any) -> Any:
+    return visible(value) if isinstance(value, str) else value

@@ -1,0 +1,142 @@
+"""What stands between the app and the network: who may ask, for what, and what a browser may do with the answer."""
+
+import hmac
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from saetools.errors import ConfigError
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+MAX_BODY_BYTES = 1 << 20
+COOKIE = "saetools_token"
+
+Environ = dict[str, Any]
+StartResponse = Callable[..., Any]
+Wsgi = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+
+def check_address(host: str, token: str | None) -> None:
+    """ConfigError where the app would listen to other machines without a token."""
+    if host not in LOOPBACK and not token:
+        raise ConfigError(
+            f"the dashboard would listen on {host}, where other machines reach it. Give a token (--token auto makes "
+            "one), or leave the host at 127.0.0.1."
+        )
+
+
+def new_token() -> str:
+    """A token that nobody guesses: 192 random bits."""
+    return secrets.token_urlsafe(24)
+
+
+def policy(script_hashes: Iterable[str], needs_eval: bool) -> str:
+    """Content security policy of the app. `needs_eval`: WebGL charts of plotly compile their drawing code."""
+    scripts = ["'self'", *script_hashes] + (["'unsafe-eval'"] if needs_eval else [])
+    rules = {
+        "default-src": "'self'",
+        "script-src": " ".join(scripts),
+        "style-src": "'self' 'unsafe-inline'",  # dash, plotly and ag-grid write style sheets
+        "img-src": "'self' data: blob:",
+        "font-src": "'self' data:",
+        "connect-src": "'self'",
+        "object-src": "'none'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    return "; ".join(f"{name} {value}" for name, value in rules.items())
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A WSGI application around another one.
+
+    421 for a Host that is not ours (DNS rebinding), 403 for another site's Origin, 415 for a body that is not JSON,
+    413 for one over 1 MiB, 401 without the token where one is set. The token comes once as ?token=... and then as a
+    cookie that scripts cannot read.
+    """
+
+    app: Wsgi
+    hosts: frozenset[str]  # names under which the app may be asked for, without port
+    csp: str
+    token: str | None = None
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        refusal = self._refusal(environ)
+        if refusal is not None:
+            return _answer(start_response, *refusal)
+        if self.token is not None and _query_token(environ) is not None:
+            cookie = f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"
+            return _answer(
+                start_response, "303 See Other", "", [("Location", environ["PATH_INFO"] or "/"), ("Set-Cookie", cookie)]
+            )
+
+        def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            return start_response(status, [*headers, *self._headers()], *rest)
+
+        return self.app(environ, start)
+
+    def _refusal(self, environ: Environ) -> tuple[str, str] | None:
+        own = environ.get("HTTP_HOST", "")
+        if _name(own) not in self.hosts:
+            return "421 Misdirected Request", "this server is not known by that name"
+        origin = environ.get("HTTP_ORIGIN")
+        if origin is not None and urlsplit(origin).netloc != own:
+            return "403 Forbidden", "requests from other sites are refused"
+        if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
+            if environ.get("CONTENT_TYPE", "").split(";")[0].strip() != "application/json":
+                return "415 Unsupported Media Type", "only JSON is accepted"
+            length = environ.get("CONTENT_LENGTH") or ""
+            if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
+                return "413 Content Too Large", "requests have at most 1 MiB"
+        if self.token is not None and not self._is_known(environ):
+            return "401 Unauthorized", "open the address with ?token=... that the server printed"
+        return None
+
+    def _is_known(self, environ: Environ) -> bool:
+        assert self.token is not None
+        given = [_query_token(environ), _cookie_token(environ)]
+        return any(hmac.compare_digest(value.encode(), self.token.encode()) for value in given if value)
+
+    def _headers(self) -> list[tuple[str, str]]:
+        return [
+            ("Content-Security-Policy", self.csp),
+            ("X-Content-Type-Options", "nosniff"),
+            ("Referrer-Policy", "no-referrer"),
+            ("X-Frame-Options", "DENY"),
+            ("Cross-Origin-Opener-Policy", "same-origin"),
+            ("Cross-Origin-Resource-Policy", "same-origin"),
+        ]
+
+
+def _name(host: str) -> str:
+    """The name in a Host header, without port: `[::1]:8050` -> `::1`."""
+    if host.startswith("["):
+        return host[1:].split("]")[0]
+    return host.rsplit(":", 1)[0] if ":" in host else host
+
+
+def _query_token(environ: Environ) -> str | None:
+    values = parse_qs(environ.get("QUERY_STRING", "")).get("token")
+    return values[0] if values else None
+
+
+def _cookie_token(environ: Environ) -> str | None:
+    try:
+        cookie = SimpleCookie(environ.get("HTTP_COOKIE", ""))
+    except CookieError:
+        return None
+    return cookie[COOKIE].value if COOKIE in cookie else None
+
+
+def _answer(
+    start_response: StartResponse, status: str, text: str, headers: list[tuple[str, str]] | None = None
+) -> Iterable[bytes]:
+    body = text.encode()
+    fixed = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
+    start_response(status, fixed + [("X-Content-Type-Options", "nosniff"), *(headers or [])])
+    return [body]

@@ -1,0 +1,72 @@
+"""What the live app may be handed besides a store: the model as plain callables, other dictionaries, a run's record."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from saetools.errors import DataError
+from saetools.features.records import PromptFirings
+from saetools.features.store import FeatureStore
+
+MAX_WAITING = 8
+MAX_WAIT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Steering:
+    """One request of the steering playground; see `features.steering.steer` for what the fields do."""
+
+    prompt: str
+    feature: int
+    how: str = "add"
+    strength: float = 1.0
+    value: float = 1.0
+    n_tokens: int = 40
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Another dictionary beside this one: for each feature its partner there (-1: none) and their cosine."""
+
+    title: str
+    partner_F: np.ndarray
+    cosine_F: np.ndarray
+    store: FeatureStore | None = None  # of the other dictionary, where there is one
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the app shows. Parts that are None have no tab."""
+
+    store: FeatureStore
+    fire: Callable[[str], PromptFirings] | None = None
+    steer: Callable[[Steering], tuple[str, str]] | None = None  # (baseline, steered) continuations
+    comparison: Comparison | None = None
+    metrics: Path | None = None
+
+
+class OneAtATime:
+    """Lets one job use the model; at most 8 wait, 60 seconds each. DataError for who comes on top or in vain."""
+
+    def __init__(self) -> None:
+        self._lock, self._waiting = threading.Lock(), threading.BoundedSemaphore(MAX_WAITING + 1)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        if not self._waiting.acquire(blocking=False):
+            raise DataError(f"the model is busy and {MAX_WAITING} requests wait already. Try again in a moment.")
+        try:
+            if not self._lock.acquire(timeout=MAX_WAIT_SECONDS):
+                raise DataError(f"the model was busy for {MAX_WAIT_SECONDS:.0f} seconds. Try again in a moment.")
+            try:
+                yield
+            finally:
+                self._lock.release()
+        finally:
+            self._waiting.release()

@@ -1,0 +1,43 @@
+"""Which features of a dictionary fire on a text that a person typed."""
+
+import numpy as np
+import torch
+
+from saetools.dictionaries.base import Dictionary
+from saetools.errors import DataError
+from saetools.features.records import PromptFirings
+from saetools.lm.base import Host
+
+MAX_TOKENS = 4096
+
+
+@torch.no_grad()
+def fire_on_prompt(
+    dictionary: Dictionary, host: Host, point: str, text: str, per_token: int = 10, n_features: int = 50
+) -> PromptFirings:
+    """The code of each token of `text`, BOS left out: the strongest features per token and over the whole text.
+
+    `dictionary` is for raw rows. Raises DataError where the text has no token or more than the host or 4,096 allow.
+    """
+    ids = host.tokenize.encode([text])[0]
+    bos = [host.tokenize.bos_id] if host.prepend_bos and host.tokenize.bos_id is not None else []
+    limit = min(MAX_TOKENS, host.max_tokens) - len(bos)
+    if not 0 < len(ids) <= limit:
+        raise DataError(f"the prompt has {len(ids):,} tokens; 1 to {limit:,} are allowed. Give another text.")
+    ids_BT = torch.tensor([[*bos, *ids]], device=host.device)
+    x_ND = host.activations(ids_BT, [point])[point][0, len(bos) :]
+    code = dictionary.encode(x_ND.to(dictionary.device, torch.float32))
+    row_M, feature_M, value_M = (column.cpu().numpy() for column in code.flat())
+    order = np.argsort(-np.abs(value_M), kind="stable")
+    top: list[list[tuple[int, float]]] = [[] for _ in ids]
+    features: dict[int, list[tuple[int, float]]] = {}
+    for row, feature, value in zip(row_M[order].tolist(), feature_M[order].tolist(), value_M[order].tolist()):
+        if len(top[row]) < per_token:
+            top[row].append((feature, value))
+        if feature in features or len(features) < n_features:
+            features.setdefault(feature, []).append((row, value))
+    return PromptFirings(
+        tuple(host.token_texts(ids)),
+        tuple(tuple(entries) for entries in top),
+        tuple((feature, tuple(sorted(pairs))) for feature, pairs in features.items()),
+    )

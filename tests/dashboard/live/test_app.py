@@ -1,0 +1,123 @@
+"""The live app: its callbacks, and the whole of it in a browser."""
+
+import os
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from saetools.dashboard.live.app import make_app, make_guarded
+from saetools.dashboard.live.subject import MAX_WAITING, OneAtATime, Subject
+from saetools.errors import ConfigError, DataError
+
+
+def test_a_page_of_rows(call: Any, subject: Subject) -> None:
+    request = {"startRow": 10, "endRow": 15, "sortModel": [{"colId": "feature", "sort": "desc"}]}
+    answer = call("table.getRowsResponse", table__getRowsRequest=request)
+    response = answer["table"]["getRowsResponse"]
+    n = subject.store.info.n_features
+    assert [row["feature"] for row in response["rowData"]] == [n - 11 - i for i in range(5)]
+    assert response["rowCount"] == n
+    answer = call("table.getRowsResponse", table__getRowsRequest=request | {"startRow": 0}, sae_search__value="7")
+    assert [row["feature"] for row in answer["table"]["getRowsResponse"]["rowData"]] == [7]
+
+
+def test_labels_are_kept(call: Any, subject: Subject) -> None:
+    assert call("label-status.children", selected__data=5, label__value="L", note__value="N")["label-status"] == {
+        "children": "saved"
+    }
+    assert subject.store.annotation(5) == ("L", "N")
+    assert call("view.data", selected__data=5)["label"]["value"] == "L"
+    assert "error" in call("view.data", selected__data=10**6)["view"]["data"]
+    subject.store.annotate(5, "")
+
+
+def test_prompt_and_steering(call: Any) -> None:
+    view = call("prompt-view.data", prompt_text__value="a b c d e f g", prompt_density__value=1)["prompt-view"]["data"]
+    assert [feature["feature"] for feature in view["features"]] == [0, 1, 2, 3, 4]
+    assert view["features"][1]["at"] == [1, 6] and view["features"][1]["values"] == [2.0, 7.0]
+    sparse = call("prompt-view.data", prompt_text__value="a b c", prompt_density__value=0.0001)
+    assert [feature["feature"] for feature in sparse["prompt-view"]["data"]["features"]] == [0, 1]
+    values = {
+        "steer_prompt__value": "p",
+        "steer_feature__value": 3,
+        "steer_how__value": "add",
+        "steer_tokens__value": 5,
+    }
+    answer = call("steer-steered.children", steer_strength__value=1, **values)
+    assert answer["steer-steered"]["children"] == "<b>p steered by 3"
+    answer = call("steer-steered.children", steer_strength__value=0, **values)
+    assert answer["steer-steered"] == answer["steer-baseline"]
+
+
+def test_curves_and_partner(call: Any) -> None:
+    assert len(call("curves.children")["curves"]["children"]) == 2
+    assert call("partner-view.data", selected__data=4)["partner-view"]["data"]["feature"] == 3
+
+
+def test_the_environment_cannot_open_it(subject: Subject) -> None:
+    with mock.patch.dict(os.environ, {"HOST": "0.0.0.0", "DASH_MCP_ENABLED": "true", "DASH_DEBUG": "true"}):
+        guard = make_guarded(subject)
+        assert "0.0.0.0" not in guard.hosts
+        rules = [str(rule) for rule in make_app(subject).server.url_map.iter_rules()]
+        assert not [rule for rule in rules if "mcp" in rule or "reload" in rule]
+    with pytest.raises(ConfigError):
+        make_guarded(subject, host="0.0.0.0")
+
+
+def test_the_model_is_used_by_one_and_waited_for_by_few() -> None:
+    queue = OneAtATime()
+    with queue.turn():
+        held = [queue._waiting.acquire(blocking=False) for _ in range(MAX_WAITING)]
+        assert all(held)
+        with pytest.raises(DataError, match="busy"), queue.turn():
+            pass
+    for _ in range(MAX_WAITING):
+        queue._waiting.release()
+    with queue.turn():
+        pass
+
+
+# --- in a browser -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.browser
+def test_every_tab_works(watched: Any, address: str, subject: Subject) -> None:
+    page = watched.page
+    page.goto(address)
+    page.wait_for_selector(".ag-row")
+    page.wait_for_selector("#sae-density .main-svg")
+    page.click(".ag-row[row-index='2']")
+    page.wait_for_selector("#sae-feature .sae-token")
+    first = page.locator("#sae-feature-title").inner_text()
+    page.locator("#sae-feature-title").click()
+    page.keyboard.press("j")
+    page.wait_for_function(f"document.getElementById('sae-feature-title').textContent !== {first!r}")
+    page.click("text=Map")
+    page.wait_for_selector("#map .main-svg")
+    page.click("#tabs >> text=Prompt")
+    page.click("#prompt-run")
+    page.wait_for_selector("#prompt-result .sae-token")
+    page.click("#tabs >> text=Steering")
+    page.fill("#steer-feature", "3")
+    page.click("#steer-run")
+    page.wait_for_function("document.getElementById('steer-steered').textContent.includes('steered by 3')")
+    page.click("#tabs >> text=Compare")
+    page.wait_for_selector(".sae-compared tr")
+    page.click("#tabs >> text=Training")
+    page.wait_for_selector("#curves .main-svg")
+    watched.check()
+    assert page.locator("text=Share chart").count() == 0
+
+
+@pytest.mark.browser
+def test_hostile_text_is_shown_and_never_run_live(watched: Any, address: str, subject: Subject) -> None:
+    page = watched.page
+    page.goto(address)
+    page.wait_for_selector(".ag-row")
+    for feature in range(subject.store.info.n_features - 1):
+        page.evaluate(f"location.hash = '{feature}'")
+        page.wait_for_selector(f"#sae-feature[data-feature='{feature}'] .sae-token")
+        shown = page.evaluate("[...document.querySelectorAll('.sae-peak')].map(token => token.textContent)")
+        assert set(shown) == {subject.store.examples(feature)[0].tokens[9]}
+    watched.check()
