@@ -90,10 +90,11 @@ def test_restart_at_any_batch(host, make_plan, same, start):
 
 def test_after_the_end_earlier_batches_can_be_read(host, make_plan, same):
     source = LiveSource(host, make_plan("heldout"), "embed", "float32")
-    third = first(source, 3)[2][1]
+    straight = first(source, 4)
+    first(source, 3)  # the pass stands before batch 3 again
     assert list(source.batches(99)) == []
-    assert same(first(source, 1, 2)[0][1], third)
-    assert same(first(source, 1, 2)[0][1], third)
+    for _ in range(2):
+        assert same(first(source, 1, 3)[0][1], straight[3][1])
 
 
 def test_the_heldout_split_ends(host, make_plan):
