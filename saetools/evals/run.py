@@ -167,7 +167,9 @@ def _run_pass(members: Sequence[Evaluation], subject: Subject, progress: bool) -
 def _bar(members: Sequence[Evaluation], progress: bool, cost: Cost) -> Iterator[Tick]:
     """A Tick that counts into `cost` and moves a bar, where one is wanted."""
     title = " + ".join(member.name for member in members)
-    with tqdm(total=members[0].n_tokens, desc=title, unit="token", unit_scale=True, disable=not progress) as bar:
+    with tqdm(
+        total=members[0].n_tokens, desc=title, unit="token", unit_scale=True, disable=None if progress else True
+    ) as bar:
 
         def tick(n_tokens: int) -> None:
             cost.tick(n_tokens)

@@ -200,5 +200,5 @@ class Run:
             desc=self.directory.path.name,
             unit="tok",
             unit_scale=True,
-            disable=not self.config.logging.progress,
+            disable=None if self.config.logging.progress else True,  # None: no bar where stderr is no terminal
         )
