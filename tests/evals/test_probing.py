@@ -1,11 +1,9 @@
 """Probes on rows whose labels are planted in known coordinates."""
 
-import functools
-import textwrap
-
 import numpy as np
 import pytest
 import torch
+from planted_classes import N_CLASSES, noise, planted_rows, planted_subject
 from small_hosts import by_name, scaled_copy, text_subject
 
 from saetools.dictionaries.code import SparseCode
@@ -14,45 +12,6 @@ from saetools.evals.labelled import class_groups, collect_labelled, python_label
 from saetools.evals.probes import columns, encode_rows, mean_difference_F, random_dictionary, train_probe
 from saetools.evals.probing import Probing
 from saetools.evals.python_labels import CLASSES
-
-N_CLASSES = len(CLASSES)
-
-
-@functools.cache
-def sources():
-    template = textwrap.dedent(
-        '''\
-        import os
-        # comment {i}
-        class Thing{i}:
-            """Doc {i}."""
-            def method{i}(self, first: int) -> str:
-                if self.size > {i}:
-                    return call("text", {i})
-        '''
-    )
-    return tuple(template.format(i=i) for i in range(40))
-
-
-@functools.cache
-def truth(document):
-    text = sources()[document]
-    return python_labeller(text, list(text))
-
-
-def planted_rows(document, positions, noise=0.1):
-    """Coordinate c is 2 where class c holds and 0 elsewhere, with noise."""
-    generator = np.random.default_rng(document)
-    noise_all = generator.normal(size=(10_000, N_CLASSES))[positions]
-    return torch.from_numpy(2.0 * truth(document)[positions] + noise * noise_all).float()
-
-
-def planted_subject(make=planted_rows):
-    dictionary = scaled_copy(N_CLASSES, 1.0)
-    with torch.no_grad():
-        dictionary.b_enc_F.sub_(0.6)  # noise alone does not fire
-    return text_subject(sources(), make, dictionary)
-
 
 SMALL = {"n_train": 60, "n_test": 40, "min_rows": 20, "ks": (1, 2)}
 
@@ -68,10 +27,8 @@ def test_planted_coordinates_are_told_apart_by_one_feature():
 
 
 def test_rows_that_know_nothing_are_at_chance():
-    def noise(document, positions):
-        return torch.from_numpy(np.random.default_rng(document).normal(size=(10_000, N_CLASSES))[positions]).float()
-
-    found = by_name(Probing(**SMALL).run(planted_subject(make=noise)))
+    make = lambda document, positions: torch.from_numpy(noise(document, positions)).float()  # noqa: E731
+    found = by_name(Probing(**SMALL).run(planted_subject(make)))
     for name, record in found.items():
         assert record.value == pytest.approx(0.5, abs=0.08), name
 

@@ -1,0 +1,217 @@
+"""Do the features of one class leave the others alone? Targeted probe perturbation and spurious-correlation removal.
+
+Probes are logistic regressions on whole rows. A feature's effect on the probe w of class c is
+
+    effect_f = (mean code inside c - mean code outside) * <d_f, w>          over training rows
+
+and ablating a set S turns x into x - sum over f in S of a_f d_f: the reconstruction error stays.
+
+    tpp_<n>    targeted probe perturbation: for each class c the n features of greatest effect on c's probe are ablated;
+               mean over c of (fall of c's test accuracy - mean fall of the other classes' accuracies)
+    tpp_<n>_random   the same with random atoms (probes.py): the floor
+    tpp_dense  the rows lose their component along the probe's w instead: the ceiling of a single direction
+    scr_<n>    spurious-correlation removal: for each pair (target, spurious) of classes, a probe of the target is
+               trained where the two always agree; the n features of greatest effect of the spurious class (between
+               spurious and not, target balanced) on that probe are ablated. Mean over pairs of (accuracy after -
+               before) / (accuracy of a probe trained on balanced rows - before), on balanced test rows
+    scr_<n>_random   the floor
+
+Pairs where the balanced probe gains less than 0.02 are left out. Sources: SAEBench (Karvonen et al. 2025, arXiv
+2503.09532), after Marks et al. 2024 (SHIFT). Both measures have been doubted (arXiv 2605.18229): dictionaries with few
+living features score well. Read them beside dead_fraction. Cost: as probing. Cannot tell: effects through later layers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from saetools.dictionaries.base import Dictionary, SparseCode
+from saetools.evals.base import EvalRecord, Evaluation, Subject, Tick, no_tick
+from saetools.evals.labelled import (
+    LabelledConfig,
+    LabelledRows,
+    class_groups,
+    collect_labelled,
+    python_labeller,
+    usable_classes,
+)
+from saetools.evals.probes import Probe, encode_rows, mean_difference_F, random_dictionary, train_probe
+from saetools.evals.python_labels import CLASSES
+
+PAIRS = (("string", "call_argument"), ("keyword", "nested"), ("attribute", "call_argument"), ("operator", "nested"))
+LEAST_GAIN = 0.02
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """Rows with their code in one dictionary, and how to take features out of them."""
+
+    x_ND: np.ndarray
+    code: SparseCode
+    atoms_FD: Tensor
+
+    @staticmethod
+    def of(dictionary: Dictionary, x_ND: Tensor, code: SparseCode | None = None) -> "_Coded":
+        code = encode_rows(dictionary, x_ND) if code is None else code
+        return _Coded(x_ND.double().numpy(), code, dictionary.directions().cpu().double())
+
+    def most_effective(self, probe: Probe, rows: np.ndarray, y_N: np.ndarray, n: int) -> Tensor:
+        """The n features of greatest effect on the probe between the positive and the other rows."""
+        effect_F = mean_difference_F(self.code, rows, y_N) * (self.atoms_FD @ torch.from_numpy(probe.w_D))
+        return effect_F.topk(min(n, len(effect_F))).indices
+
+    def without(self, features: Tensor) -> np.ndarray:
+        """x - sum of a_f d_f over the features."""
+        chosen_F = torch.zeros(len(self.atoms_FD), dtype=torch.bool)
+        chosen_F[features] = True
+        row_M, feature_M, value_M = self.code.flat()
+        kept = chosen_F[feature_M]
+        change_ND = torch.zeros(self.x_ND.shape, dtype=torch.float64)
+        change_ND.index_add_(0, row_M[kept], value_M[kept].double()[:, None] * self.atoms_FD[feature_M[kept]])
+        return self.x_ND - change_ND.numpy()
+
+
+class Disentangling(Evaluation, name="disentangling"):
+    """TPP and SCR on Python token classes, between a random floor and a ceiling."""
+
+    needs_host = True
+    cost = "one pass of the host to the point; logistic regressions"
+
+    class Config(LabelledConfig):
+        """Numbers of features."""
+
+        n_ablated: tuple[int, ...] = Field((2, 10, 50), description="numbers of features ablated")
+        n_train: int = Field(400, gt=0, description="training rows per class and side, and per cell of a pair")
+        n_test: int = Field(200, gt=0, description="test rows per class and side, and per cell of a pair")
+
+    config: Config
+
+    @property
+    def n_tokens(self) -> int:
+        return self.config.n_tokens
+
+    def run(self, subject: Subject, tick: Tick = no_tick) -> list[EvalRecord]:
+        groups = class_groups() | _cells()
+        per_group = self.config.n_train, self.config.n_test
+        rows = collect_labelled(subject, python_labeller, groups, self.config.n_tokens, per_group, tick)
+        own = _Coded.of(subject.dictionary, rows.x_ND)
+        random = _Coded.of(random_dictionary(subject.dictionary, rows.x_ND, own.code, subject.seed), rows.x_ND)
+        return [*self._tpp(rows, own, random), *self._scr(rows, own, random)]
+
+    def _tpp(self, rows: LabelledRows, own: _Coded, random: _Coded) -> list[EvalRecord]:
+        bench = _Targets(rows, own.x_ND, usable_classes(rows, self.config.min_rows))
+        records = []
+        for n in self.config.n_ablated:
+            for suffix, coded in (("", own), ("_random", random)):
+                found = {
+                    name: bench.targeted(name, coded.without(bench.chosen(coded, name, n))) for name in bench.names
+                }
+                records.append(self._mean_record(f"tpp_{n}{suffix}", found, "accuracy", "classes"))
+        dense = {name: bench.targeted(name, bench.projected(name)) for name in bench.names}
+        return [*records, self._mean_record("tpp_dense", dense, "accuracy", "classes")]
+
+    def _scr(self, rows: LabelledRows, own: _Coded, random: _Coded) -> list[EvalRecord]:
+        usable = [pair for pair in PAIRS if min(rows.size(_cell(*pair, t, s)) for t in (0, 1) for s in (0, 1)) > 0]
+        pairs = [_Pair(rows, own.x_ND, *pair, self.config.min_rows) for pair in usable]
+        pairs = [pair for pair in pairs if pair.is_large_enough and pair.oracle - pair.before >= LEAST_GAIN]
+        records = []
+        for n in self.config.n_ablated:
+            for suffix, coded in (("", own), ("_random", random)):
+                found = {pair.name: pair.removal(coded, n) for pair in pairs}
+                records.append(self._mean_record(f"scr_{n}{suffix}", found, "fraction of the gap closed", "pairs"))
+        return records
+
+    def _mean_record(self, name: str, found: dict[str, float], unit: str, n_unit: str) -> EvalRecord:
+        value = float(np.mean(list(found.values()))) if found else None
+        series = {key: [value] for key, value in found.items()}
+        note = None if found else "no pair of classes whose correlation misleads a probe"
+        return self.record(name, value, unit, len(found), n_unit=n_unit, series=series, note=note)
+
+
+class _Targets:
+    """A probe per class, and what an intervention does to all of them."""
+
+    def __init__(self, rows: LabelledRows, x_ND: np.ndarray, names: list[str]) -> None:
+        self.names, self.x_ND = names, x_ND
+        self.train = {name: rows.task(name, f"not {name}", "train") for name in names}
+        self.test = {name: rows.task(name, f"not {name}", "test") for name in names}
+        self.probes = {name: train_probe(x_ND[chosen], y) for name, (chosen, y) in self.train.items()}
+        self.before = self.accuracies(x_ND)
+
+    def chosen(self, coded: _Coded, name: str, n: int) -> Tensor:
+        return coded.most_effective(self.probes[name], *self.train[name], n)
+
+    def projected(self, name: str) -> np.ndarray:
+        """Rows without their component along the probe's w, but for its mean."""
+        w_D = self.probes[name].w_D
+        along_N = (self.x_ND - self.x_ND[self.train[name][0]].mean(0)) @ w_D / max(w_D @ w_D, 1e-30)
+        return self.x_ND - along_N[:, None] * w_D
+
+    def targeted(self, name: str, changed_ND: np.ndarray) -> float:
+        """Fall of the class' accuracy, less the mean fall of the others'."""
+        after = self.accuracies(changed_ND)
+        falls = {other: self.before[other] - after[other] for other in self.names}
+        others = [fall for other, fall in falls.items() if other != name]
+        return falls[name] - (float(np.mean(others)) if others else 0.0)
+
+    def accuracies(self, x_ND: np.ndarray) -> dict[str, float]:
+        return {
+            name: float(self.probes[name].correct(x_ND[chosen], y).mean()) for name, (chosen, y) in self.test.items()
+        }
+
+
+class _Pair:
+    """A target class with a spurious one that always agrees with it in the training rows."""
+
+    def __init__(self, rows: LabelledRows, x_ND: np.ndarray, target: str, spurious: str, min_rows: int) -> None:
+        self.name = f"{target} without {spurious}"
+        cells = {(t, s): _cell(target, spurious, t, s) for t in (0, 1) for s in (0, 1)}
+        sizes = {split: min(len(rows.members[cell, split]) for cell in cells.values()) for split in ("train", "test")}
+        self.is_large_enough = min(sizes.values()) >= min_rows
+        self.oracle = self.before = 0.0
+        if not self.is_large_enough:
+            return
+        part = {
+            split: {key: rows.members[cell, split][:n] for key, cell in cells.items()} for split, n in sizes.items()
+        }
+        self.test, self.test_y = _joined(part["test"], by=0)
+        balanced, balanced_y = _joined(part["train"], by=0)
+        self.balanced, self.spurious_y = _joined(part["train"], by=1)
+        biased, biased_y = _joined({key: part["train"][key] for key in ((1, 1), (0, 0))}, by=0)
+        self.biased = train_probe(x_ND[biased], biased_y)
+        self.before = float(self.biased.correct(x_ND[self.test], self.test_y).mean())
+        oracle = train_probe(x_ND[balanced], balanced_y)
+        self.oracle = float(oracle.correct(x_ND[self.test], self.test_y).mean())
+
+    def removal(self, coded: _Coded, n: int) -> float:
+        """How much of the gap between the biased and the balanced probe is closed."""
+        features = coded.most_effective(self.biased, self.balanced, self.spurious_y, n)
+        after = float(self.biased.correct(coded.without(features)[self.test], self.test_y).mean())
+        return (after - self.before) / (self.oracle - self.before)
+
+
+def _joined(parts: dict[tuple[int, int], np.ndarray], by: int) -> tuple[np.ndarray, np.ndarray]:
+    """All rows, with y = the target (by=0) or the spurious class (by=1) of their cell."""
+    rows = np.concatenate(list(parts.values()))
+    return rows, np.concatenate([np.full(len(chosen), bool(key[by])) for key, chosen in parts.items()])
+
+
+def _cell(target: str, spurious: str, t: int, s: int) -> str:
+    return f"{target}={t} {spurious}={s}"
+
+
+def _cells() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """The four groups of each pair."""
+    groups: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
+    for target, spurious in PAIRS:
+        i, j = CLASSES.index(target), CLASSES.index(spurious)
+        for t in (0, 1):
+            for s in (0, 1):
+                groups[_cell(target, spurious, t, s)] = lambda found, i=i, j=j, t=t, s=s: (  # type: ignore[misc]
+                    (found[:, i] == t) & (found[:, j] == s)
+                )
+    return groups

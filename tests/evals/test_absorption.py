@@ -1,0 +1,68 @@
+"""A dictionary whose letter feature gives way to a word's feature, by construction."""
+
+import numpy as np
+import pytest
+import torch
+from small_hosts import by_name, text_subject
+
+from saetools.dictionaries.code import SparseCode
+from saetools.dictionaries.topk import TopK
+from saetools.evals.absorption import LETTERS, Absorption, first_letters
+
+D = 8
+TEXT = "abcd abdc cadb bcda" * 4
+
+
+class Letter:
+    """Coordinate c holds letter c (a to d); feature c fires for it, but where x[7] is 1 feature 4 + c does."""
+
+    device, d_model = torch.device("cpu"), D
+
+    def __init__(self, absorbs, leans=1.0):
+        self.absorbs, self.config = absorbs, TopK.configure(n_features=8, k=1)
+        self.atoms = torch.cat([torch.eye(D)[:4], torch.eye(D)[:4] * leans])
+
+    def directions(self):
+        return self.atoms
+
+    def encode(self, x_ND, fields=None):
+        fires = (x_ND[:, :4] > 1) * 2.0
+        moved = (x_ND[:, 7:] > 0.5) & torch.tensor(self.absorbs)
+        return SparseCode.from_dense(torch.cat([fires * ~moved, fires * moved], 1))
+
+
+def rows(document, positions):
+    letters = np.array(["abcd".find(c) for c in TEXT])[positions]
+    x = 0.05 * np.random.default_rng(document).normal(size=(len(TEXT), D))[positions]
+    x[np.arange(len(letters)), np.where(letters < 0, 5, letters)] += 2
+    x[:, 7] = positions % 3 == 0
+    return torch.from_numpy(x).float()
+
+
+def figures(dictionary):
+    subject = text_subject([TEXT] * 12, rows, dictionary)
+    return by_name(Absorption(n_train=200, n_test=100, min_rows=20, n_main=1).run(subject))
+
+
+def test_absorbed_tokens_are_counted():
+    found = figures(Letter(absorbs=True))
+    assert set(found["absorption"].series) == set("abcd")
+    # at a third of the positions the copy fires with the whole direction of the letter
+    assert found["absorption"].value == pytest.approx(1 / 3, abs=0.1)
+    assert found["first_letter_dense"].value == 1
+
+
+def test_faithful_features_absorb_nothing():
+    found = figures(Letter(absorbs=False))
+    assert found["absorption"].value == 0
+    assert found["first_letter_f1"].value == 1
+
+
+def test_silence_without_a_carrier_is_no_absorption():
+    assert figures(Letter(absorbs=True, leans=-1.0))["absorption"].value == 0
+
+
+def test_first_letters():
+    found = first_letters("", [" Apple", "9", "", "zoo", "\n", "é"])
+    assert [("".join(np.array(LETTERS)[row])) for row in found] == ["a", "", "", "z", "", ""]
+    assert first_letters("", []).shape == (0, 26)
