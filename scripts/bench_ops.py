@@ -1,0 +1,185 @@
+"""Benchmarks of single operations, of matching pursuit and of the loader, for `bench.py`."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from bench_measure import Setting, Timing, interleaved
+from torch.nn.functional import embedding_bag, normalize
+
+from saetools.activations.base import ActivationBatch
+from saetools.activations.shuffle import ShuffledRows
+from saetools.kernels import auxk as auxk_op
+from saetools.kernels.auxk import cases as auxk_cases
+from saetools.kernels.backward_adam import Batch, Rule, Weights, backward_adam
+from saetools.kernels.backward_adam import cases as backward_adam_cases
+from saetools.kernels.decode import cases as decode_cases
+from saetools.kernels.decode import decode
+from saetools.kernels.decode_loss import cases as decode_loss_cases
+from saetools.kernels.decode_loss import decode_loss
+from saetools.kernels.encode_topk import cases as encode_topk_cases
+from saetools.kernels.encode_topk import encode_topk
+from saetools.kernels.global_topk import cases as global_topk_cases
+from saetools.kernels.global_topk import global_topk
+from saetools.kernels.matching_pursuit import Gram, matching_pursuit
+from saetools.kernels.matching_pursuit import cases as pursuit_cases
+from saetools.kernels.omp import cases as omp_cases
+from saetools.kernels.omp import omp
+from saetools.kernels.per_feature_topm import cases as per_feature_cases
+from saetools.kernels.per_feature_topm import per_feature_topm
+from saetools.kernels.sparse import Sparse
+from saetools.kernels.workspace import Workspace
+
+Variants = dict[str, Callable[[int], Any]]
+
+
+def run_ops(a: argparse.Namespace, setting: Setting) -> list[Timing]:
+    """Each operation beside what plain torch offers for it. Times of selection include the matmul that feeds it."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(a.batch, a.d, generator=g)
+    W = torch.randn(a.features, a.d, generator=g) / a.d**0.5
+    b, b_dec, pre = torch.zeros(a.features), torch.zeros(a.d), torch.empty(a.batch, a.features)
+    W_dec, n_kept, budget = normalize(W, dim=1), a.k * a.batch, torch.full((a.features,), a.k * a.batch // a.features)
+    values, indices = encode_topk(x, W, b, a.k)
+    code, workspace = Sparse.fixed(values, indices), Workspace()
+    _, threshold = global_topk(x, W, b, n_kept)
+    _, pull, dots = decode_loss(x, code, W_dec, b_dec)
+    four = [Weights(*(t.clone() for t in (W, W_dec, b, b_dec))) for _ in range(3)]
+    batch = Batch(x, code, pull, dots, 2 / a.batch)
+    dead, low = torch.arange(a.features // 10), W.bfloat16()
+    groups: dict[str, Variants] = {
+        "encode": {
+            "gemm": lambda n: torch.mm(x, W.T, out=pre),
+            "gemm + torch.topk": lambda n: torch.topk(torch.mm(x, W.T, out=pre), a.k, sorted=False),
+            "encode_topk fp32": lambda n: encode_topk(x, W, b, a.k, workspace=workspace),
+            "encode_topk bf16-screen": lambda n: encode_topk(
+                x, W, b, a.k, precision="bf16-screen", workspace=workspace
+            ),
+            "gemm bf16": lambda n: torch.mm(x.bfloat16(), low.T),
+        },
+        "global": {
+            "gemm + flat torch.topk": lambda n: torch.topk(torch.mm(x, W.T, out=pre).flatten(), n_kept, sorted=False),
+            "global_topk warm": lambda n: global_topk(x, W, b, n_kept, guess=threshold * 0.9, workspace=workspace),
+            "global_topk cold": lambda n: global_topk(x, W, b, n_kept, workspace=workspace),
+        },
+        "per feature": {
+            "gemm + torch.topk(dim=0)": lambda n: torch.topk(torch.mm(x, W.T, out=pre), int(budget[0]), dim=0),
+            "per_feature_topm": lambda n: per_feature_topm(x, W, b, budget, workspace=workspace),
+        },
+        "decode": {
+            "dense product": lambda n: torch.zeros(a.batch, a.features).scatter_(1, indices.long(), values) @ W_dec,
+            "embedding_bag": lambda n: embedding_bag(indices, W_dec, per_sample_weights=values, mode="sum"),
+            "decode": lambda n: decode(values, indices, W_dec),
+            "decode_loss": lambda n: decode_loss(x, code, W_dec, b_dec, workspace=workspace),
+        },
+        "back": {
+            "backward_adam": lambda n: backward_adam(*four, batch, Rule(1e-4, n), workspace=workspace),
+            "backward_adam stock torch": lambda n: backward_adam(*four, batch, Rule(1e-4, n), impl="torch"),
+            "auxk, 10 % dead": lambda n: auxk_op.auxk(x, x, W, b, W_dec, dead, a.d // 2, 1 / 32, workspace=workspace),
+        },
+    }
+    config = {name: getattr(a, name) for name in ("d", "features", "k", "batch")}
+    results = []
+    for op, variants in groups.items():
+        times = interleaved({"gemm": groups["encode"]["gemm"], **variants}, a.repeats)
+        gemm = times["gemm"]
+        alone = {name: ms for name, ms in times.items() if name != "gemm" or op == "encode"}
+        for name, ms in alone.items():
+            without = {} if op in ("decode", "back") else {"ms_less_gemm": round(min(ms) - min(gemm), 2)}
+            results.append(Timing(op, name, config, ms, gemm, a.batch, without))
+    return results
+
+
+def run_mp(a: argparse.Namespace, setting: Setting) -> list[Timing]:
+    """Matching pursuit of k steps: encoding, and encoding with the way back."""
+    x = torch.randn(a.batch, a.d)
+    W = normalize(torch.randn(a.features, a.d), dim=1)
+    gram, workspace, out = Gram(W), Workspace(), torch.empty(a.batch, a.features)
+    some = x[:256]
+
+    def train(impl: str, gram: Any) -> None:
+        atoms = W.clone().requires_grad_()
+        residual = matching_pursuit(some, atoms, a.k, gram=gram, impl=impl, workspace=workspace)[2]
+        residual.square().sum().backward()
+
+    encode: Variants = {
+        "gemm": lambda n: torch.mm(x, W.T, out=out),
+        "plain torch": lambda n: matching_pursuit(x, W, a.k, gram=None, impl="reference"),
+        "Gram built each time": lambda n: matching_pursuit(x, W, a.k, gram="auto", workspace=workspace),
+        "Gram kept": lambda n: matching_pursuit(x, W, a.k, gram=gram, workspace=workspace),
+        "recomputed": lambda n: matching_pursuit(x, W, a.k, gram=None, workspace=workspace),
+        "OMP, Gram kept": lambda n: omp(x, W, a.k, gram=gram, workspace=workspace),
+    }
+    steps: Variants = {
+        "gemm": lambda n: torch.mm(x, W.T, out=out),
+        "plain torch": lambda n: train("reference", None),
+        "auto": lambda n: train("auto", "auto"),
+        "recomputed": lambda n: train("auto", None),
+    }
+    config = {name: getattr(a, name) for name in ("d", "features", "k")}
+    results = []
+    for op, variants, n_rows in (("mp encode", encode, a.batch), ("mp step", steps, len(some))):
+        with torch.set_grad_enabled(op == "mp step"):
+            times = interleaved(variants, max(3, a.repeats // 5), warmup=1)
+        results += [
+            Timing(op, name, config | {"batch": n_rows}, ms, times["gemm"], n_rows) for name, ms in times.items()
+        ]
+    return results
+
+
+class MemoryRows:
+    """An endless source that gives one block of rows again and again: what is left is the shuffle's own time."""
+
+    def __init__(self, d: int) -> None:
+        where = torch.stack([torch.zeros(4096, dtype=torch.int64), torch.arange(4096)], 1)
+        self.block = ActivationBatch(torch.randn(4096, d).bfloat16(), where)
+
+    def batches(self, start: int = 0) -> Any:
+        number = start
+        while True:
+            yield number, self.block
+            number += 1
+
+
+def run_loader(a: argparse.Namespace, setting: Setting) -> list[Timing]:
+    """Mixing rows in the shuffle ring (D = 768, bf16), beside a whole permutation of a buffer."""
+    d, ring_rows, n_blocks = 768, 1 << 18, 16
+    ring = ShuffledRows(MemoryRows(d), ring_rows, seed=0)  # type: ignore[arg-type]
+    ring.next_block()
+    buffer = torch.randn(ring_rows, d).bfloat16()
+    rng = np.random.default_rng(0)
+
+    def permute(number: int) -> None:
+        index = torch.from_numpy(rng.permutation(ring_rows)[: n_blocks * 1024])
+        buffer[index].clone()
+
+    def mix(number: int) -> None:
+        for _ in range(n_blocks):
+            ring.next_block()
+
+    times = interleaved({"shuffle ring": mix, "gather from a permutation": permute}, a.repeats)
+    config = {"d": d, "dtype": "bfloat16", "ring_rows": ring_rows}
+    return [Timing("loader", name, config, ms, [], n_blocks * 1024) for name, ms in times.items()]
+
+
+def gate_ops() -> None:
+    """AssertionError where a single operation is wrong."""
+    for module in (
+        *(encode_topk_cases, global_topk_cases, per_feature_cases, decode_cases),
+        *(decode_loss_cases, backward_adam_cases, auxk_cases),
+    ):
+        module.verify("auto")
+    encode_topk_cases.verify("auto", "bf16-screen")
+
+
+def gate_mp() -> None:
+    """AssertionError where a pursuit is wrong."""
+    for with_gram in (False, True):
+        pursuit_cases.verify("auto", with_gram)
+    omp_cases.verify("auto")
+
+
+RUN = {"ops": run_ops, "mp": run_mp, "loader": run_loader}
+GATES = {"ops": gate_ops, "mp": gate_mp}

@@ -1,0 +1,177 @@
+"""One training step of another library's TopK autoencoder, timed by itself; run by `bench.py --peers`.
+
+Runs under the interpreter of an environment that has the peers (they pin transformer-lens < 4), so it imports nothing
+of saetools. Prints one JSON line: milliseconds of each step and of the encode matmul beside it, peak memory.
+"""
+
+import argparse
+import ctypes
+import inspect
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+PEERS = ("sae-lens", "dictionary-learning", "eai-sparsify", "overcomplete", "naive-dense")
+Step = Callable[[int, torch.Tensor], object]
+
+
+def sae_lens(a: argparse.Namespace) -> Step:
+    from sae_lens.config import LoggingConfig, SAETrainerConfig
+    from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=a.d, d_sae=a.features, k=a.k))
+    settings = {
+        "total_training_samples": a.batch * 10**6,
+        "train_batch_size_samples": a.batch,
+        "device": "cpu",
+        "autocast": False,
+        "lr": a.lr,
+        "lr_end": a.lr,
+        "lr_scheduler_name": "constant",
+        "lr_warm_up_steps": 0,
+        "lr_decay_steps": 0,
+        "n_restart_cycles": 1,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "dead_feature_window": 1000,
+        "feature_sampling_window": 2000,
+        "logger": LoggingConfig(log_to_wandb=False),
+        "n_checkpoints": 0,
+        "checkpoint_path": None,
+        "save_final_checkpoint": False,
+        "n_batches_for_norm_estimate": 1,
+    }
+    known = inspect.signature(SAETrainerConfig).parameters
+    config = SAETrainerConfig(**{name: value for name, value in settings.items() if name in known})
+    trainer = SAETrainer(cfg=config, sae=sae, data_provider=iter([]))
+
+    def step(number: int, x: torch.Tensor) -> None:
+        trainer.step(x)
+        trainer.n_training_steps += 1
+
+    return step
+
+
+def dictionary_learning(a: argparse.Namespace) -> Step:
+    from dictionary_learning.trainers.top_k import TopKTrainer
+
+    trainer = TopKTrainer(
+        steps=10**6, activation_dim=a.d, dict_size=a.features, k=a.k, layer=0, lm_name="x", lr=a.lr, warmup_steps=0,
+        device="cpu", seed=0,
+    )  # fmt: skip
+    return trainer.update
+
+
+def sparsify(a: argparse.Namespace) -> Step:
+    from sparsify.config import SparseCoderConfig
+    from sparsify.sparse_coder import SparseCoder
+
+    sae = SparseCoder(a.d, SparseCoderConfig(num_latents=a.features, k=a.k), dtype=torch.float32)
+    optimizer = torch.optim.Adam(sae.parameters(), lr=a.lr)
+
+    def step(number: int, x: torch.Tensor) -> None:
+        sae(x).fvu.backward()
+        if sae.cfg.normalize_decoder:
+            sae.remove_gradient_parallel_to_decoder_directions()
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if sae.cfg.normalize_decoder:
+            sae.set_decoder_norm_to_unit_norm()
+
+    return step
+
+
+def overcomplete(a: argparse.Namespace) -> Step:
+    from overcomplete.sae import TopKSAE
+
+    sae = TopKSAE(a.d, nb_concepts=a.features, top_k=a.k)
+    optimizer = torch.optim.Adam(sae.parameters(), lr=a.lr)
+
+    def step(number: int, x: torch.Tensor) -> None:
+        (x - sae(x)[2]).square().mean().backward()
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def naive_dense(a: argparse.Namespace) -> Step:
+    """The step as one writes it first: dense codes, autograd, torch.optim.Adam."""
+    W = torch.nn.functional.normalize(torch.randn(a.features, a.d), dim=1)
+    parameters = [W.clone(), W.clone(), torch.zeros(a.features), torch.zeros(a.d)]
+    W_enc, W_dec, b_enc, b_dec = (p.requires_grad_() for p in parameters)
+    optimizer = torch.optim.Adam(parameters, lr=a.lr)
+
+    def step(number: int, x: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        values, indices = torch.topk((x - b_dec) @ W_enc.T + b_enc, a.k)
+        code = torch.zeros(len(x), a.features).scatter(1, indices, values.relu())
+        (x - code @ W_dec - b_dec).square().sum(1).mean().backward()
+        with torch.no_grad():
+            W_dec.grad.sub_((W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            W_dec.div_(W_dec.norm(dim=1, keepdim=True))
+
+    return step
+
+
+MAKE = dict(zip(PEERS, (sae_lens, dictionary_learning, sparsify, overcomplete, naive_dense)))
+
+
+def rows(n: int, d: int, seed: int) -> torch.Tensor:
+    """Sparse superpositions of 4 D directions that fire by a Zipf law: about 20 per row."""
+    directions = torch.nn.functional.normalize(torch.randn(4 * d, d, generator=torch.Generator().manual_seed(0)), dim=1)
+    firing = torch.arange(1, 4 * d + 1) ** -0.7
+    firing = (20 * firing / firing.sum()).clamp(max=1)
+    generator = torch.Generator().manual_seed(seed)
+    code = (torch.rand(n, 4 * d, generator=generator) < firing) * (torch.rand(n, 4 * d, generator=generator) + 0.5)
+    return code @ directions + 0.05 * torch.randn(n, d, generator=generator)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("peer", choices=PEERS)
+    parser.add_argument("--d", type=int, default=512)
+    parser.add_argument("--features", type=int, default=8192)
+    parser.add_argument("--k", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=2048)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--allocator", choices=("default", "keep-freed"), default="keep-freed")
+    a = parser.parse_args()
+    if a.allocator == "keep-freed" and sys.platform.startswith("linux"):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 30)
+        libc.mallopt(-1, (1 << 31) - 1)
+    torch.manual_seed(0)
+    torch.set_num_threads(a.threads)
+    step = MAKE[a.peer](a)
+    batches = [rows(a.batch, a.d, 1 + i) for i in range(4)]
+    weights, out = torch.randn(a.features, a.d), torch.empty(a.batch, a.features)
+    ms, gemm_ms = [], []
+    for number in range(2 + a.steps):
+        x = batches[number % len(batches)]
+        times = []
+        for call in (lambda x=x: torch.mm(x, weights.T, out=out), lambda n=number, x=x: step(n, x)):
+            start = time.perf_counter()
+            call()
+            times.append((time.perf_counter() - start) * 1e3)
+        if number >= 2:
+            gemm_ms.append(times[0])
+            ms.append(times[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"peer": a.peer, "ms": ms, "gemm_ms": gemm_ms, "peak_rss_mb": round(peak, 1)}))
+
+
+if __name__ == "__main__":
+    main()
