@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from planted_classes import N_CLASSES, noise, planted_subject, truth
+from planted_classes import N_CLASSES, planted_subject
 from small_hosts import by_name, scaled_copy
 
 from saetools.evals.disentangling import Disentangling, _Coded
-from saetools.evals.python_labels import CLASSES
 
 SMALL = {"n_train": 60, "n_test": 40, "min_rows": 15, "n_ablated": (2,)}
 
@@ -22,17 +21,11 @@ def test_planted_features_are_targeted():
 
 
 def test_spurious_features_are_removed():
-    """Where the spurious class speaks louder than the target, taking it out repairs the probe."""
-    loud, quiet = CLASSES.index("call_argument"), CLASSES.index("attribute")
-
-    def rows(document, positions):
-        x = 2.0 * truth(document)[positions] + 0.3 * noise(document, positions)
-        x[:, quiet] *= 0.4
-        x[:, loud] *= 3
-        return torch.from_numpy(x).float()
-
-    found = by_name(Disentangling(**SMALL).run(planted_subject(rows)))
-    assert found["scr_2"].value is None or found["scr_2"].value > found["scr_2_random"].value - 0.05
+    """A target that speaks as softly as its spurious partner is repaired by taking the partner's feature out."""
+    found = by_name(Disentangling(**SMALL).run(planted_subject()))
+    assert found["scr_2"].series.keys() >= {"keyword without nested", "operator without nested"}
+    assert found["scr_2"].value > 0.4
+    assert found["scr_2"].value > found["scr_2_random"].value + 0.2
 
 
 def test_taking_features_out_by_dense_algebra():
