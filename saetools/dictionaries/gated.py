@@ -12,8 +12,8 @@
 The penalty shrinks the gate, not the magnitude. The gate's own reconstruction, through a decoder that it cannot
 change, is what teaches it which features a row has.
 
-Source: Rajamanoharan et al. 2024, "Improving Dictionary Learning with Gated Sparse Autoencoders", arXiv 2404.16014,
-section 3.2. Differs from it in: AuxK on gate pre-activations in place of resampling; the warm-up of the penalty.
+Source: Rajamanoharan et al. 2024, "Improving Dictionary Learning with Gated Sparse Autoencoders", arXiv 2404.16014.
+Differs from it in: AuxK on gate pre-activations in place of resampling; the warm-up of the penalty.
 """
 
 from collections.abc import Mapping

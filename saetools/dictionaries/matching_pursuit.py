@@ -10,7 +10,7 @@ sign, `absolute` the largest |c| with its sign. Atoms have unit norm, so that ||
 ||r|| <= tolerance * sqrt(V). `inference_steps` may differ from k: a dictionary goes on improving with more steps.
 
 Source: Costa et al. 2025, "From Flat to Hierarchical: Extracting Sparse Representations with Matching Pursuit", arXiv
-2506.03093, section 3. Differs from it in: the gradient by running the pursuit backwards (kernels/matching_pursuit); a
+2506.03093. Differs from it in: the gradient by running the pursuit backwards (kernels/matching_pursuit); a
 bias b_dec; atoms renormalised after each step (their toy code normalises at the start only); dead atoms learn by AuxK
 on the last residual, coded by their correlation with it (overcomplete subtracts 1e-2 of that correlation).
 """

@@ -6,8 +6,8 @@
 
 Early features must be useful without the late ones, which keeps them general (less absorption and splitting).
 
-Source: Bussmann et al. 2025, "Learning Multi-Level Features with Matryoshka Sparse Autoencoders", arXiv 2503.17547,
-section 3. Differs from it in: the mean over groups (theirs: the sum) keeps the weight of AuxK what it is elsewhere;
+Source: Bussmann et al. 2025, "Learning Multi-Level Features with Matryoshka Sparse Autoencoders", arXiv 2503.17547.
+Differs from it in: the mean over groups (theirs: the sum) keeps the weight of AuxK what it is elsewhere;
 their code has one more term for the bias alone, which no feature can change, and we leave it out; inference by
 the learnt threshold; AuxK as in TopK.
 """

@@ -9,7 +9,7 @@
 The threshold is the mean, over about the last 100 training batches, of the smallest value kept, so that held-out rows
 have the training L0 on average. A dictionary that was never trained has threshold 0: everything positive is kept.
 
-Source: the rule is that of Bussmann et al. 2024, "BatchTopK Sparse Autoencoders", arXiv 2412.06410, section 3, and of
+Source: the rule is that of Bussmann et al. 2024, "BatchTopK Sparse Autoencoders", arXiv 2412.06410, and of
 the mutual choice of Ayonrinde 2024, "Adaptive Sparse Allocation with Mutual Choice & Feature Choice Sparse
 Autoencoders", arXiv 2411.02124; for the latter there is no public code, so that it is a reconstruction from the
 abstract and reviews. Differs from Bussmann's code in: b_enc is used, AuxK as in TopK (theirs is not normalised and

@@ -10,7 +10,7 @@ the last 10 batches, so that the penalty goes on with the size it had: c_1 = 1, 
 relu_l1.
 
 Source: Karvonen et al. 2024, "Measuring Progress in Dictionary Learning for Language Model Interpretability with
-Board Game Models", arXiv 2408.00113, section 4; saprmarks/dictionary_learning for the rescaling. Differs from them
+Board Game Models", arXiv 2408.00113; saprmarks/dictionary_learning for the rescaling. Differs from them
 in: schedules in fractions of the run; a running mean in place of a queue of batches; AuxK in place of resampling.
 """
 

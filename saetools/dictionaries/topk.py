@@ -10,7 +10,7 @@ With `inference: threshold`, encoding keeps every pre-activation of at least a l
 over about the last 100 batches, of the value that exactly as many pre-activations of the batch reach as fired in it.
 Held-out rows then have the training L0 on average and each its own number of features.
 
-Source: Gao et al. 2024, "Scaling and evaluating sparse autoencoders", arXiv 2406.04093, sections 2.3-2.4, 4.2
+Source: Gao et al. 2024, "Scaling and evaluating sparse autoencoders", arXiv 2406.04093, sections 2.3-2.4, 5.3
 (MultiTopK) and appendix A.2 (AuxK). Differs from it in: V is the total variance of the calibration rows (theirs: of
 a sample, per element); AuxK decodes without bias, is normalised by the residual's variance in the batch and is scaled
 by min(n_dead / k_aux, 1); a feature fires when its value is not 0 (theirs: above 1e-3); ties go to the lowest index.

@@ -66,7 +66,7 @@ def power_penalty(values: Tensor, n_rows: int, total_variance: Tensor, power: fl
 
     Codes are measured in sqrt(V), so that the penalty has no unit, like `reconstruction`. Zeros pass no gradient
     (at p < 1 theirs would be infinite). Source: p = 1: Bricken et al. 2023; p < 1: Karvonen et al. 2024 (arXiv
-    2408.00113), section 3.
+    2408.00113).
     """
     sizes = values.abs() / total_variance.sqrt().to(values.dtype)
     if power == 1:

@@ -39,7 +39,7 @@ def batch_topk_code(pre_NF: Tensor, n_kept: int) -> tuple[Tensor, Tensor, Tensor
     """(values_M, indices_M int32, offsets_N1): ReLU of the n_kept largest pre-activations of the whole batch.
 
     M <= n_kept: only positive ones are kept. Ties go to the lowest row, then the lowest feature. Slots are in row
-    order, features ascending. Source: Bussmann et al. 2024 (arXiv 2412.06410), section 3.
+    order, features ascending. Source: Bussmann et al. 2024 (arXiv 2412.06410).
     """
     kept_NF = batch_topk_mask(pre_NF, n_kept)
     return masked_code(pre_NF, kept_NF)

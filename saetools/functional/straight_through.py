@@ -3,7 +3,7 @@
 The true gradient of a step with respect to its threshold is 0 almost everywhere. Its expectation over pre-activations
 is not: it is the density of the pre-activations at the threshold, which a rectangle kernel of width epsilon estimates
 from those that lie within epsilon / 2 of it. Source: Rajamanoharan et al. 2024, "Jumping Ahead" (JumpReLU), arXiv
-2407.14435, section 4 and appendix J; estimates on pre-activations, as in the paper.
+2407.14435, section 4; estimates on pre-activations, as in the paper.
 """
 
 from typing import Any
