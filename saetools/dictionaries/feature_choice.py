@@ -112,9 +112,12 @@ class FeatureChoice(Dictionary, kind="feature_choice"):
     def initial_state(self) -> FeatureChoiceState:
         start = fresh_threshold_state(super().initial_state())
         zeros_F = torch.zeros(self.config.n_features, dtype=torch.float64, device=self.device)
-        zero = torch.zeros_like(start.threshold_sum)
         return FeatureChoiceState(
-            **start.tensors(), density_sum_F=zeros_F, density_weight=zero, share_F=zeros_F, threshold_F=zeros_F
+            **start.tensors(),
+            density_sum_F=zeros_F,
+            density_weight=torch.zeros_like(start.threshold_sum),
+            share_F=zeros_F.clone(),
+            threshold_F=zeros_F.clone(),
         )
 
     def next_state(self, state: State, code: SparseCode) -> State:

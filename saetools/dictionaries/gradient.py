@@ -114,7 +114,7 @@ class Gradient(Dictionary, kind="gradient"):
     def initial_state(self) -> GradientState:
         since_F = super().initial_state().tokens_since_fired_F
         zero, count = torch.zeros((), dtype=torch.float64, device=since_F.device), since_F.new_zeros(())
-        return GradientState(since_F, zero, zero, count, count)
+        return GradientState(since_F, zero, zero.clone(), count, count.clone())
 
     def absorb_(self, state: State) -> None:
         assert isinstance(state, GradientState)

@@ -41,8 +41,12 @@ class AnnealState(State):
         """The state when p takes its next value."""
         known = self.next_penalty_sum > 0
         ratio = torch.where(known, self.penalty_sum / self.next_penalty_sum.where(known, 1), 1)
-        zero = torch.zeros_like(self.penalty_sum)
-        return replace(self, coefficient=self.coefficient * ratio, penalty_sum=zero, next_penalty_sum=zero)
+        return replace(
+            self,
+            coefficient=self.coefficient * ratio,
+            penalty_sum=torch.zeros_like(self.penalty_sum),
+            next_penalty_sum=torch.zeros_like(self.penalty_sum),
+        )
 
     def observed(self, penalty: Tensor, next_penalty: Tensor) -> "AnnealState":
         """The state after a batch with these penalties."""

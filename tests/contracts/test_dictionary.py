@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from saetools.atomic import write_tensors
 from saetools.dictionaries import base
 from saetools.dictionaries.auxiliary import auxk_term
 from saetools.dictionaries.base import Dictionary, Progress, State, Terms, available_dictionaries, make_dictionary
 from saetools.errors import MismatchError
 from saetools.formats.native import load_dictionary, load_unfolded, save_dictionary
 from saetools.functional.statistics import firing_counts_F, l0_N
+from saetools.safeio import load_safetensors
 
 D = 16
 SCALE = 0.37
@@ -186,6 +188,17 @@ def test_loss_terms_are_pure(config: Dictionary.Config) -> None:
     assert all(torch.equal(counters[name], value) for name, value in state.tensors().items())
     restored = dictionary.initial_state().with_tensors(first.new_state.tensors())
     assert all(torch.equal(value, restored.tensors()[name]) for name, value in first.new_state.tensors().items())
+
+
+def test_states_survive_a_checkpoint(config: Dictionary.Config, tmp_path: Path) -> None:
+    """Every tensor of a state has memory of its own, and comes back bit for bit."""
+    by_gradient(config)
+    dictionary = trained(config)
+    for number, state in enumerate((dictionary.initial_state(), loss(dictionary).new_state)):
+        write_tensors(tmp_path / f"{number}", state.tensors())
+        restored = dictionary.initial_state().with_tensors(load_safetensors(tmp_path / f"{number}"))
+        assert type(restored) is type(state)
+        assert all(torch.equal(value, restored.tensors()[name]) for name, value in state.tensors().items())
 
 
 def test_permuting_rows_permutes_results(config: Dictionary.Config) -> None:
