@@ -1,0 +1,80 @@
+"""Features that stand for planted classes can be explained; features that stand for nothing cannot."""
+
+import numpy as np
+import pytest
+import torch
+from planted_classes import N_CLASSES, noise, planted_rows, sources
+from small_hosts import by_name, scaled_copy, text_subject
+
+from saetools.evals.base import NotApplicableError
+from saetools.evals.interpretability import Interpretability, auc, purity
+from saetools.evals.python_labels import CLASSES
+
+SMALL = {"n_features": 40, "n_top": 8, "n_explain": 6, "n_judge": 6, "before": 4, "after": 3}
+
+
+def subject_of(make, threshold):
+    dictionary = scaled_copy(N_CLASSES, 1.0)
+    with torch.no_grad():
+        dictionary.b_enc_F.sub_(threshold)
+        dictionary.b_enc_F[N_CLASSES:] = -100  # only one sign
+    return text_subject(sources(), make, dictionary, context=32)
+
+
+def test_planted_classes_are_explained():
+    found = by_name(Interpretability(**SMALL).run(subject_of(planted_rows, 0.8)))
+    assert found["class_fuzzing"].value > 0.8
+    assert found["ngram_fuzzing"].value > 0.6
+    assert found["class_detection"].value > 0.6
+    assert found["class_purity"].value > found["class_purity_chance"].value
+    assert found["class_fuzzing"].n > 5
+    low, high = found["ngram_fuzzing"].spread
+    assert low < found["ngram_fuzzing"].value < high
+
+
+def test_noise_is_not():
+    def rows(document, positions):
+        return torch.from_numpy(noise(document, positions)).float()
+
+    found = by_name(Interpretability(**SMALL).run(subject_of(rows, 1.8)))
+    for name in ("class_fuzzing", "class_detection", "ngram_detection"):
+        assert found[name].value == pytest.approx(0.5, abs=0.13), name
+    for name in ("token", "class"):
+        chance = found[f"{name}_purity_chance"].value
+        assert found[f"{name}_purity"].value == pytest.approx(chance, abs=0.1), name
+
+
+def test_a_given_judge_is_asked():
+    class Keyword:
+        """Knows that feature `keyword` is; says yes where a marked token is one."""
+
+        name = "oracle"
+
+        def explain(self, examples):
+            return ""
+
+        def judge(self, explanation, items, task):
+            return [
+                float(any("keyword" in c for c, m in zip(item.classes, item.marked, strict=True) if m))
+                for item in items
+            ]
+
+    subject = subject_of(planted_rows, 0.8)
+    with torch.no_grad():
+        only = torch.arange(2 * N_CLASSES) != CLASSES.index("keyword")
+        subject.dictionary.b_enc_F[only] = -100
+    evaluation = Interpretability([Keyword()], **SMALL)
+    found = by_name(evaluation.run(subject))
+    assert found["oracle_fuzzing"].value == 1 and found["oracle_fuzzing"].n == 1
+    assert evaluation.settings()["scorers"] == ["oracle"]
+
+
+def test_silent_dictionaries_are_skipped():
+    with pytest.raises(NotApplicableError, match="n_tokens"):
+        Interpretability(**SMALL).run(subject_of(planted_rows, 50.0))
+
+
+def test_purity_and_auc():
+    assert purity("aaaa") == 1 and purity("abcd") == 0 and purity("aabb") == pytest.approx(0.5)
+    assert auc([2, 3], [1, 0]) == 1 and auc([1], [1]) == 0.5 and auc([0], [1, 2, -1]) == pytest.approx(1 / 3)
+    assert np.isnan(auc([], [1]))
