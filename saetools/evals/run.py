@@ -21,7 +21,15 @@ from saetools import atomic
 from saetools.activations.base import digest
 from saetools.config import EvaluationConfig
 from saetools.dictionaries.base import Dictionary
-from saetools.evals.base import EvalRecord, Evaluation, NotApplicableError, Subject, Tick, make_evaluation
+from saetools.evals.base import (
+    EvalRecord,
+    Evaluation,
+    NotApplicableError,
+    Subject,
+    Tick,
+    available_evaluations,
+    make_evaluation,
+)
 from saetools.evals.cost import Cost
 from saetools.evals.rows import RowEvaluation, run_together
 
@@ -42,12 +50,14 @@ OnDone = Callable[[Outcome], None]
 
 
 def default_evaluations(section: EvaluationConfig) -> list[Evaluation]:
-    """The evaluations of every run, with the sizes that its config gives."""
-    return [
-        make_evaluation("reconstruction", n_tokens=section.n_tokens),
-        make_evaluation("sparsity", n_tokens=section.n_tokens),
-        make_evaluation("loss_recovered", n_tokens=section.n_ce_tokens, n_mean_tokens=section.n_ce_tokens),
-    ]
+    """The evaluations that a config names, with the sizes that it gives; ConfigError for an unknown name."""
+    sizes = {
+        "reconstruction": {"n_tokens": section.n_tokens},
+        "sparsity": {"n_tokens": section.n_tokens},
+        "loss_recovered": {"n_tokens": section.n_ce_tokens, "n_mean_tokens": section.n_ce_tokens},
+    }
+    names = available_evaluations() if "all" in section.run else dict.fromkeys(section.run)
+    return [make_evaluation(name, **sizes.get(name, {})) for name in names]
 
 
 def run_evaluations(

@@ -86,6 +86,22 @@ def test_what_cannot_be_run_is_said(tmp_path, gaussian):
     assert any(e["name"] == "loss_recovered" for e in json.loads((tmp_path / "eval.json").read_text()))
 
 
+def test_names_in_the_config():
+    every = default_evaluations(EvaluationConfig(run=("all",)))
+    assert {evaluation.name for evaluation in every} == set(available_evaluations())
+    assert [e.name for e in default_evaluations(EvaluationConfig(run=("geometry",)))] == ["geometry"]
+    with pytest.raises(ConfigError, match="geometry"):
+        default_evaluations(EvaluationConfig(run=("geometri",)))
+
+
+def test_every_evaluation_runs_or_says_why_not():
+    outcomes = []
+    run_evaluations(host_subject(), default_evaluations(EvaluationConfig(run=("all",))), on_done=outcomes.append)
+    assert {o.name for o in outcomes} == set(available_evaluations())
+    assert {o.name for o in outcomes if o.status == "computed"} >= {"geometry", "sparsity", "steering"}
+    assert all("skipped: " in o.records[0].note for o in outcomes if o.status == "skipped")
+
+
 def test_registry():
     assert {"reconstruction", "sparsity", "loss_recovered"} <= set(available_evaluations())
     for name, kind in available_evaluations().items():

@@ -1,0 +1,59 @@
+"""Tables of one and of several dictionaries."""
+
+import csv
+import io
+
+from saetools.evals.comparison import comparison_csv, comparison_table
+from saetools.evals.table import number, table
+from saetools.records import EvalRecord
+
+
+def record(name, value, **fields):
+    return EvalRecord(name=name, value=value, unit="fraction", n=10, **fields)
+
+
+NAMED = {
+    "a": [record("fvu", 0.25, spread=(0.2, 0.3)), record("cost_x", 3.0), record("probe_top1", None)],
+    "long-name-of-b": [record("fvu", 0.5), record("dead_fraction", 0.0)],
+}
+
+
+def test_every_figure_of_any_dictionary():
+    lines = comparison_table(NAMED).splitlines()
+    assert lines[1].split() == ["figure", "a", "long-name-of-b", "unit"]
+    assert lines[2].split() == ["fvu", "0.2500", "0.5000", "fraction"]
+    assert lines[3].split() == ["dead_fraction", "-", "0.0000", "fraction"]
+    assert len(lines) == 4
+
+
+def test_csv_keeps_everything():
+    rows = list(csv.DictReader(io.StringIO(comparison_csv(NAMED))))
+    assert len(rows) == 5
+    assert rows[0] == {
+        "dictionary": "a",
+        "figure": "fvu",
+        "value": "0.25",
+        "low": "0.2",
+        "high": "0.3",
+        "unit": "fraction",
+        "n": "10",
+        "n_unit": "tokens",
+    }
+    assert rows[2]["value"] == ""
+
+
+def test_one_dictionary():
+    lines = table([record("fvu", 0.25, spread=(0.2, 0.3)), record("x", None, note="skipped: why")]).splitlines()
+    assert lines[2].split() == ["fvu", "0.2500", "0.2000", "..", "0.3000", "fraction", "10", "tokens"]
+    assert lines[3].split()[:2] == ["x", "-"] and lines[-1] == "x: skipped: why"
+
+
+def test_numbers():
+    assert [number(v) for v in (0.0, 0.12345, -2.0, 1e-5, 12345.678, 5e6)] == [
+        "0.0000",
+        "0.1235",
+        "-2.0000",
+        "1.000e-05",
+        "12,345.7",
+        "5.000e+06",
+    ]
