@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("source", nargs="+", type=Path, help="run or dictionary directories")
     sub.add_argument("--config", type=Path, help="config that names host, corpus and point, for a bare dictionary")
     sub.add_argument("--fresh", action="store_true", help="compute again what is there")
+    sub.add_argument("--csv", type=Path, metavar="FILE", help="write every figure of all dictionaries to a CSV file")
 
     sub = command("dashboard", _dashboard, "Make the page of a run's features.")
     sub.add_argument("source", type=Path, help="run or dictionary directory")
@@ -145,7 +146,10 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     for source in options.source:
         config = _config_for(source, options.config, overrides)
-        sys.stdout.write(pipeline.evaluate(source, config, fresh=options.fresh) + "\n")
+        others = [other for other in options.source if other != source]
+        sys.stdout.write(pipeline.evaluate(source, config, fresh=options.fresh, others=others) + "\n")
+    if len(options.source) > 1 or options.csv is not None:
+        sys.stdout.write(pipeline.compare(options.source, options.csv) + "\n")
 
 
 def _dashboard(options: argparse.Namespace, overrides: Sequence[str]) -> None:

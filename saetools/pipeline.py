@@ -7,6 +7,7 @@ stored rows never waits for them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -117,12 +118,19 @@ def train(configs: Sequence[Any], allow_inexact: bool = False) -> None:
     train_runs(configs, lambda calibration: data.source("train", calibration), allow_inexact)
 
 
-def evaluate(source: Path, config: Any, fresh: bool = False) -> str:
-    """Evaluate the dictionary at `source` on held-out data: `eval.json` beside it, and a table to print."""
+def evaluate(source: Path, config: Any, fresh: bool = False, others: Sequence[Path] = ()) -> str:
+    """Evaluate the dictionary at `source` on held-out data: `eval.json` beside it, and a table to print.
+
+    Those of `others` that are for the same vectors are what its stability is judged against.
+    """
     from saetools.evals.run import default_evaluations, run_evaluations
     from saetools.evals.table import table
+    from saetools.formats.load import load
 
     subject = load_subject(source, config)
+    loaded = {str(path): load(path, device=subject.dictionary.device) for path in others}
+    alike = {name: other for name, other in loaded.items() if other.spec == subject.dictionary.spec}
+    subject = replace(subject, others=alike)
     records = run_evaluations(
         subject,
         default_evaluations(config.evaluation),
@@ -131,6 +139,18 @@ def evaluate(source: Path, config: Any, fresh: bool = False) -> str:
         progress=config.logging.progress,
     )
     return table(records, title=f"{source}: {subject.dictionary.kind} on held-out data")
+
+
+def compare(sources: Sequence[Path], csv_file: Path | None = None) -> str:
+    """The evaluated dictionaries side by side, from the `eval.json` of each; also as CSV where a file is named."""
+    from saetools.atomic import write_text
+    from saetools.evals.comparison import comparison_csv, comparison_table
+    from saetools.evals.run import EVAL_FILE, read_records
+
+    named = {str(source): read_records(run_directory(source) / EVAL_FILE) for source in sources}
+    if csv_file is not None:
+        write_text(csv_file, comparison_csv(named))
+    return comparison_table(named)
 
 
 def dashboard(source: Path, config: Any, page: Path | None = None, fresh: bool = False) -> Path:

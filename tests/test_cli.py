@@ -73,6 +73,21 @@ def test_evaluation_without_a_host_lists_what_it_skipped(run: Path, capsys: pyte
     assert any(record["value"] is None and "host" in (record["note"] or "") for record in records.values())
 
 
+def test_several_dictionaries_are_compared(
+    run: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, table = tmp_path / "other", tmp_path / "all.csv"
+    assert main(arguments(rows, other, run__seed="1")) == 0
+    names = "--evaluation.run=[reconstruction, stability]"
+    assert main(["evaluate", str(run), str(other), names, "--csv", str(table)]) == 0
+    shown = capsys.readouterr().out
+    assert "comparison" in shown and "shared_features_chance" in shown
+    lines = table.read_text().splitlines()
+    assert sum(line.split(",")[1] == "fvu" for line in lines) == 2
+    records = {record["name"]: record for record in json.loads((other / "eval.json").read_text())}
+    assert list(records["matched_cosine"]["series"]) == [str(run)]
+
+
 def test_several_dictionaries_on_one_stream_equal_each_alone(rows: Path, run: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
     for path, k in ((one, 4), (two, 8)):
