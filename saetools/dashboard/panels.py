@@ -180,7 +180,7 @@ def feature_map(store: FeatureStore) -> Panel:
             hovertemplate="feature %{customdata}<br>density 10^%{marker.color}<extra></extra>",
         )
     )
-    figure.update_layout(figure_layout("", ""), height=460, dragmode="lasso")
+    figure.update_layout(figure_layout("", ""), height=500, dragmode="lasso", margin_t=36)
     figure.update_xaxes(fixedrange=False, showticklabels=False)
     figure.update_yaxes(fixedrange=False, showticklabels=False, rangemode="normal")
     part = f", every {step}th drawn" if step > 1 else ""

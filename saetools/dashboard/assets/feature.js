@@ -186,5 +186,5 @@ window.SaeFeature = (() => {
   /** Draw all charts below a node again, e.g. in other colours. */
   const redraw = (root) => root.querySelectorAll(".sae-chart").forEach((figure) => figure.sae.draw());
 
-  return { draw, chart, redraw };
+  return { draw, chart, redraw, themed };
 })();

@@ -2,7 +2,7 @@
 "use strict";
 window.dash_clientside = window.dash_clientside || {};
 window.dash_clientside.saetools = (() => {
-  const { element, write, context, listen } = window.SaeTokens;
+  const { element, write, context, listen, format } = window.SaeTokens;
   const CONFIG = { displaylogo: false, showSendToCloud: false, plotlyServerURL: "", responsive: true, displayModeBar: false };
   const options = { config: CONFIG, has: () => true };
   const by = (id) => document.getElementById(id);
@@ -41,14 +41,20 @@ window.dash_clientside.saetools = (() => {
     return view ? view.feature : same();
   };
 
-  const drawDensity = (panel) => {
-    when("sae-density", (node) => {
-      const chart = window.SaeFeature.chart(panel, CONFIG);
-      node.replaceChildren(chart);
-      chart.sae.draw();
+  /** Charts of the panels, one below the other, in the node `id`. */
+  const drawPanels = (id) => (panels) => {
+    if (!panels) return same();
+    when(id, (node) => {
+      const charts = panels.map((panel) => window.SaeFeature.chart(panel, CONFIG));
+      node.querySelectorAll(".sae-plot").forEach((plot) => window.Plotly.purge(plot));
+      node.replaceChildren(...charts);
+      charts.forEach((chart) => chart.sae.draw());
     });
-    return "";
+    return panels.length;
   };
+
+  /** A figure for dcc.Graph in the page's colours. */
+  const themedFigure = (panel) => ({ data: panel.data, layout: window.SaeFeature.themed(panel.layout) });
 
   /** Features that fire on a prompt, each over the whole text; below a token: which features fire at it. */
   const drawPrompt = (view) => {
@@ -57,10 +63,11 @@ window.dash_clientside.saetools = (() => {
       const scale = Math.max(...view.features.flatMap((feature) => feature.values.map(Math.abs)), 0);
       const rows = view.features.map((feature) => {
         const peak = feature.at[feature.values.reduce((best, value, index, all) => (Math.abs(value) > Math.abs(all[best]) ? index : best), 0)];
-        const row = context({ ...feature, tokens: view.tokens, peak, document: feature.label, position: 0 }, scale);
+        const row = context({ ...feature, tokens: view.tokens, peak, document: "", position: 0 }, scale);
         const link = element("a", "sae-chip", `#${feature.feature}`);
         link.href = `#${feature.feature}`;
         row.querySelector(".sae-example-head").prepend(link);
+        row.querySelector(".sae-place").append(write(element("span", ""), feature.label), ` density ${format(feature.density)}`);
         return row;
       });
       node.replaceChildren(...rows);
@@ -110,5 +117,8 @@ window.dash_clientside.saetools = (() => {
   });
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => window.SaeFeature.redraw(document));
 
-  return { drawFeature, drawPartner, drawDensity, drawPrompt, selectRow, refetch };
+  return {
+    drawFeature, drawPartner, drawPrompt, selectRow, refetch, themedFigure, text: String,
+    drawDensity: drawPanels("sae-density"), drawCurves: drawPanels("curves"), drawComparison: drawPanels("comparison"),
+  };
 })();

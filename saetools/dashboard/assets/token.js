@@ -60,7 +60,7 @@ window.SaeTokens = (() => {
     head.append(element("span", "sae-value", format(values[example.peak])));
     const place = element("span", "sae-place");
     write(place, example.document);
-    place.append(` · token ${example.position + example.peak}`);
+    if (example.document) place.append(` · token ${example.position + example.peak}`);
     head.append(place);
     const text = element("div", "sae-context");
     text.setAttribute("role", "group");

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from importlib.resources import files
 
 from dash import Dash, dcc, html
-from werkzeug.serving import BaseWSGIServer, make_server
+from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from saetools.dashboard.export import facts
 from saetools.dashboard.live import browse, model_tabs, other_tabs
@@ -90,7 +90,14 @@ def serve(
 
 def listen(guard: Guard, host: str, port: int) -> BaseWSGIServer:
     """A threaded server on the address, not yet serving; port 0 takes a free one."""
-    return make_server(host, port, guard, threaded=True)
+    return make_server(host, port, guard, threaded=True, request_handler=_Quiet)
+
+
+class _Quiet(WSGIRequestHandler):
+    """Logs errors, not every request: addresses may hold the token."""
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        pass
 
 
 def _layout(subject: Subject) -> html.Div:

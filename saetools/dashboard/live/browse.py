@@ -20,7 +20,8 @@ def table_layout(store: FeatureStore) -> html.Div:
     return html.Div(
         [
             html.Div(id="sae-density"),
-            dcc.Store(id="density-panel", data=density_histogram(store).to_json()),
+            dcc.Store(id="density-drawn"),
+            dcc.Store(id="density-panel", data=[density_histogram(store).to_json()]),
             html.Div(
                 [
                     dcc.Input(
@@ -32,7 +33,8 @@ def table_layout(store: FeatureStore) -> html.Div:
             ),
             html.Div(
                 [
-                    dcc.Dropdown(id="list-choice", placeholder="All features", options=list(store.lists())),
+                    dcc.Input(id="list-choice", list="list-names", placeholder="Name of a list", debounce=0.25),
+                    html.Datalist([html.Option(value=name) for name in store.lists()], id="list-names"),
                     dcc.Store(id="list-filter"),
                 ],
                 className="sae-list-row",
@@ -42,7 +44,7 @@ def table_layout(store: FeatureStore) -> html.Div:
                 className="ag-theme-quartz-auto-dark sae-grid",
                 columnDefs=[_column(*column) for column in COLUMNS],
                 rowModelType="infinite",
-                getRowId="String(params.data.feature)",
+                getRowId="'' + params.data.feature",
                 dangerously_allow_code=False,
                 dashGridOptions={
                     "cacheBlockSize": 100,
@@ -152,7 +154,7 @@ def register(app: Dash, store: FeatureStore) -> None:
         ClientsideFunction("saetools", "drawFeature"), Output("drawn", "data"), Input("view", "data")
     )
     app.clientside_callback(
-        ClientsideFunction("saetools", "drawDensity"), Output("sae-density", "title"), Input("density-panel", "data")
+        ClientsideFunction("saetools", "drawDensity"), Output("density-drawn", "data"), Input("density-panel", "data")
     )
     app.clientside_callback(
         ClientsideFunction("saetools", "refetch"),
@@ -164,7 +166,7 @@ def register(app: Dash, store: FeatureStore) -> None:
 
     @app.callback(Output("list-filter", "data"), Input("list-choice", "value"), prevent_initial_call=True)
     def choose_list(name: str | None) -> list[int] | None:
-        return store.lists().get(name) if name else None
+        return store.lists().get(name, []) if name else None
 
 
 def aria(label: str) -> Any:

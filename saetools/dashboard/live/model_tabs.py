@@ -46,7 +46,7 @@ def steering_layout() -> html.Div:
     def field(label: str, control: Any) -> html.Div:
         return html.Div([html.Label(label, htmlFor=control.id), control], className="sae-field")
 
-    slider = dcc.Slider(id="steer-strength", min=-2, max=2, value=1, marks={i: str(i) for i in range(-2, 3)}, step=0.1)
+    slider = dcc.Input(id="steer-strength", type="range", min=-2, max=2, step=0.1, value=1)
     return html.Div(
         [
             html.Label("Prompt", htmlFor="steer-prompt"),
@@ -54,7 +54,8 @@ def steering_layout() -> html.Div:
             html.Div(
                 [
                     field("Feature", dcc.Input(id="steer-feature", type="number", min=0, step=1)),
-                    field("How", dcc.Dropdown(id="steer-how", options=WAYS, value="add", clearable=False)),
+                    field("How", dcc.Input(id="steer-how", list="steer-ways", value="add")),
+                    html.Datalist([html.Option(label, value=way) for way, label in WAYS.items()], id="steer-ways"),
                     field(
                         "Value (units of the code)", dcc.Input(id="steer-value", type="number", value=10, step="any")
                     ),
@@ -68,7 +69,10 @@ def steering_layout() -> html.Div:
                 ],
                 className="sae-fields",
             ),
-            html.Div([html.Label("Strength", id="steer-strength-label"), slider], className="sae-slider"),
+            html.Div(
+                [html.Label(["Strength ", html.B("1", id="steer-shown")], htmlFor="steer-strength"), slider],
+                className="sae-slider",
+            ),
             html.Div(
                 [
                     html.Button("Generate", id="steer-run", className="sae-button sae-primary"),
@@ -179,6 +183,10 @@ def _register_steering(app: Dash, subject: Subject, queue: OneAtATime) -> None:
         except SaetoolsError as error:
             return no_update, no_update, str(error)
         return baseline, steered, "equal to the baseline" if baseline == steered else "differs from the baseline"
+
+    app.clientside_callback(
+        ClientsideFunction("saetools", "text"), Output("steer-shown", "children"), Input("steer-strength", "value")
+    )
 
     @app.callback(Output("steer-feature", "value"), Input("selected", "data"))
     def follow(feature: int | None) -> Any:

@@ -26,7 +26,8 @@ def map_layout(store: FeatureStore) -> html.Div:
         [
             html.H3(panel.title),
             html.P("Draw a lasso to put features into the table; click one to open it.", className="sae-note"),
-            dcc.Graph(id="map", figure=panel.figure, config=config, className="sae-map"),
+            dcc.Graph(id="map", config=config, className="sae-map"),
+            dcc.Store(id="map-panel", data=panel.to_json() | {"rows": []}),
             html.Div(
                 [
                     dcc.Input(id="list-name", type="text", placeholder="Name of the list", maxLength=100),
@@ -41,6 +42,10 @@ def map_layout(store: FeatureStore) -> html.Div:
 
 
 def register_map(app: Dash, store: FeatureStore) -> None:
+    app.clientside_callback(
+        ClientsideFunction("saetools", "themedFigure"), Output("map", "figure"), Input("map-panel", "data")
+    )
+
     @app.callback(
         Output("list-filter", "data", allow_duplicate=True),
         Output("list-status", "children"),
@@ -60,7 +65,7 @@ def register_map(app: Dash, store: FeatureStore) -> None:
         return int(data["points"][0]["customdata"]) if data else no_update
 
     @app.callback(
-        Output("list-choice", "options"),
+        Output("list-names", "children"),
         Output("list-status", "children", allow_duplicate=True),
         Input("list-save", "n_clicks"),
         State("list-name", "value"),
@@ -74,7 +79,7 @@ def register_map(app: Dash, store: FeatureStore) -> None:
             store.set_list(name, features)
         except SaetoolsError as error:
             return no_update, str(error)
-        return list(store.lists()), f"kept {len(features):,} features as a list"
+        return [html.Option(value=known) for known in store.lists()], f"kept {len(features):,} features as a list"
 
 
 def comparison_layout(store: FeatureStore, comparison: Comparison) -> html.Div:
@@ -88,7 +93,9 @@ def comparison_layout(store: FeatureStore, comparison: Comparison) -> html.Div:
         [
             html.H3(["Beside ", comparison.title]),
             html.P("Features matched one to one by the cosine of their decoder rows." + note, className="sae-note"),
-            dcc.Graph(figure=cosine_histogram(comparison).figure, config=CONFIG),
+            html.Div(id="comparison"),
+            dcc.Store(id="comparison-panels", data=[cosine_histogram(comparison).to_json()]),
+            dcc.Store(id="comparison-drawn"),
             html.Div(
                 html.Table(
                     [
@@ -122,6 +129,11 @@ def cosine_histogram(comparison: Comparison) -> Panel:
 
 
 def register_comparison(app: Dash, comparison: Comparison) -> None:
+    app.clientside_callback(
+        ClientsideFunction("saetools", "drawComparison"),
+        Output("comparison-drawn", "data"),
+        Input("comparison-panels", "data"),
+    )
     if comparison.store is None:
         return
     other = comparison.store
@@ -144,6 +156,8 @@ def curves_layout() -> html.Div:
             dcc.Interval(id="curves-tick", interval=REFRESH_MILLISECONDS),
             html.P(id="curves-status", className="sae-note", role="status"),
             html.Div(id="curves", className="sae-curves"),
+            dcc.Store(id="curves-panels"),
+            dcc.Store(id="curves-drawn"),
         ],
         className="sae-card sae-form",
     )
@@ -151,15 +165,18 @@ def curves_layout() -> html.Div:
 
 def register_curves(app: Dash, metrics: Path) -> None:
     @app.callback(
-        Output("curves", "children"), Output("curves-status", "children"), Input("curves-tick", "n_intervals")
+        Output("curves-panels", "data"), Output("curves-status", "children"), Input("curves-tick", "n_intervals")
     )
     def draw(_: int | None) -> Any:
         try:
             panels = training_curves(read_metrics(metrics))
         except SaetoolsError as error:
             return no_update, str(error)
-        charts = [html.Div([html.H4(p.title), dcc.Graph(figure=p.figure, config=CONFIG)]) for p in panels]
-        return charts, "" if panels else "The run has not logged a step yet."
+        return [panel.to_json() for panel in panels], "" if panels else "The run has not logged a step yet."
+
+    app.clientside_callback(
+        ClientsideFunction("saetools", "drawCurves"), Output("curves-drawn", "data"), Input("curves-panels", "data")
+    )
 
 
 def _compared_row(row: dict[str, Any]) -> html.Tr:

@@ -1,0 +1,24 @@
+"""axe-core finds nothing serious or critical on any tab of the live app."""
+
+from typing import Any
+
+import pytest
+
+axe_core = pytest.importorskip("axe_core_python.sync_playwright", reason="axe-core-python is not installed")
+pytestmark = pytest.mark.browser
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_tab(browser: Any, address: str, scheme: str) -> None:
+    context = browser.new_context(color_scheme=scheme, bypass_csp=True, viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.goto(address)
+    page.click(".ag-row[row-index='1']")
+    page.wait_for_selector(".sae-token")
+    for tab in ("Feature", "Map", "Prompt", "Steering", "Compare", "Training"):
+        page.click(f"#tabs >> text={tab}")
+        page.wait_for_timeout(400)
+        found = axe_core.Axe().run(page)["violations"]
+        bad = [(v["id"], v["nodes"][0]["html"][:200]) for v in found if v["impact"] in {"serious", "critical"}]
+        assert not bad, (tab, bad)
+    context.close()
