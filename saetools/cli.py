@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("harvest", _harvest, "Store activations on disk for runs with activations.source cached.")
     sub.add_argument("config", type=Path, help="YAML file, shipped config by name, or run directory")
     sub.add_argument("--out", type=Path, required=True, help="directory for the stores, one per point")
-    sub.add_argument("--rows", type=int, help="rows to store; default: training.n_tokens")
+    sub.add_argument("--rows", type=int, help="rows to store; default: what a run of this config reads")
     sub.add_argument("--points", nargs="+", help="hook points; default: activations.point")
 
     sub = command("evaluate", _evaluate, "Evaluate dictionaries on held-out data; writes eval.json.")
@@ -136,7 +136,7 @@ def _harvest(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     config = pipeline.read_config(options.config, overrides)
     points = options.points or [config.activations.point]
-    stores = pipeline.harvest(config, options.out, points, options.rows or config.training.n_tokens)
+    stores = pipeline.harvest(config, options.out, points, options.rows)
     for point, path in stores.items():
         sys.stdout.write(f"{point}: {path}\n")
 

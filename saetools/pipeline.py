@@ -115,7 +115,33 @@ def train(configs: Sequence[Any], allow_inexact: bool = False) -> None:
     from saetools.training.loop import train as train_runs
 
     data = Data(configs[0])
+    if configs[0].activations.source == "cached":
+        _check_store(configs)
     train_runs(configs, lambda calibration: data.source("train", calibration), allow_inexact)
+
+
+def rows_needed(config: Any) -> int:
+    """Rows of the source that a run reads: whole batches, and the shuffle ring ahead of them."""
+    from saetools.activations.shuffle import rows_read
+    from saetools.training.schedule import make_plan
+
+    plan = make_plan(config.training, config.dictionary.n_features)
+    return rows_read(plan.n_steps * plan.batch_rows, config.activations.ring_rows)
+
+
+def _check_store(configs: Sequence[Any]) -> None:
+    """Refuse a store that is too short or of another host before anything is trained; the host is not loaded for it."""
+    from saetools.activations.store import CachedSource
+
+    if configs[0].activations.path is None:
+        raise ConfigError("activations.source cached needs activations.path: a directory made by `saetools harvest`.")
+    store = CachedSource(configs[0].activations.path)
+    store.check_length(max(rows_needed(config) for config in configs))
+    if store.spec.host != configs[0].host.name:
+        raise MismatchError(
+            f"the store {store.path} holds activations of {store.spec.host!r}; host.name is {configs[0].host.name!r}. "
+            f"Set host.name to it, or harvest again."
+        )
 
 
 def evaluate(source: Path, config: Any, fresh: bool = False, others: Sequence[Path] = ()) -> str:
@@ -162,7 +188,7 @@ def dashboard(source: Path, config: Any, page: Path | None = None, fresh: bool =
     page = page or directory / "dashboard.html"
     store_path = directory / "features"
     if fresh or not store_path.exists():
-        _collect(load_subject(source, config), config, store_path, title=directory.name)
+        collect_features(load_subject(source, config), config, store_path, title=directory.name)
     store = FeatureStore.open(store_path)
     try:
         export_page(store, page, n_features=config.evaluation.n_features, seed=config.run.seed)
@@ -176,7 +202,8 @@ def run_directory(source: Path) -> Path:
     return source if (source / CONFIG_FILE).exists() or not (source / "model.safetensors").exists() else source.parent
 
 
-def _collect(subject: Subject, config: Any, path: Path, title: str) -> None:
+def collect_features(subject: Subject, config: Any, path: Path, title: str) -> None:
+    """Read held-out rows once and write the feature store of a dictionary to `path`."""
     from saetools.features.collect import CollectSettings, collect
     from saetools.features.entries import describe
     from saetools.features.write import write_store
@@ -247,11 +274,14 @@ def config_of(source: Path, overrides: Sequence[str] = ()) -> Any:
     )
 
 
-def harvest(config: Any, out: Path, points: Sequence[str], n_rows: int) -> dict[str, Path]:
-    """Store the first n_rows training rows of each point; one directory per point. Goes on with what it finds there."""
+def harvest(config: Any, out: Path, points: Sequence[str], n_rows: int | None = None) -> dict[str, Path]:
+    """Store the first n_rows training rows of each point; one directory per point. Goes on with what it finds there.
+
+    Without n_rows, as many as a run of this config reads.
+    """
     from saetools.activations.harvest import harvest_points
     from saetools.training.environment import set_threads
 
     set_threads(config.run.threads)
     data = Data(config)
-    return harvest_points(data.host, data.plan("train"), points, config.activations, out, n_rows)
+    return harvest_points(data.host, data.plan("train"), points, config.activations, out, n_rows or rows_needed(config))

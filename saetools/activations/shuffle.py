@@ -29,6 +29,11 @@ def ring_bytes(ring_rows: int, d_model: int, dtype: Dtype, n_fields: int = 0) ->
     return ring_rows * (d_model * TORCH_DTYPES[dtype].itemsize * (1 + n_fields) + _WHERE_BYTES)
 
 
+def rows_read(n_rows: int, ring_rows: int, block_rows: int = BLOCK_ROWS) -> int:
+    """Rows of its source that a ring has read when it has given `n_rows`: whole blocks, and the ring ahead of them."""
+    return -(-n_rows // block_rows) * block_rows + ring_rows
+
+
 def check_ring(ring_rows: int, batch_rows: int, block_rows: int = BLOCK_ROWS) -> None:
     """Raise ConfigError where a ring cannot fill a batch of the trainer or a block of its own."""
     needed = max(batch_rows, block_rows)

@@ -108,6 +108,15 @@ class CachedSource:
         stored = {"point": self.spec.point, **self.header.model_dump()}
         self._compare({name: stored[name] for name in settings}, settings)
 
+    def check_length(self, n_rows: int) -> None:
+        """Raise DataError where fewer than n_rows can be read: the store ends before and is not a whole epoch."""
+        if self.manifest.n_rows < n_rows and not self.manifest.whole_epoch:
+            raise DataError(
+                f"The store {self.path} holds {self.manifest.n_rows} rows, a part of an epoch; the run reads {n_rows} "
+                f"(training.n_tokens in whole batches and blocks, and activations.ring_rows ahead). Lower these, "
+                f"or harvest with --rows {n_rows}."
+            )
+
     def _compare(self, stored: Mapping[str, object], wanted: Mapping[str, object]) -> None:
         wrong = [f"{n} is {stored[n]!r}, the run has {wanted[n]!r}" for n in wanted if stored[n] != wanted[n]]
         if wrong:

@@ -1,0 +1,135 @@
+"""The whole way on a tiny host: harvest, train live and from the store, evaluate, page; and what does not belong."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import saetools
+from saetools.cli import main
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("corpus")
+    for i in range(60):
+        words = " ".join(f"def f{(i * 31 + j * 7) % 97}(x): return x + {j % 13}" for j in range(60))
+        (directory / f"document{i:02}.txt").write_text(words)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def common(tiny_hosts: dict[str, Path], corpus: Path) -> list[str]:
+    values = {
+        "host.name": tiny_hosts["llama"],
+        "corpus.name": corpus,
+        "corpus.context_tokens": 32,
+        "activations.point": "blocks.0.hook_out",
+        "activations.host_batch": 8,
+        "activations.ring_rows": 2048,
+        "activations.calibration_rows": 1024,
+        "dictionary.n_features": 64,
+        "dictionary.k": 4,
+        "training.n_tokens": 6000,
+        "training.batch_rows": 512,
+        "evaluation.n_tokens": 1500,
+        "evaluation.n_ce_tokens": 800,
+        "evaluation.n_features": 5,
+        "logging.progress": "false",
+        "run.threads": 1,
+    }
+    return [part for name, value in values.items() for part in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def live(common: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("live") / "run"
+    assert main(["train", "quickstart", *common, "--run.dir", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def store(common: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("store")
+    assert main(["harvest", "quickstart", "--out", str(out), *common, "--run.dir", "unused"]) == 0
+    (path,) = out.iterdir()
+    return path
+
+
+def cached(common: list[str], store: Path, out: Path) -> list[str]:
+    changes = ["--activations.source", "cached", "--activations.path", str(store), "--run.dir", str(out)]
+    return ["train", "quickstart", *common, *changes]
+
+
+def test_a_run_on_the_store_equals_the_live_run(common: list[str], live: Path, store: Path, tmp_path: Path) -> None:
+    assert main(cached(common, store, tmp_path / "run")) == 0
+    for name in ("dictionary/model.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (live / name).read_bytes()
+
+
+def test_evaluation_and_page(live: Path) -> None:
+    assert main(["evaluate", str(live)]) == 0
+    records = {record["name"]: record["value"] for record in json.loads((live / "eval.json").read_text())}
+    expected = {"fvu", "l0_mean", "dead_fraction", "ce_recovered_zero", "ce_recovered_mean", "kl_recovered_zero"}
+    assert expected <= set(records) and 0 < records["fvu"] < 1 and records["l0_mean"] <= 4
+    assert main(["dashboard", str(live)]) == 0
+    assert "document" in (live / "dashboard.html").read_text()
+    assert saetools.load(live).spec.point == "blocks.0.hook_out"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (["--training.n_tokens", "9000"], "harvest with --rows"),
+        (["--host.name", "pycode"], "holds activations of"),
+        (["--activations.point", "blocks.1.hook_out"], "blocks.0.hook_out"),
+    ],
+)
+def test_a_store_that_does_not_fit(
+    common: list[str],
+    store: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: list[str],
+    expected: str,
+) -> None:
+    assert main([*cached(common, store, tmp_path / "run"), *changes]) == 2
+    assert expected in capsys.readouterr().err and not (tmp_path / "run" / "dictionary").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (["--activations.point", "blocks.0.hook_oot"], "blocks.0.hook_out"),
+        (["--host.name", "no-such-organisation/no-such-model"], "no-such-model"),
+        (["--corpus.name", "/nowhere/at/all.json"], "/nowhere/at/all.json"),
+    ],
+)
+def test_bad_names(
+    common: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    changes: list[str],
+    expected: str,
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["train", "quickstart", *common, "--run.dir", str(tmp_path / "run"), *changes]) == 2
+    error = capsys.readouterr().err
+    assert expected in error and "Traceback" not in error and not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_dictionary_of_another_point_is_refused(
+    live: Path, common: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(live), "--activations.point", "blocks.1.hook_out"]) == 2
+    assert "does not fit these activations: point is 'blocks.0.hook_out'" in capsys.readouterr().err
+
+
+def test_an_empty_corpus(common: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "corpus").mkdir()
+    changes = ["--corpus.name", str(tmp_path / "corpus"), "--run.dir", str(tmp_path / "run")]
+    assert main(["train", "quickstart", *common, *changes]) == 2
+    assert str(tmp_path / "corpus") in capsys.readouterr().err
