@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "load": "saetools.formats.load",
     "available_dictionaries": "saetools.dictionaries.base",
+    "explore": "saetools.exploring",
 }
 """Public names and the modules that hold them, imported at first use: `import saetools` alone must stay light."""
 

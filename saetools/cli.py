@@ -87,9 +87,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--fresh", action="store_true", help="compute again what is there")
     sub.add_argument("--csv", type=Path, metavar="FILE", help="write every figure of all dictionaries to a CSV file")
 
-    sub = command("dashboard", _dashboard, "Make the page of a run's features.")
+    sub = command("dashboard", _dashboard, "Make the page of a run's features, or serve them live.")
     sub.add_argument("source", type=Path, help="run or dictionary directory")
     sub.add_argument("--export", type=Path, help="the page's file; default: dashboard.html in the run directory")
+    sub.add_argument("--live", action="store_true", help="serve the live app instead (needs the extra dash)")
+    sub.add_argument("--compare", type=Path, help="another run or dictionary to show beside it in the live app")
+    sub.add_argument("--host", default="127.0.0.1", help="address of the live app; any but this machine needs --token")
+    sub.add_argument("--port", type=int, default=8050, help="port of the live app")
+    sub.add_argument("--token", help="what a browser must give once; auto: make one and print it")
     sub.add_argument("--config", type=Path, help="config that names host, corpus and point, for a bare dictionary")
     sub.add_argument("--fresh", action="store_true", help="collect again what is there")
 
@@ -156,8 +161,22 @@ def _dashboard(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from saetools import pipeline
 
     config = _config_for(options.source, options.config, overrides)
+    if options.live:
+        _serve(options, config)
+        return
     page = pipeline.dashboard(options.source, config, options.export, fresh=options.fresh)
     sys.stdout.write(f"features: {page}\n")
+
+
+def _serve(options: argparse.Namespace, config: Any) -> None:
+    from saetools.exploring import serve
+
+    def started(address: str) -> None:
+        sys.stdout.write(f"features: {address}   (ctrl-c stops)\n")
+        sys.stdout.flush()
+
+    where = (options.host, options.port, options.token)
+    serve(options.source, config, options.compare, *where, fresh=options.fresh, started=started)
 
 
 def _config_for(source: Path, config: Path | None, overrides: Sequence[str]) -> Any:

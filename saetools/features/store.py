@@ -18,7 +18,7 @@ from saetools.atomic import MANIFEST, hash_file
 from saetools.errors import DataError, FormatError, RunError
 from saetools.features.filters import Filter, checked_column, conditions
 from saetools.features.records import Example, FeatureRecord, StoreInfo
-from saetools.features.schema import ANNOTATIONS_SUFFIX, CREATE_ANNOTATIONS, DATABASE, SUMMARY
+from saetools.features.schema import ANNOTATIONS_SUFFIX, CREATE_ANNOTATIONS, DATABASE, SORTABLE, SUMMARY
 from saetools.safeio import read_json
 
 MAX_PIECE_BYTES = 64 << 20  # of one feature's examples, decompressed
@@ -56,6 +56,9 @@ class FeatureStore:
     Labels, notes and lists are kept in a second file beside the store, made at the first of them; all else is
     read only.
     """
+
+    sortable = SORTABLE
+    """Columns of numbers by which tables are sorted and filtered."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection, info: StoreInfo) -> None:
         self.path, self.info = path, info

@@ -8,7 +8,6 @@ from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_u
 from saetools.dashboard.panels import density_histogram, visible
 from saetools.dashboard.views import COLUMNS, feature_view
 from saetools.errors import SaetoolsError
-from saetools.features.schema import SORTABLE
 from saetools.features.store import FeatureStore, Filter
 
 NUMBERS = {"function": "params.value == null ? '' : d3.format('.3~g')(params.value)"}
@@ -179,11 +178,11 @@ def _column(name: str, heading: str, about: str) -> dict[str, Any]:
         "field": name,
         "headerName": heading,
         "headerTooltip": about,
-        "sortable": name in (*SORTABLE, "label"),
+        "sortable": name in (*FeatureStore.sortable, "label"),
     }
     if name == "density":
         column["sort"] = "desc"
-    if name in SORTABLE and name != "feature":
+    if name in FeatureStore.sortable and name != "feature":
         column["valueFormatter"] = NUMBERS
         column["type"] = "rightAligned"
     return column | {"width": WIDTHS.get(name, 120)}
