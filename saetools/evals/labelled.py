@@ -138,7 +138,7 @@ def _fetch(subject: Subject, wanted: dict[tuple[str, str], np.ndarray], tick: Ti
             found_keys.append(key[here])
             found_rows.append(rows.x_ND[torch.from_numpy(here).to(rows.x_ND.device)].float().cpu())
             tick(len(rows))
-            if len(key) and where[-1, 0] * reach > every[-1]:
+            if len(every) and len(where) and tuple(where[-1]) >= divmod(int(every[-1]), reach):
                 break
     finally:
         stream.close()

@@ -50,19 +50,20 @@ def counted_windows(parts: HostSubject, n_predictions: int) -> Iterator[Windows]
 
 
 def _windows(batch: TokenBatch, rows: slice, limit: int, device: str) -> Windows:
+    """Those of the rows that have a counted position; the first `limit` predictions count."""
     ids_BT, keep_BT = torch.from_numpy(batch.ids_BT[rows]), torch.from_numpy(batch.keep_BT[rows])
     counted_BT = torch.zeros_like(keep_BT)
     counted_BT[:, :-1] = keep_BT[:, :-1] & keep_BT[:, 1:]
     counted_BT &= (counted_BT.flatten().cumsum(0) <= limit).view_as(counted_BT)
     document_BT = torch.from_numpy(batch.document_B[rows])[:, None].expand_as(ids_BT)
-    targets_BT = ids_BT.roll(-1, 1)
+    has_any_B = counted_BT.any(1)
     return Windows(
-        ids_BT.to(device),
-        keep_BT.to(device),
-        counted_BT.to(device),
+        ids_BT[has_any_B].to(device),
+        keep_BT[has_any_B].to(device),
+        counted_BT[has_any_B].to(device),
         document_BT[counted_BT],
         torch.from_numpy(batch.position_BT[rows])[counted_BT],
-        targets_BT[counted_BT].to(device),
+        ids_BT.roll(-1, 1)[counted_BT].to(device),
     )
 
 

@@ -55,8 +55,8 @@ class Steering(Evaluation, name="steering"):
     class Config(Evaluation.Config):
         """Sizes."""
 
-        n_features: int = Field(24, gt=1, description="living features steered, drawn at random")
-        n_predictions: int = Field(1024, gt=0, description="held-out predictions on which each dose is judged")
+        n_features: int = Field(16, gt=1, description="living features steered, drawn at random")
+        n_predictions: int = Field(512, gt=0, description="held-out predictions on which each dose is judged")
         doses: tuple[float, ...] = Field(
             (0.1, 0.2, 0.4, 0.8), description="norms added, in median row norms, ascending"
         )
@@ -237,18 +237,23 @@ def _adding(vector_D: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def response_columns(original_NV: Tensor, steered_NV: Tensor, targets_J: Tensor, next_N: Tensor) -> Tensor:
-    """float64 [N, 4]: on-target effect, off-target KL, next-token loss added, squared centred logit change."""
+    """float64 [N, 4]: on-target effect, off-target KL, next-token loss added, squared centred logit change.
+
+    With T the targets, Q = sum over T of q and R that of q': the KL of the renormalised rest is
+    sum over others of q (ln q - ln q') / (1 - Q) - ln(1 - Q) + ln(1 - R).
+    """
     log_q_NV, log_r_NV = log_probabilities(original_NV), log_probabilities(steered_NV)
     targets_J = targets_J.to(log_q_NV.device)
-    on_target_N = (log_r_NV - log_q_NV)[:, targets_J].mean(1)
-    others = torch.ones(log_q_NV.shape[1], dtype=torch.bool, device=log_q_NV.device)
-    others[targets_J] = False
-    log_q_rest, log_r_rest = (torch.log_softmax(log_NV[:, others], 1) for log_NV in (log_q_NV, log_r_NV))
-    off_target_N = (log_q_rest.exp() * (log_q_rest - log_r_rest)).sum(1)
-    added_N = cross_entropy_N(log_r_NV, next_N) - cross_entropy_N(log_q_NV, next_N)
-    change_NV = (steered_NV - original_NV).double()
-    square_N = (change_NV - change_NV.mean(1, keepdim=True)).square().sum(1)
-    return torch.stack([on_target_N, off_target_N, added_N, square_N.to(on_target_N.device)], 1).cpu()
+    lost_NV = log_q_NV - log_r_NV
+    weighted_NV = log_q_NV.exp() * lost_NV
+    least = torch.finfo(torch.float64).tiny  # where the targets have it all
+    rest_q_N, rest_r_N = ((1 - log_NV[:, targets_J].exp().sum(1)).clamp_min(least) for log_NV in (log_q_NV, log_r_NV))
+    off_target_N = (weighted_NV.sum(1) - weighted_NV[:, targets_J].sum(1)) / rest_q_N + (rest_r_N / rest_q_N).log()
+    next_N = next_N.to(log_q_NV.device)
+    added_N = lost_NV.gather(1, next_N[:, None])[:, 0]
+    change_NV = (steered_NV - original_NV).to(log_q_NV)
+    square_N = change_NV.square().sum(1) - change_NV.sum(1).square() / change_NV.shape[1]
+    return torch.stack([-lost_NV[:, targets_J].mean(1), off_target_N, added_N, square_N], 1).cpu()
 
 
 def area_under(cost: list[float], effect: list[float], limit: float) -> float:

@@ -1,0 +1,150 @@
+"""Which layer of one model is like which of another? Layer matching between two hosts, without self-pairs.
+
+Both hosts read the same tokens. For each measure the points of host A are compared with those of host B; a point is
+matched rightly if its most similar point of the other host is the one of the same place. Over the points of both:
+
+    layer_matching_<measure>    share matched rightly; chance is 1 / number of points
+    layer_margin_<measure>      mean of (similarity to the right point - greatest similarity to a wrong one)
+
+Self-pairs (a model with itself) are trivially right and would flatter every measure, as in the published scripts of
+ITDA: the two hosts must differ. Rows are split into `n_folds` disjoint parts, each matched by itself; intervals
+resample points. Series: the mean similarity matrix, row by row.
+
+Cost: one pass of each host over the windows; N D^2 per pair of points. Cannot tell: why layers are alike.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from saetools.errors import DataError, MismatchError
+from saetools.evals.base import EvalRecord
+from saetools.evals.bootstrap import bootstrap_interval
+from saetools.functional.similarity import linear_cka, linear_r2, relative_similarity, svcca
+from saetools.lm.base import Host
+from saetools.records import FrozenModel
+from saetools.rng import generator
+from saetools.text.packing import TokenPlan
+
+Measure = Callable[[Tensor, Tensor], float]
+"""(x_ND, y_NE) of the same tokens -> similarity, greater is more alike."""
+
+
+class LayerMatchingConfig(FrozenModel):
+    """Sizes."""
+
+    n_tokens: int = Field(10_000, gt=0, description="held-out tokens compared, over all folds")
+    n_folds: int = Field(5, gt=0, description="disjoint parts of the tokens, each matched by itself")
+    n_components: int = Field(20, gt=0, description="principal components of SVCCA")
+    n_anchors: int = Field(300, gt=0, description="anchor tokens of relative representations, at most half of a fold")
+
+
+def default_measures(config: LayerMatchingConfig, seed: int) -> dict[str, Measure]:
+    """CKA, SVCCA, relative representations and linear regression."""
+
+    def relative(x_ND: Tensor, y_NE: Tensor) -> float:
+        order = generator(seed, "anchors", len(x_ND)).permutation(len(x_ND))
+        return relative_similarity(x_ND, y_NE, torch.from_numpy(order[: min(config.n_anchors, len(x_ND) // 2)]))
+
+    return {
+        "cka": linear_cka,
+        "svcca": partial(svcca, n_components=config.n_components),
+        "relative": relative,
+        "linear": linear_r2,
+    }
+
+
+@torch.no_grad()
+def match_layers(
+    host_a: Host,
+    host_b: Host,
+    tokens: TokenPlan,
+    points: Sequence[str],
+    config: LayerMatchingConfig | None = None,
+    measures: Mapping[str, Measure] | None = None,
+    seed: int = 0,
+) -> list[EvalRecord]:
+    """The figures above for points that both hosts have, in the same order.
+
+    `measures` are used in place of the default ones. Raises MismatchError for equal hosts or other tokenizers,
+    DataError where there are fewer than two points or too few tokens.
+    """
+    config = config or LayerMatchingConfig()
+    specs = [host.spec(points[0]) for host in (host_a, host_b)]
+    if specs[0].revision is not None and specs[0].revision == specs[1].revision:
+        raise MismatchError("the two hosts are one model: matching a model with itself is always right. Give another.")
+    if host_a.tokenize.fingerprint() != host_b.tokenize.fingerprint():
+        raise MismatchError("the hosts have different tokenizers, so their tokens cannot be paired.")
+    if len(points) < 2:
+        raise DataError("layers are matched among at least two points.")
+    rows_a, rows_b = _rows((host_a, host_b), tokens, points, config.n_tokens)
+    folds = np.array_split(np.arange(len(rows_a[0])), config.n_folds)
+    if len(folds[-1]) < 2:
+        raise DataError(f"{len(rows_a[0])} held-out tokens are too few for {config.n_folds} folds. Add text.")
+    records = []
+    for name, measure in (measures or default_measures(config, seed)).items():
+        similarity_LLR = np.stack([_similarities(rows_a, rows_b, fold, measure) for fold in folds], 2)
+        records += _figures(name, similarity_LLR, len(rows_a[0]), config, seed)
+    return records
+
+
+def _rows(hosts: tuple[Host, Host], tokens: TokenPlan, points: Sequence[str], n: int) -> list[list[Tensor]]:
+    """For each host, x_ND at each point, of the same first n kept tokens."""
+    found: list[list[list[Tensor]]] = [[[] for _ in points] for _ in hosts]
+    left = n
+    for batch in tokens.batches(0):
+        keep_BT = torch.from_numpy(batch.keep_BT)
+        for host, parts in zip(hosts, found, strict=True):
+            x_by_point = host.activations(torch.from_numpy(batch.ids_BT).to(host.device), points)
+            for point, part in zip(points, parts, strict=True):
+                part.append(x_by_point[host.canonical(point)][keep_BT.to(host.device)][:left].cpu())
+        left -= min(left, int(keep_BT.sum()))
+        if left == 0:
+            break
+    return [[torch.cat(part) for part in parts] for parts in found]
+
+
+def _similarities(a: list[Tensor], b: list[Tensor], fold: np.ndarray, measure: Measure) -> np.ndarray:
+    """[points of A, points of B] on the rows of a fold."""
+    rows = torch.from_numpy(fold)
+    return np.array([[measure(x_ND[rows], y_NE[rows]) for y_NE in b] for x_ND in a])
+
+
+def _figures(name: str, similarity_LLR: np.ndarray, n: int, config: LayerMatchingConfig, seed: int) -> list[EvalRecord]:
+    right, margin = zip(*(judged(s) for s in (similarity_LLR, similarity_LLR.transpose(1, 0, 2))), strict=True)
+    n_points = len(similarity_LLR)
+    mean = similarity_LLR.mean(2)
+    series = {str(i): row.tolist() for i, row in enumerate(mean)}
+    settings = {"evaluation": "layer_matching", **config.model_dump(mode="json")}
+    note = f"chance is {1 / n_points:.3f}; {n:,} tokens"
+    records = []
+    for figure, values, unit in (("matching", right, "fraction of points"), ("margin", margin, "similarity")):
+        per_point = np.concatenate(values)
+        sums = np.stack([np.ones(len(per_point)), per_point], 1)
+        records.append(
+            EvalRecord(
+                name=f"layer_{figure}_{name}",
+                value=float(per_point.mean()),
+                unit=unit,
+                n=len(per_point),
+                n_unit="points",
+                spread=bootstrap_interval(sums, lambda totals: totals[:, 1] / totals[:, 0], seed),
+                series=series if figure == "matching" else None,
+                config=settings,
+                note=note if figure == "matching" else None,
+            )
+        )
+    return records
+
+
+def judged(similarity_LLR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per point (first axis), means over folds: is the right point (the diagonal) the most similar? By what margin?"""
+    n_points = len(similarity_LLR)
+    own = np.eye(n_points, dtype=bool)
+    right_LR = similarity_LLR[own]
+    wrong_LR = np.where(own[:, :, None], -np.inf, similarity_LLR).max(1)
+    return (right_LR > wrong_LR).mean(1), (right_LR - wrong_LR).mean(1)

@@ -1,0 +1,103 @@
+"""Two hosts whose layers correspond by construction."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from small_hosts import D_MODEL, Letters, LinearHost, Texts
+
+from saetools.errors import DataError, MismatchError
+from saetools.evals.layers import LayerMatchingConfig, judged, match_layers
+from saetools.records import PointSpec
+from saetools.text.packing import TokenPlan
+
+POINTS = ["l0", "l1", "l2", "l3"]
+
+
+@dataclass
+class Deep:
+    """Layer i: the embedding times a random matrix of the layer, seen through a rotation of the host's own."""
+
+    revision: str
+    layers: list[torch.Tensor]
+    turn: torch.Tensor
+    tokenize: Letters = field(default_factory=Letters)
+    device = "cpu"
+
+    def spec(self, point):
+        return PointSpec(host="deep", revision=self.revision, point=point, d_model=D_MODEL)
+
+    def canonical(self, point):
+        return point
+
+    def activations(self, ids_BT, points):
+        x = LinearHost().embedding[ids_BT]
+        return {point: torch.tanh(x @ self.layers[POINTS.index(point)]) @ self.turn for point in points}
+
+
+def layers(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(D_MODEL, D_MODEL, generator=generator) * 2 for _ in POINTS]
+
+
+def turned(seed):
+    return torch.linalg.qr(torch.randn(D_MODEL, D_MODEL, generator=torch.Generator().manual_seed(seed)))[0]
+
+
+def plan():
+    return TokenPlan(Texts(30), Letters(), "heldout", 12, 4, 0, True)
+
+
+CONFIG = LayerMatchingConfig(n_tokens=400, n_folds=2)
+
+
+def figures(a, b, **changes):
+    return {r.name: r for r in match_layers(a, b, plan(), POINTS, CONFIG, **changes)}
+
+
+def test_rotated_layers_are_matched_by_every_measure():
+    found = figures(Deep("a", layers(0), turned(0)), Deep("b", layers(0), turned(1)))
+    for name in ("cka", "relative"):
+        assert found[f"layer_matching_{name}"].value == 1, name
+        assert found[f"layer_margin_{name}"].value > 0, name
+    assert "chance is 0.250" in found["layer_matching_cka"].note
+    assert found["layer_matching_cka"].n == 2 * len(POINTS)
+
+
+def test_unrelated_orders_are_not():
+    a = Deep("a", layers(0), turned(0))
+    b = Deep("b", [layers(0)[i] for i in (1, 2, 3, 0)], turned(1))
+    assert figures(a, b)["layer_matching_cka"].value == 0
+
+
+def test_the_same_tokens_are_compared():
+    seen = []
+
+    def measure(x, y):
+        seen.append((len(x), torch.equal(x, y)))
+        return 0.0
+
+    a, b = Deep("a", layers(0), turned(0)), Deep("b", layers(0), turned(0))
+    match_layers(a, b, plan(), POINTS, CONFIG, {"spy": measure})
+    assert {n for n, _ in seen} == {200}
+    assert sum(equal for _, equal in seen) == CONFIG.n_folds * len(POINTS)
+
+
+def test_what_cannot_be_matched():
+    a = Deep("a", layers(0), turned(0))
+    with pytest.raises(MismatchError, match="one model"):
+        match_layers(a, a, plan(), POINTS)
+    other = Deep("b", layers(0), turned(0))
+    other.tokenize = type("Other", (Letters,), {"fingerprint": lambda self: "other"})()
+    with pytest.raises(MismatchError, match="tokenizers"):
+        match_layers(a, other, plan(), POINTS)
+    with pytest.raises(DataError, match="two points"):
+        match_layers(a, Deep("b", layers(0), turned(0)), plan(), POINTS[:1])
+
+
+def test_judgement():
+    similarity = np.array([[0.9, 0.1, 0.2], [0.5, 0.4, 0.0], [0.0, 0.0, 0.3]])[:, :, None]
+    right, margin = judged(similarity)
+    assert right.tolist() == [1, 0, 1]
+    assert margin == pytest.approx([0.7, -0.1, 0.3])
