@@ -105,7 +105,7 @@ def _parse(config_class: type[RunConfigBase], values: dict[str, Any], overrides:
     parser = _parser(config_class)
     _refuse_unknown_options(overrides, config_class)
     try:
-        namespace = parser.parse_args([f"--config={yaml.safe_dump(values, allow_unicode=True)}", *overrides])
+        namespace = parser.parse_args([f"--config={_quoted_yaml(values)}", *overrides])
         plain = json.loads(parser.dump(namespace, format="json", skip_unset=False))
         plain.pop("config", None)
         return config_class.model_validate(plain)
@@ -118,6 +118,17 @@ def _parse(config_class: type[RunConfigBase], values: dict[str, Any], overrides:
         except ValidationError as cause:
             raise ConfigError(_explain(cause, config_class)) from None
         raise ConfigError(" ".join(str(error).split())) from None
+
+
+class _QuotedDumper(yaml.SafeDumper):
+    """Writes every string in quotes: other readers of YAML take a bare 1e100 for a number."""
+
+
+_QuotedDumper.add_representer(str, lambda dumper, s: dumper.represent_scalar("tag:yaml.org,2002:str", s, style='"'))
+
+
+def _quoted_yaml(values: dict[str, Any]) -> str:
+    return yaml.dump(values, Dumper=_QuotedDumper)
 
 
 def _pairs(overrides: Sequence[str]) -> dict[str, str]:

@@ -117,6 +117,13 @@ def test_a_resolved_config_reads_back_equal(
     assert parse_run(path, [], KINDS) == first
 
 
+@pytest.mark.parametrize("name", ["1e100", "null", "yes", "0x1f", "2024-01-01", "[a]", "a: b", " x ", "\u2028"])
+def test_names_that_look_like_something_else(config: Path, tmp_path: Path, name: str) -> None:
+    values = {"dictionary": {"kind": "topk", "n_features": 9}, "host": {"name": name}, "run": {"dir": "x"}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
+    assert parse_run(tmp_path / "c.yaml", [], KINDS).host.name == name
+
+
 def test_help_lists_every_field_with_its_description() -> None:
     text = help_text("saetools train", KINDS)
     for expected in ("--training.n_tokens", "--dictionary.k", "kept rows to train on", "--run.dir"):

@@ -89,6 +89,11 @@ class Gradient(Dictionary, kind="gradient"):
         self.register_buffer("gradient_rms", torch.ones((), dtype=torch.float64))
         self.register_buffer("gradient_share", torch.zeros((), dtype=torch.float64))
 
+    @property
+    def selects_by_gradient(self) -> bool:
+        """Whether gradients matter at all; otherwise it is TopK, and of the stream's gradients nothing is kept."""
+        return self.config.beta > 0 or self.config.score == "product"
+
     def encode_chunk(self, x_ND: Tensor, fields: Mapping[str, Tensor]) -> SparseCode:
         return self._select(self.pre(x_ND), self._gradient(x_ND, fields), self.gradient_rms)
 
@@ -102,9 +107,10 @@ class Gradient(Dictionary, kind="gradient"):
     ) -> Terms:
         assert isinstance(state, GradientState)
         grad_ND = self._gradient(x_ND, fields)
-        if grad_ND is None and self.config.beta:
-            warn_once()
-        state = state.observe(len(x_ND), grad_ND)
+        if self.selects_by_gradient:
+            if grad_ND is None:
+                warn_once()
+            state = state.observe(len(x_ND), grad_ND)
         code = self._select(self.pre(x_ND), grad_ND, state.rms())
         return standard_terms(self, code, x_ND, target_ND, state, progress)
 
@@ -122,7 +128,7 @@ class Gradient(Dictionary, kind="gradient"):
         self.gradient_share.copy_(state.n_rows_with_gradient / state.n_rows.clamp_min(1))
 
     def fused_plan(self) -> FusedPlan | None:
-        if self.config.beta or self.config.score == "product":
+        if self.selects_by_gradient:
             return None
         covers = frozenset(standard_weights(self.config))
         return FusedPlan("per_row", self.config.k, covers=covers, aux_k=self.config.aux_k(self.d_model))

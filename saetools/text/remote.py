@@ -24,16 +24,19 @@ def find_commit(name: str, kind: Literal["model", "dataset"], revision: str | No
     """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.utils import validate_repo_id
 
     what = "model" if kind == "model" else "data set"
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise DataError(f"{name!r} is not on this machine: no such file or directory, and too long for a hub name.")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise DataError(f"{name!r} is neither a path on this machine nor a name that the hub allows.") from error
     if constants.HF_HUB_OFFLINE:
         return HubCommit(_cached_commit(name, kind, revision, "HF_HUB_OFFLINE is set"), online=False)
     try:
         info = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=TIMEOUT_SECONDS)
-    except HFValidationError as error:
-        raise DataError(f"{name!r} is neither a path on this machine nor a name that the hub allows.") from error
     except GatedRepoError as error:
         raise DataError(
             f"The {what} {name!r} is gated: accept its terms on the hub and log in with a token."
@@ -50,12 +53,12 @@ def find_commit(name: str, kind: Literal["model", "dataset"], revision: str | No
 
 def _cached_commit(name: str, kind: Literal["model", "dataset"], revision: str | None, reason: str) -> str:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     what = "model" if kind == "model" else "data set"
     try:
         return Path(snapshot_download(name, repo_type=kind, revision=revision, local_files_only=True)).name
-    except (LocalEntryNotFoundError, HFValidationError) as error:
+    except LocalEntryNotFoundError as error:
         raise DataError(
             f"{name!r} is no path on this machine, so it was looked for at the Hugging Face hub, which cannot be "
             f"reached: {reason}; there is no downloaded copy of such a {what} either. Connect to the network, "
