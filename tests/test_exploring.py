@@ -1,0 +1,93 @@
+"""From a run on the embedded host to panels, prompt firing and steering: what the live app and notebooks use."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import saetools
+from saetools import pipeline
+from saetools.cli import main
+from saetools.dashboard.live.subject import Steering, Subject
+from saetools.errors import DataError
+from saetools.exploring import live_subject
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "out"
+    values = {
+        "corpus.max_documents": "6",
+        "activations.ring_rows": "4096",
+        "activations.calibration_rows": "1000",
+        "dictionary.n_features": "256",
+        "dictionary.k": "8",
+        "training.n_tokens": "6000",
+        "training.batch_rows": "512",
+        "evaluation.n_tokens": "3000",
+        "evaluation.n_features": "5",
+        "logging.progress": "false",
+        "run.dir": str(out),
+    }
+    assert main(["train", "quickstart", *(part for k, v in values.items() for part in (f"--{k}", v))]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def subject(run: Path) -> Subject:
+    return live_subject(run, pipeline.config_of(run), compare=run)
+
+
+def test_explore_collects_once_and_shows_text(run: Path, subject: Subject) -> None:
+    explorer = saetools.explore(run)
+    assert explorer.store.info.n_features == 256 and explorer.training()
+    made = (run / "features" / "features.sqlite").stat().st_mtime_ns
+    assert saetools.explore(run).store.info == explorer.store.info
+    assert (run / "features" / "features.sqlite").stat().st_mtime_ns == made
+    config = pipeline.config_of(run)
+    plan = pipeline.Data(config).plan("heldout")
+    names = {plan.document_id(number): number for number in range(6) if number < config.corpus.max_documents}
+    n_checked = 0
+    for row in explorer.store.table(limit=20).rows:
+        for example in explorer.store.examples(row.feature):
+            document = plan.document(names[example.document])
+            assert document is not None and "".join(example.tokens) in document.text
+            n_checked += 1
+    assert n_checked > 100
+
+
+def test_prompt_firing_equals_encoding_the_prompt(run: Path, subject: Subject) -> None:
+    text = "def load(path):\n    return open(path)\n"
+    assert subject.fire is not None
+    found = subject.fire(text)
+    assert "".join(found.tokens) == text
+    loaded = pipeline.load_subject(run, pipeline.config_of(run))
+    host = loaded.host
+    assert host is not None
+    ids = [host.tokenize.bos_id, *host.tokenize.encode([text])[0]]
+    point = loaded.spec.point
+    x_ND = host.activations(torch.tensor([ids]), [point])[point][0, 1:]
+    code_NF = loaded.dictionary.encode(x_ND).to_dense()
+    for row, entries in enumerate(found.top):
+        values = code_NF[row].abs().sort(descending=True).values
+        assert [abs(value) for _, value in entries] == pytest.approx(values[: len(entries)].tolist(), rel=1e-4)
+    for feature, pairs in found.features[:5]:
+        assert [at for at, _ in pairs] == code_NF[:, feature].nonzero()[:, 0].tolist()
+    with pytest.raises(DataError, match="1 to"):
+        subject.fire("")
+
+
+def test_steering_by_nothing_changes_nothing(subject: Subject) -> None:
+    assert subject.steer is not None
+    baseline, steered = subject.steer(Steering("def f(", 3, strength=0.0, n_tokens=8))
+    assert baseline == steered
+    baseline, steered = subject.steer(Steering("def f(", 3, strength=1.0, value=300.0, n_tokens=8))
+    assert baseline != steered
+
+
+def test_a_dictionary_is_its_own_partner(subject: Subject) -> None:
+    assert subject.comparison is not None
+    assert subject.comparison.partner_F.tolist() == list(range(256))
+    assert subject.comparison.cosine_F.min() > 0.999
