@@ -56,6 +56,12 @@ def resolve(impl: Impl, *tensors: Tensor) -> Literal["reference", "torch", "numb
     return impl
 
 
+@cache
+def bf16_units() -> bool:
+    """Whether the CPU multiplies bf16 matrices in hardware (AMX or AVX512-BF16): several times faster than float32."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
 def import_numba() -> None:
     """Import numba now, so that whoever sets the number of threads next reaches it too."""
     importlib.import_module("numba")

@@ -21,7 +21,7 @@ from saetools.kernels.backend import Impl as KernelImpl
 from saetools.kernels.backend import import_numba, resolve
 from saetools.kernels.backward_adam import Batch, ExtraRows, Rule, Weights, backward_adam, gradients
 from saetools.kernels.decode_loss import decode_loss
-from saetools.kernels.encode_topk import Precision, encode_topk
+from saetools.kernels.encode_topk import Precision, encode_topk, preferred_precision
 from saetools.kernels.global_topk import global_topk
 from saetools.kernels.plan import FusedPlan
 from saetools.kernels.sparse import Sparse
@@ -73,14 +73,13 @@ class FusedStep:
         dictionary: "Dictionary",
         optimizer: Adam,
         clip_norm: float,
-        precision: Precision = "fp32",
+        precision: Precision = "auto",
         impl: KernelImpl = "auto",
     ) -> None:
         plan = dictionary.fused_plan()
         assert plan is not None and set(optimizer.parameters) == set(NAMES)
         self.dictionary, self.optimizer, self.clip_norm = dictionary, optimizer, clip_norm
         self.plan: FusedPlan = plan
-        self.precision: Precision = precision
         self.impl: KernelImpl = impl
         self.workspace = Workspace()
         self.last_threshold = 0.0  # a guess for the next global selection: it decides its time, never its result
@@ -88,7 +87,8 @@ class FusedStep:
         chosen = resolve(impl, dictionary.W_enc_FD)
         if chosen == "numba":
             import_numba()
-        self.provider = f"fused-{chosen}"
+        self.precision: Precision = preferred_precision(chosen) if precision == "auto" else precision
+        self.provider = f"fused-{chosen}-{self.precision}"
 
     def __call__(
         self,

@@ -88,11 +88,71 @@ def test_nan_is_never_lost(impl: str, precision: str) -> None:
         assert not values.isfinite().all(), bad
 
 
-def test_screening_recall() -> None:
+def spread_out(n: int, d: int, f: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows and features whose norms, and biases, differ by orders of magnitude: hard for bounds."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d, generator=g) * torch.rand(n, 1, generator=g).mul(8).exp2()
+    W = torch.randn(f, d, generator=g) * torch.rand(f, 1, generator=g).mul(4).exp2()
+    return x, W, torch.randn(f, generator=g) * torch.rand(f, generator=g).mul(8).exp2()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_screen_is_an_upper_bound(seed: int) -> None:
+    from saetools.kernels.encode_topk import screen
+
+    x, W, b = spread_out(64, 96, 512, seed)
+    low_x = torch.empty(64, 96 + screen.EXTRA, dtype=torch.int16)
+    low_W = torch.empty(512, 96 + screen.EXTRA, dtype=torch.int16)
+    screen.shorten_rows(x.numpy(), x.view(torch.int32).numpy(), low_x.numpy())
+    screen.shorten_features(W.numpy(), W.view(torch.int32).numpy(), b.numpy(), low_W.numpy())
+    torch.testing.assert_close(low_x[:, :96].view(torch.bfloat16), x.bfloat16(), rtol=0, atol=0)
+    bound = (low_x.view(torch.bfloat16) @ low_W.view(torch.bfloat16).T).double()
+    exact = x.double() @ W.double().T + b
+    lost = (bound - exact) / (x.double().norm(dim=1, keepdim=True) * W.double().norm(dim=1))
+    assert (bound + bound.abs() * 1.01 * 2**-8 >= exact).all()
+    assert lost.mean() < 0.02, "the bound is loose"
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_screened_is_exact_where_compiled(seed: int, relu: bool) -> None:
+    x, W, b = spread_out(128, 96, 1024, seed)
+    exact = x.double() @ W.double().T + b
+    values, _ = encode_topk(x, W, b, 24, relu=relu, precision="bf16-screen", impl="numba")
+    expected = exact.topk(24, dim=1).values
+    expected = expected.relu() if relu else expected
+    torch.testing.assert_close(values.double().sort(1, descending=True).values, expected, rtol=1e-5, atol=1e-3)
+
+
+def test_the_certificate_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding that falls all to one side hides the best feature from plain bf16 scores; the bound finds it."""
+    from saetools.kernels.encode_topk import cpu, screen
+
+    low = 1 + 0.98 / 256  # rounds to 1
+    x, W = torch.full((1, 127), low), torch.zeros(64, 127)
+    W[1:3], W[3] = 1.0, low
+    W[1:3, :60] += 1 / 128  # exact in bf16: what the scores see of features 1 and 2, but not of 3
+    b = torch.full((64,), 0.1)
+
+    def found() -> set[int]:
+        return set(encode_topk(x, W, b, 2, precision="bf16-screen", impl="numba")[1][0].tolist())
+
+    assert set(encode_topk(x, W, b, 2)[1][0].tolist()) == {1, 3}
+    assert found() == {1, 3}
+
+    def without_bound(W, bits, b, out):
+        screen.shorten_features(W, bits, b, out)
+        out[:, W.shape[1] : W.shape[1] + 2] = 0
+
+    monkeypatch.setattr(cpu, "shorten_features", without_bound)
+    assert found() == {1, 2}
+
+
+def test_screening_recall_of_the_stock_path() -> None:
     g = torch.Generator().manual_seed(1)
     x, W = torch.randn(256, 128, generator=g), torch.randn(4096, 128, generator=g)
     exact = encode_topk(x, W, torch.zeros(4096), 32)[0]
-    screened = encode_topk(x, W, torch.zeros(4096), 32, precision="bf16-screen")[0]
+    screened = encode_topk(x, W, torch.zeros(4096), 32, precision="bf16-screen", impl="torch")[0]
     assert (screened >= exact.min(1, keepdim=True).values - 1e-4).sum() / exact.numel() >= 0.9999
 
 

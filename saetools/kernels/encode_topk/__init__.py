@@ -6,11 +6,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from saetools.kernels.backend import Impl, resolve
+from saetools.kernels.backend import Impl, bf16_units, resolve
 from saetools.kernels.encode_topk import reference, stock
 from saetools.kernels.workspace import Workspace
 
-Precision = Literal["fp32", "bf16-screen"]
+Precision = Literal["auto", "fp32", "bf16-screen"]
 
 
 def encode_topk(
@@ -33,21 +33,25 @@ def encode_topk(
     positive leave their slot unused: value 0, index 0. `first_feature` is added to indices: W may be a contiguous
     range of the features. Differentiable in x, W and b through the selected values.
 
-    precision "fp32": exact in the dtype of x. "bf16-screen": ceil(margin * k) candidates are chosen by a bf16
-    product, their values computed in the dtype of x, and the k best of them kept: values are exact, and an element
-    of the true top k is missed only if its bf16 rank exceeds the candidates (recall >= 0.9999 at margin 1.5).
+    precision "fp32": the product is in the dtype of x. "bf16-screen": a bf16 product chooses candidates, whose values
+    are computed in the dtype of x, and the k best of them are kept. Compiled (`screen.py`), the bf16 scores are proven
+    upper bounds and as many candidates are taken as the proof asks for: the result is the exact top k, several times
+    faster where the CPU has bf16 matrix units. In stock torch ceil(margin * k) candidates are taken: values are exact,
+    and recall is at least 0.9999 at margin 1.5. "auto": see `preferred_precision`.
 
     ValueError where k is not in 1..F. Source: two-stage selection is our own; see `select.py`.
     """
     F = len(W_FD)
     if not 1 <= k <= F:
         raise ValueError(f"k is {k}; it must lie in 1..{F}, the number of features")
-    if precision not in ("fp32", "bf16-screen"):
-        raise ValueError(f"precision is {precision!r}; known: fp32, bf16-screen")
+    if precision not in ("auto", "fp32", "bf16-screen"):
+        raise ValueError(f"precision is {precision!r}; known: auto, fp32, bf16-screen")
+    chosen = resolve(impl, x_ND, W_FD, b_F)
+    if precision == "auto":
+        precision = preferred_precision(chosen)
     screen = math.ceil(margin * k) if precision == "bf16-screen" else 0
     if screen and margin < 1:
         raise ValueError(f"margin is {margin}; it must be at least 1")
-    chosen = resolve(impl, x_ND, W_FD, b_F)
     if chosen == "reference":
         values_NK, indices_NK = reference.encode_topk(x_ND, W_FD, b_F, k, relu)
         return values_NK, _shifted(values_NK, indices_NK, relu, first_feature)
@@ -55,6 +59,11 @@ def encode_topk(
         x_ND, W_FD, b_F, k, relu, screen, first_feature, workspace or Workspace(), chosen
     )
     return values_NK, indices_NK
+
+
+def preferred_precision(chosen: str) -> Literal["fp32", "bf16-screen"]:
+    """The faster of the two where both are exact: bf16-screen in compiled loops on a CPU with bf16 units."""
+    return "bf16-screen" if chosen == "numba" and bf16_units() else "fp32"
 
 
 def _shifted(values_NK: Tensor, indices_NK: Tensor, relu: bool, first: int) -> Tensor:
@@ -85,7 +94,7 @@ class _EncodeTopK(torch.autograd.Function):
         if chosen == "numba":
             from saetools.kernels.encode_topk import cpu
 
-            values, indices = cpu.encode_topk(x_ND, W_FD, b_F, k, relu, screen, first, workspace)
+            values, indices = cpu.encode_topk(x_ND, W_FD, b_F, k, relu, screen > 0, first, workspace)
         else:
             values, indices = stock.encode_topk(x_ND, W_FD, b_F, k, relu, screen, workspace)
             indices = _shifted(values, indices, relu, first)
@@ -117,4 +126,4 @@ class _EncodeTopK(torch.autograd.Function):
         return dx, dW, db, None, None, None, None, None, None
 
 
-__all__ = ["Precision", "encode_topk"]
+__all__ = ["Precision", "encode_topk", "preferred_precision"]

@@ -12,6 +12,8 @@ import numpy as np
 from saetools.kernels.compiled import inline
 
 KEY_NAN = np.int32(2**31 - 1)
+GROUPS = 16
+"""G; a constant, so that the loops over it unroll."""
 
 
 @inline
@@ -24,29 +26,20 @@ def key_of(v):
 
 
 @inline
-def group_count(F, k):
-    """G, the number of strided groups: few maxima to search, yet at least four per wanted element."""
-    G = 32
-    while G > 1 and 4 * k > F // G:
-        G //= 2
-    return G
-
-
-@inline
-def group_maxima(row, G, m):
+def group_maxima(row, m):
     """m[j] = max over i of row[i * n + j], n = F // G; returns the sum of the row, not finite if an element is not."""
-    n = row.shape[0] // G
+    n = row.shape[0] // GROUPS
     total = np.float32(0.0)
     for j in range(n):
         m[j] = row[j]
         total += row[j]
-    for i in range(1, G):
+    for i in range(1, GROUPS):
         part = row[i * n : (i + 1) * n]
         for j in range(n):
             v = part[j]
             m[j] = v if v > m[j] else m[j]
             total += v
-    for j in range(G * n, row.shape[0]):
+    for j in range(GROUPS * n, row.shape[0]):
         total += row[j]
     return total
 
@@ -85,9 +78,9 @@ def lower_bound(m, n, k, start):
 
 
 @inline
-def collect(row, m, G, bound, groups, found, scores):
+def collect(row, m, bound, groups, found, scores):
     """Append every index whose value reaches `bound`; returns how many."""
-    n = row.shape[0] // G
+    n = row.shape[0] // GROUPS
     n_groups = 0
     for j in range(n):
         groups[n_groups] = j
@@ -95,12 +88,12 @@ def collect(row, m, G, bound, groups, found, scores):
     c = 0
     for q in range(n_groups):
         j = groups[q]
-        for i in range(G):
+        for i in range(GROUPS):
             v = row[i * n + j]
             found[c] = i * n + j
             scores[c] = v
             c += np.int32(v >= bound)
-    for j in range(G * n, row.shape[0]):
+    for j in range(GROUPS * n, row.shape[0]):
         v = row[j]
         found[c] = j
         scores[c] = v

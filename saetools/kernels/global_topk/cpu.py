@@ -11,12 +11,10 @@ from torch import Tensor
 from saetools.kernels.backend import exclusive
 from saetools.kernels.compiled import inline, parallel, prange, serial
 from saetools.kernels.encode_topk.cpu import BLOCK, CHUNK_ROWS
-from saetools.kernels.encode_topk.select import collect, group_maxima
+from saetools.kernels.encode_topk.select import GROUPS, collect, group_maxima
 from saetools.kernels.score import Score
 from saetools.kernels.workspace import Workspace
 
-G = 16
-"""Strided groups per row."""
 TINY = np.float32(1e-45)
 
 
@@ -26,14 +24,14 @@ def row_maxima(score, maxima, finite):
     C = score.shape[0]
     for task in prange((C + BLOCK - 1) // BLOCK):
         for r in range(task * BLOCK, min(C, (task + 1) * BLOCK)):
-            finite[r] = np.isfinite(group_maxima(score[r], G, maxima[r]))
+            finite[r] = np.isfinite(group_maxima(score[r], maxima[r]))
 
 
 @inline
 def collect_row(row, m, finite, bound, groups, found, scores):
     """Candidates of a row; of one that is not finite, every positive score and every NaN."""
     if finite:
-        return collect(row, m, G, bound, groups, found, scores)
+        return collect(row, m, bound, groups, found, scores)
     c = 0
     for f in range(row.shape[0]):
         v = row[f]
@@ -46,7 +44,7 @@ def collect_row(row, m, finite, bound, groups, found, scores):
 @parallel
 def count_candidates(score, maxima, finite, bound, counts):
     C, F = score.shape
-    n = F // G
+    n = F // GROUPS
     for task in prange((C + BLOCK - 1) // BLOCK):
         groups = np.empty(n + 1, np.int32)
         found, scores = np.empty(F + 1, np.int32), np.empty(F + 1, np.float32)
@@ -57,7 +55,7 @@ def count_candidates(score, maxima, finite, bound, counts):
 @parallel
 def take_candidates(score, maxima, finite, bound, starts, out_found, out_scores):
     C, F = score.shape
-    n = F // G
+    n = F // GROUPS
     for task in prange((C + BLOCK - 1) // BLOCK):
         groups = np.empty(n + 1, np.int32)
         found, scores = np.empty(F + 1, np.int32), np.empty(F + 1, np.float32)
@@ -148,7 +146,7 @@ def _candidates(
 
     `raise_bound`: in each chunk the n_kept-th largest group maximum is a score that n_kept of the batch reach.
     """
-    F, n = len(W_FD), len(W_FD) // G
+    F, n = len(W_FD), len(W_FD) // GROUPS
     all_found, all_scores, all_values, all_counts = [], [], [], []
     for start in range(0, len(x_ND), CHUNK_ROWS):
         x_CD = x_ND[start : start + CHUNK_ROWS]

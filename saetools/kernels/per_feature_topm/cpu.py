@@ -7,7 +7,7 @@ from torch import Tensor
 from saetools.kernels.backend import exclusive
 from saetools.kernels.compiled import parallel, prange
 from saetools.kernels.encode_topk.cpu import BLOCK, take_all
-from saetools.kernels.encode_topk.select import collect, emit, group_count, group_maxima, lower_bound
+from saetools.kernels.encode_topk.select import GROUPS, collect, emit, group_maxima, lower_bound
 from saetools.kernels.per_feature_topm.stock import row_major
 from saetools.kernels.score import Score
 from saetools.kernels.workspace import Workspace
@@ -29,13 +29,13 @@ def select_features(score, budget, starts, rows, scores_out):
             k = budget[r]
             if k == 0:
                 continue
-            row, G = score[r], group_count(N, k)
-            n = N // G
-            if not np.isfinite(group_maxima(row, G, m)):
+            row = score[r]
+            n = N // GROUPS
+            if not np.isfinite(group_maxima(row, m)):
                 c = take_all(row, found, scores)
             else:
                 bound = lower_bound(m, n, k, np.float32(np.inf)) if n >= k else np.float32(-np.inf)
-                c = collect(row, m, G, max(bound, np.float32(1e-45)), groups, found, scores)
+                c = collect(row, m, max(bound, np.float32(1e-45)), groups, found, scores)
             out = slice(starts[r], starts[r] + k)
             emit(scores, keys, found, c, k, True, 0, scores_out[out], rows[out])
 
