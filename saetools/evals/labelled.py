@@ -30,7 +30,7 @@ Groups = Mapping[str, Callable[[np.ndarray], np.ndarray]]
 class LabelledConfig(Evaluation.Config):
     """Sizes that all labelled evaluations share."""
 
-    n_tokens: int = Field(200_000, gt=0, description="held-out tokens among which rows are sampled")
+    n_tokens: int = Field(100_000, gt=0, description="held-out tokens among which rows are sampled")
     n_train: int = Field(1000, gt=0, description="training rows per class and side")
     n_test: int = Field(500, gt=0, description="test rows per class and side")
     min_rows: int = Field(50, gt=0, description="rows per side and split below which a class is left out")

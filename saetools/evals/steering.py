@@ -55,10 +55,10 @@ class Steering(Evaluation, name="steering"):
     class Config(Evaluation.Config):
         """Sizes."""
 
-        n_features: int = Field(16, gt=1, description="living features steered, drawn at random")
-        n_predictions: int = Field(512, gt=0, description="held-out predictions on which each dose is judged")
+        n_features: int = Field(12, gt=1, description="living features steered, drawn at random")
+        n_predictions: int = Field(384, gt=0, description="held-out predictions on which each dose is judged")
         doses: tuple[float, ...] = Field(
-            (0.1, 0.2, 0.4, 0.8), description="norms added, in median row norms, ascending"
+            (0.1, 0.3, 0.9), description="norms added, in median row norms, ascending"
         )
         n_targets: int = Field(10, gt=0, description="top tokens of a direction that count as its targets")
         kl_limit: float = Field(1.0, gt=0, description="K, the off-target cost in nats up to which effects count")
