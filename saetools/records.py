@@ -49,7 +49,9 @@ class EvalRecord(FrozenModel):
     unit: str = Field(description="unit: fraction, nats per token, features per token, ...")
     n: int = Field(description="number of items that it was computed over")
     n_unit: str = Field("tokens", description="what n counts")
-    spread: tuple[float, float] | None = Field(None, description="95 % bootstrap interval over documents")
+    spread: tuple[float, float] | None = Field(
+        None, description="95 % bootstrap interval over documents, or over the n items of a mean of items"
+    )
     series: dict[str, list[float]] | None = Field(None, description="curves or histograms behind the figure")
     config: dict[str, Any] = Field(default_factory=dict, description="settings of the evaluation")
     note: str | None = Field(None, description="what a reader must know, e.g. why an evaluation was skipped")

@@ -10,9 +10,10 @@ test tokens of l that the probe gets right:
     absorption_random  the same with random atoms (probes.py): the floor to be read against
     first_letter_f1    F1 of "some main feature fires" as a test for l; first_letter_dense: accuracy of the dense probe
 
-Source: Chanin et al. 2024 (arXiv 2409.14507) and SAEBench, which ask a model to spell; here the characters themselves
-are the labels, so that small models can be judged. Cost: as probing. Cannot tell: absorption of anything but spelling;
-where the host hardly represents spelling (first_letter_dense near 0.5) the figure means nothing.
+Intervals resample letters. Source: Chanin et al. 2024 (arXiv 2409.14507) and SAEBench, which ask a model to spell;
+here the characters themselves are the labels, so that small models can be judged. Cost: as probing. Cannot tell:
+absorption of anything but spelling; where the host hardly represents spelling (first_letter_dense near 0.5) the
+figure means nothing.
 """
 
 import string
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from saetools.dictionaries.base import Dictionary, SparseCode
 from saetools.evals.base import EvalRecord, Evaluation, Subject, Tick, no_tick
+from saetools.evals.bootstrap import mean_interval
 from saetools.evals.labelled import LabelledConfig, LabelledRows, class_groups, collect_labelled, usable_classes
 from saetools.evals.probes import Probe, columns, encode_rows, mean_difference_F, random_dictionary, train_probe
 
@@ -65,11 +67,14 @@ class Absorption(Evaluation, name="absorption"):
         floor_code = encode_rows(floor, rows.x_ND)
         random = {name: self._letter(rows, name, probes[name], floor, floor_code) for name in names}
         dense = {name: _dense_accuracy(rows, name, probes[name]) for name in names}
+        seed = subject.seed
         return [
-            self._mean("absorption", {name: found[0] for name, found in own.items()}, "fraction of tokens"),
-            self._mean("absorption_random", {name: found[0] for name, found in random.items()}, "fraction of tokens"),
-            self._mean("first_letter_f1", {name: found[1] for name, found in own.items()}, "F1"),
-            self._mean("first_letter_dense", dense, "accuracy"),
+            self._mean("absorption", {name: found[0] for name, found in own.items()}, "fraction of tokens", seed),
+            self._mean(
+                "absorption_random", {name: found[0] for name, found in random.items()}, "fraction of tokens", seed
+            ),
+            self._mean("first_letter_f1", {name: found[1] for name, found in own.items()}, "F1", seed),
+            self._mean("first_letter_dense", dense, "accuracy", seed),
         ]
 
     def _letter(
@@ -104,11 +109,17 @@ class Absorption(Evaluation, name="absorption"):
         best_N = torch.zeros(len(x_ND), dtype=torch.float64).scatter_reduce_(0, row_M, carried_M, "amax")
         return torch.where(total_N > 0, best_N / total_N.clamp_min(1e-30), 0.0).numpy()
 
-    def _mean(self, name: str, found: dict[str, float], unit: str) -> EvalRecord:
+    def _mean(self, name: str, found: dict[str, float], unit: str, seed: int) -> EvalRecord:
         values = [value for value in found.values() if value == value]
         series = {letter: [value] for letter, value in found.items() if value == value}
         return self.record(
-            name, float(np.mean(values)) if values else None, unit, len(values), n_unit="letters", series=series
+            name,
+            float(np.mean(values)) if values else None,
+            unit,
+            len(values),
+            n_unit="letters",
+            spread=mean_interval(values, seed),
+            series=series,
         )
 
 

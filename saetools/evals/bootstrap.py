@@ -5,7 +5,7 @@ as there are, with replacement; the statistic is computed from the sums of the d
 middle 95 % of its values (percentile bootstrap; Efron and Tibshirani 1993, chapter 13).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -57,6 +57,16 @@ class DocumentSums:
     def interval(self, statistic: Statistic, seed: int) -> tuple[float, float] | None:
         """The statistic's 95 % interval over documents; None with fewer than two groups or where it is undefined."""
         return bootstrap_interval(self.sums_GC[self.n_rows_G > 0].numpy(), statistic, seed)
+
+
+def mean_interval(values: Sequence[float] | np.ndarray, seed: int) -> tuple[float, float] | None:
+    """The 95 % interval of the mean of items (features, classes, points) that were drawn, or could be, independently.
+
+    Items that are nan are left out; None with fewer than two others.
+    """
+    values_N = np.asarray(values, np.float64)
+    values_N = values_N[np.isfinite(values_N)]
+    return bootstrap_interval(np.stack([np.ones(len(values_N)), values_N], 1), lambda t: t[:, 1] / t[:, 0], seed)
 
 
 def bootstrap_interval(sums_GC: np.ndarray, statistic: Statistic, seed: int) -> tuple[float, float] | None:

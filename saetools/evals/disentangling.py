@@ -16,9 +16,10 @@ and ablating a set S turns x into x - sum over f in S of a_f d_f: the reconstruc
                before) / (accuracy of a probe trained on balanced rows - before), on balanced test rows
     scr_<n>_random   the floor
 
-Pairs where the balanced probe gains less than 0.02 are left out. Sources: SAEBench (Karvonen et al. 2025, arXiv
-2503.09532), after Marks et al. 2024 (SHIFT). Both measures have been doubted (arXiv 2605.18229): dictionaries with few
-living features score well. Read them beside dead_fraction. Cost: as probing. Cannot tell: effects through later layers.
+Pairs where the balanced probe gains less than 0.02 are left out. Intervals resample classes or pairs. Sources:
+SAEBench (Karvonen et al. 2025, arXiv 2503.09532), after Marks et al. 2024 (SHIFT). Both measures have been doubted
+(arXiv 2605.18229): dictionaries with few living features score well. Read them beside dead_fraction. Cost: as
+probing. Cannot tell: effects through later layers.
 """
 
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from saetools.dictionaries.base import Dictionary, SparseCode
 from saetools.evals.base import EvalRecord, Evaluation, Subject, Tick, no_tick
+from saetools.evals.bootstrap import mean_interval
 from saetools.evals.labelled import (
     LabelledConfig,
     LabelledRows,
@@ -100,9 +102,10 @@ class Disentangling(Evaluation, name="disentangling"):
         rows = collect_labelled(subject, python_labeller, groups, self.config.n_tokens, per_group, tick)
         own = _Coded.of(subject.dictionary, rows.x_ND)
         random = _Coded.of(random_dictionary(subject.dictionary, rows.x_ND, own.code, subject.seed), rows.x_ND)
-        return [*self._tpp(rows, own, random), *self._scr(rows, own, random)]
+        seed = subject.seed
+        return [*self._tpp(rows, own, random, seed), *self._scr(rows, own, random, seed)]
 
-    def _tpp(self, rows: LabelledRows, own: _Coded, random: _Coded) -> list[EvalRecord]:
+    def _tpp(self, rows: LabelledRows, own: _Coded, random: _Coded, seed: int) -> list[EvalRecord]:
         bench = _Targets(rows, own.x_ND, usable_classes(rows, self.config.min_rows))
         records = []
         for n in self.config.n_ablated:
@@ -110,11 +113,11 @@ class Disentangling(Evaluation, name="disentangling"):
                 found = {
                     name: bench.targeted(name, coded.without(bench.chosen(coded, name, n))) for name in bench.names
                 }
-                records.append(self._mean_record(f"tpp_{n}{suffix}", found, "accuracy", "classes"))
+                records.append(self._mean_record(f"tpp_{n}{suffix}", found, "accuracy", "classes", seed))
         dense = {name: bench.targeted(name, bench.projected(name)) for name in bench.names}
-        return [*records, self._mean_record("tpp_dense", dense, "accuracy", "classes")]
+        return [*records, self._mean_record("tpp_dense", dense, "accuracy", "classes", seed)]
 
-    def _scr(self, rows: LabelledRows, own: _Coded, random: _Coded) -> list[EvalRecord]:
+    def _scr(self, rows: LabelledRows, own: _Coded, random: _Coded, seed: int) -> list[EvalRecord]:
         usable = [pair for pair in PAIRS if min(rows.size(_cell(*pair, t, s)) for t in (0, 1) for s in (0, 1)) > 0]
         pairs = [_Pair(rows, own.x_ND, *pair, self.config.min_rows) for pair in usable]
         pairs = [pair for pair in pairs if pair.is_large_enough and pair.oracle - pair.before >= LEAST_GAIN]
@@ -122,14 +125,17 @@ class Disentangling(Evaluation, name="disentangling"):
         for n in self.config.n_ablated:
             for suffix, coded in (("", own), ("_random", random)):
                 found = {pair.name: pair.removal(coded, n) for pair in pairs}
-                records.append(self._mean_record(f"scr_{n}{suffix}", found, "fraction of the gap closed", "pairs"))
+                records.append(
+                    self._mean_record(f"scr_{n}{suffix}", found, "fraction of the gap closed", "pairs", seed)
+                )
         return records
 
-    def _mean_record(self, name: str, found: dict[str, float], unit: str, n_unit: str) -> EvalRecord:
+    def _mean_record(self, name: str, found: dict[str, float], unit: str, n_unit: str, seed: int) -> EvalRecord:
         value = float(np.mean(list(found.values()))) if found else None
         series = {key: [value] for key, value in found.items()}
         note = None if found else "no pair of classes whose correlation misleads a probe"
-        return self.record(name, value, unit, len(found), n_unit=n_unit, series=series, note=note)
+        interval = mean_interval(list(found.values()), seed)
+        return self.record(name, value, unit, len(found), n_unit=n_unit, spread=interval, series=series, note=note)
 
 
 class _Targets:

@@ -34,7 +34,7 @@ from saetools.activations.planted import PlantedSource
 from saetools.dictionaries.base import SparseCode
 from saetools.errors import DataError
 from saetools.evals.base import EvalRecord, Evaluation, Subject, Tick, no_tick
-from saetools.evals.bootstrap import DocumentSums, Statistic
+from saetools.evals.bootstrap import DocumentSums, Statistic, mean_interval
 from saetools.features.records import N_BINS, bin_of
 from saetools.functional.matching import best_matches, hungarian_match
 from saetools.functional.ranking import auc_F
@@ -101,13 +101,14 @@ class GroundTruth(Evaluation, name="ground_truth"):
         spurious = float((alive_F & ~belongs_F).sum()) / n_alive if n_alive else None
         recovered = float((cosine_G >= self.config.recovered_at).double().mean())
         chance_mean = float(chance.double().sum()) / n_atoms
+        interval = mean_interval(cosine_G.numpy(), subject.seed)
         series = {"cosine": cosine_G.sort(descending=True).values.tolist()}
 
         def record(name: str, value: float | None, unit: str, n: int = n_atoms, **fields: Any) -> EvalRecord:
             return self.record(name, value, unit, n, **{"n_unit": "planted atoms", **fields})
 
         return [
-            record("matched_cosine", float(cosine_G.mean()), "cosine", series=series),
+            record("matched_cosine", float(cosine_G.mean()), "cosine", spread=interval, series=series),
             record("matched_cosine_chance", chance_mean, "cosine", note="random unit atoms"),
             record("recovered_fraction", recovered, "fraction of planted atoms"),
             record("spurious_fraction", spurious, "fraction of living features", n_alive, n_unit="features"),

@@ -27,7 +27,7 @@ import numpy as np
 from pydantic import Field
 
 from saetools.evals.base import EvalRecord, Evaluation, NotApplicableError, Subject, Tick, no_tick, with_host
-from saetools.evals.bootstrap import bootstrap_interval
+from saetools.evals.bootstrap import mean_interval
 from saetools.evals.judges import ClassScorer, NgramScorer, Scorer, Shown, Task
 from saetools.evals.labelled import python_labeller
 from saetools.evals.python_labels import CLASSES
@@ -87,8 +87,7 @@ class Interpretability(Evaluation, name="interpretability"):
         return [self._mean(name, values, subject.seed) for name, values in found.items()]
 
     def _mean(self, name: str, values: list[float], seed: int) -> EvalRecord:
-        sums = np.stack([np.ones(len(values)), values], 1)
-        interval = bootstrap_interval(sums, lambda totals: totals[:, 1] / totals[:, 0], seed)
+        interval = mean_interval(values, seed)
         unit = "purity" if "purity" in name else "AUC"
         return self.record(name, float(np.mean(values)), unit, len(values), n_unit="features", spread=interval)
 

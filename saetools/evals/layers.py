@@ -23,7 +23,7 @@ from torch import Tensor
 
 from saetools.errors import DataError, MismatchError
 from saetools.evals.base import EvalRecord
-from saetools.evals.bootstrap import bootstrap_interval
+from saetools.evals.bootstrap import mean_interval
 from saetools.functional.similarity import linear_cka, linear_r2, relative_similarity, svcca
 from saetools.lm.base import Host
 from saetools.records import FrozenModel
@@ -124,7 +124,6 @@ def _figures(name: str, similarity_LLR: np.ndarray, n: int, config: LayerMatchin
     records = []
     for figure, values, unit in (("matching", right, "fraction of points"), ("margin", margin, "similarity")):
         per_point = np.concatenate(values)
-        sums = np.stack([np.ones(len(per_point)), per_point], 1)
         records.append(
             EvalRecord(
                 name=f"layer_{figure}_{name}",
@@ -132,7 +131,7 @@ def _figures(name: str, similarity_LLR: np.ndarray, n: int, config: LayerMatchin
                 unit=unit,
                 n=len(per_point),
                 n_unit="points",
-                spread=bootstrap_interval(sums, lambda totals: totals[:, 1] / totals[:, 0], seed),
+                spread=mean_interval(per_point, seed),
                 series=series if figure == "matching" else None,
                 config=settings,
                 note=note if figure == "matching" else None,

@@ -22,7 +22,7 @@ from torch import Tensor
 from saetools.dictionaries.base import Dictionary
 from saetools.errors import MismatchError
 from saetools.evals.base import EvalRecord, Evaluation, Subject, Tick, no_tick
-from saetools.evals.bootstrap import bootstrap_interval
+from saetools.evals.bootstrap import mean_interval
 from saetools.functional.matching import best_matches, hungarian_match, random_atoms_like
 from saetools.rng import torch_seed
 
@@ -64,7 +64,7 @@ class Stability(Evaluation, name="stability"):
                         "fraction of features" if measure == "shared_features" else "cosine",
                         n_features,
                         n_unit="features",
-                        spread=_interval(per_other_OF.mean(0), subject.seed),
+                        spread=mean_interval(per_other_OF.mean(0), subject.seed),
                         series={name: [_mean(row)] for name, row in zip(names, per_other_OF, strict=True)},
                     )
                 )
@@ -91,9 +91,3 @@ def _atoms(name: str, other: Dictionary, d_model: int) -> Tensor:
 def _mean(values: np.ndarray) -> float:
     finite = values[np.isfinite(values)]
     return float(finite.astype(np.float64).mean()) if len(finite) else float("nan")
-
-
-def _interval(values_F: np.ndarray, seed: int) -> tuple[float, float] | None:
-    """Bootstrap over features."""
-    finite = values_F[np.isfinite(values_F)].astype(np.float64)
-    return bootstrap_interval(np.stack([np.ones(len(finite)), finite], 1), lambda t: t[:, 1] / t[:, 0], seed)

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from saetools.errors import DataError
 from saetools.evals.base import EvalRecord, Evaluation, HostSubject, Subject, Tick, no_tick, with_host
-from saetools.evals.bootstrap import bootstrap_interval
+from saetools.evals.bootstrap import mean_interval
 from saetools.evals.splicing import Splicer, counted_windows, cross_entropy_N, log_probabilities
 from saetools.features.effects import logit_effects
 from saetools.features.steering import FeatureEdit
@@ -57,9 +57,7 @@ class Steering(Evaluation, name="steering"):
 
         n_features: int = Field(12, gt=1, description="living features steered, drawn at random")
         n_predictions: int = Field(384, gt=0, description="held-out predictions on which each dose is judged")
-        doses: tuple[float, ...] = Field(
-            (0.1, 0.3, 0.9), description="norms added, in median row norms, ascending"
-        )
+        doses: tuple[float, ...] = Field((0.1, 0.3, 0.9), description="norms added, in median row norms, ascending")
         n_targets: int = Field(10, gt=0, description="top tokens of a direction that count as its targets")
         kl_limit: float = Field(1.0, gt=0, description="K, the off-target cost in nats up to which effects count")
 
@@ -112,7 +110,7 @@ class Steering(Evaluation, name="steering"):
                 UNITS[name],
                 len(values),
                 n_unit="features",
-                spread=_interval(values, seed),
+                spread=mean_interval(values, seed),
                 series=mean_curve if name == "steering_area" else None,
             )
             for name, values in figures.items()
@@ -263,8 +261,3 @@ def area_under(cost: list[float], effect: list[float], limit: float) -> float:
     inside = x < limit
     x, y = np.r_[x[inside], limit], np.r_[y[inside], np.interp(limit, x, y)]
     return float(np.trapezoid(y, x) / limit)
-
-
-def _interval(values: list[float], seed: int) -> tuple[float, float] | None:
-    sums = np.stack([np.ones(len(values)), np.array(values)], 1)
-    return bootstrap_interval(sums, lambda totals: totals[:, 1] / totals[:, 0], seed)

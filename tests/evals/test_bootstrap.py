@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from saetools.evals.bootstrap import MAX_BYTES, DocumentSums, bootstrap_interval
+from saetools.evals.bootstrap import MAX_BYTES, DocumentSums, bootstrap_interval, mean_interval
 
 
 def mean(totals):
@@ -51,3 +51,11 @@ def test_the_seed_decides():
     sums = np.random.default_rng(0).random((30, 2))
     assert bootstrap_interval(sums, mean, 1) == bootstrap_interval(sums, mean, 1)
     assert bootstrap_interval(sums, mean, 1) != bootstrap_interval(sums, mean, 2)
+
+
+def test_the_mean_of_items_leaves_out_what_is_undefined():
+    values = np.random.default_rng(0).normal(5, 1, 100)
+    low, high = mean_interval(values, 0)
+    assert low < values.mean() < high and high - low == pytest.approx(4 * 0.1, rel=0.2)
+    assert mean_interval([*values, float("nan")], 0) == (low, high)
+    assert mean_interval([1.0, float("nan")], 0) is None
