@@ -5,9 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
-
-from saetools.dashboard.panels import NEGATIVE, Panel, figure_layout, number
+from saetools.dashboard.panel import NEGATIVE, Panel, layout, number
 from saetools.errors import FormatError
 
 CURVES: tuple[tuple[str, str, bool], ...] = (
@@ -49,18 +47,18 @@ def training_curves(records: list[dict[str, Any]]) -> list[Panel]:
 def _curve(records: list[dict[str, Any]], key: str, title: str, log: bool) -> Panel:
     points = [(record["n_tokens"], _finite(record.get(key))) for record in records]
     rows = tuple((tokens, value) for tokens, value in points if value is not None)
-    line = go.Scatter(
-        x=[tokens for tokens, _ in rows],
-        y=[value for _, value in rows],
-        mode="lines",
-        line={"color": NEGATIVE, "width": 2},
-        hovertemplate="%{x:,} tokens<br>%{y:.4g}<extra></extra>",
-    )
-    figure = go.Figure(line)
-    figure.update_layout(figure_layout("tokens", ""))
-    figure.update_yaxes(rangemode="normal", type="log" if log and all(value > 0 for _, value in rows) else "linear")
+    line = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [tokens for tokens, _ in rows],
+        "y": [value for _, value in rows],
+        "line": {"color": NEGATIVE, "width": 2},
+        "hovertemplate": "%{x:,} tokens<br>%{y:.4g}<extra></extra>",
+    }
+    kind = "log" if log and all(value > 0 for _, value in rows) else "linear"
+    shape = layout("tokens", "", y={"rangemode": "normal", "type": kind})
     last = f"{title}: {number(rows[-1][1])} at {rows[-1][0]:,} tokens" if rows else title
-    return Panel(last, figure, ("tokens", title), rows)
+    return Panel(last, [line], shape, ("tokens", title), rows)
 
 
 def _finite(value: Any) -> float | None:

@@ -13,7 +13,8 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from saetools.atomic import write_text
-from saetools.dashboard.panels import CONFIG, density_histogram
+from saetools.dashboard.panel import CONFIG
+from saetools.dashboard.panels import density_histogram
 from saetools.dashboard.views import COLUMNS, feature_view, table_rows
 from saetools.errors import DataError
 from saetools.features.store import FeatureStore, Filter, TableRow

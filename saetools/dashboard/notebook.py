@@ -4,14 +4,12 @@ import html
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import plotly.graph_objects as go
+from typing import TYPE_CHECKING, Any
 
 from saetools.dashboard.curves import read_metrics, training_curves
 from saetools.dashboard.export import asset, fill, inline_json, policy
+from saetools.dashboard.panel import Panel
 from saetools.dashboard.panels import (
-    Panel,
     activation_histogram,
     density_histogram,
     feature_map,
@@ -22,6 +20,9 @@ from saetools.dashboard.views import COLUMNS, feature_view, table_rows
 from saetools.errors import FormatError
 from saetools.features.records import Example, FeatureRecord
 from saetools.features.store import FeatureStore, Filter
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 FRAME_HEIGHT = 720
 PER_BAND = {"top": 10, "q5": 2, "q4": 2, "q3": 2, "q2": 2, "q1": 2, "uniform": 1}
@@ -54,7 +55,7 @@ class FeaturePanel:
         return self.store.examples(self.feature)
 
     @property
-    def figure(self) -> go.Figure:
+    def figure(self) -> "go.Figure":
         """Its activation histogram."""
         return self.activations().figure
 

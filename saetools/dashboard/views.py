@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from saetools.dashboard.panels import activation_histogram, logits_histogram, number
+from saetools.dashboard.panel import number
+from saetools.dashboard.panels import activation_histogram, logits_histogram
 from saetools.features.records import BAND_TITLES, Example, FeatureRecord, Neighbour, StoreInfo
 from saetools.features.store import FeatureStore, TableRow
 

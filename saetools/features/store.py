@@ -149,8 +149,12 @@ class FeatureStore:
         for name in names:
             if name not in {"x", "y"}:
                 checked_column(name)
-        rows = self._rows(f"SELECT {', '.join(names)} FROM features ORDER BY feature")
-        array = np.array(rows, dtype=np.float64).reshape(len(rows), len(names))
+        parts = [np.zeros((0, len(names)))]
+        with self._lock, _sqlite_errors(self.path / DATABASE):
+            cursor = self._connection.execute(f"SELECT {', '.join(names)} FROM features ORDER BY feature")
+            while rows := cursor.fetchmany(65_536):  # a million rows as tuples would be 200 MB
+                parts.append(np.array(rows, dtype=np.float64))
+        array = np.concatenate(parts)
         return {name: array[:, index] for index, name in enumerate(names)}
 
     # --- labels, notes, lists -------------------------------------------------------------------------------

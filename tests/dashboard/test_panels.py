@@ -5,15 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from saetools.dashboard.panels import (
-    activation_histogram,
-    density_histogram,
-    logits_bars,
-    logits_histogram,
-    number,
-    plain,
-    visible,
-)
+from saetools.dashboard.panel import number, plain, visible
+from saetools.dashboard.panels import activation_histogram, density_histogram, logits_bars, logits_histogram
 from saetools.features.records import bin_edges
 from saetools.features.store import FeatureStore
 

@@ -3,20 +3,27 @@
 window.SaeFeature = (() => {
   const { element, label, format } = window.SaeTokens;
 
-  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const themes = new Map(); // reading a style after each change of the document would lay it out anew each time
+  const theme = () => {
+    if (!themes.has(dark.matches)) {
+      const style = getComputedStyle(document.documentElement);
+      const names = ["grid", "line", "sans", "text", "text-dim", "raised"];
+      themes.set(dark.matches, Object.fromEntries(names.map((name) => [name, style.getPropertyValue(`--sae-${name}`).trim()])));
+    }
+    return themes.get(dark.matches);
+  };
 
   /** The page's colours over a figure's layout: figures themselves carry none. */
   const themed = (layout) => {
+    const colours = theme();
     const axis = (own) => ({
-      ...own, gridcolor: css("--sae-grid"), linecolor: css("--sae-line"), zerolinecolor: css("--sae-grid"),
-      automargin: true,
+      ...own, gridcolor: colours.grid, linecolor: colours.line, zerolinecolor: colours.grid, automargin: true,
     });
     return {
       ...layout,
-      font: { family: css("--sae-sans"), size: 12, color: css("--sae-text-dim") },
-      hoverlabel: {
-        bgcolor: css("--sae-raised"), bordercolor: css("--sae-line"), font: { color: css("--sae-text") },
-      },
+      font: { family: colours.sans, size: 12, color: colours["text-dim"] },
+      hoverlabel: { bgcolor: colours.raised, bordercolor: colours.line, font: { color: colours.text } },
       xaxis: axis(layout.xaxis), yaxis: axis(layout.yaxis), autosize: true,
     };
   };
@@ -67,11 +74,14 @@ window.SaeFeature = (() => {
     figure.append(plot);
     const details = element("details", "sae-details");
     details.append(element("summary", "", "Numbers"));
-    details.addEventListener("toggle", () => {
-      if (details.open && details.children.length === 1) details.append(table(panel.columns, panel.rows));
-    });
+    const fill = () => {
+      while (details.children.length > 1) details.lastChild.remove();
+      if (details.open) details.append(table(figure.sae.panel.columns, figure.sae.panel.rows));
+    };
+    details.addEventListener("toggle", fill);
     figure.append(details);
-    figure.sae = { draw: () => (window.Plotly ? plotted : bars)(plot, panel, config) };
+    const draw = () => (window.Plotly ? plotted : bars)(plot, figure.sae.panel, config);
+    figure.sae = { panel, draw, fill };
     return figure;
   };
 
@@ -135,14 +145,24 @@ window.SaeFeature = (() => {
     return list;
   };
 
+  /** The charts that root shows already, given new numbers; null where it shows others. Plotly redraws faster than it draws. */
+  const reused = (root, panels) => {
+    const old = [...root.querySelectorAll(".sae-charts > .sae-chart")];
+    if (old.length === panels.length && old.every((figure, i) => figure.sae.panel.title === panels[i].title)) {
+      old.forEach((figure, i) => { figure.sae.panel = panels[i]; figure.sae.fill(); });
+      return old;
+    }
+    old.forEach((figure) => window.Plotly && window.Plotly.purge(figure.querySelector(".sae-plot")));
+    return null;
+  };
+
   /** Draw a feature view into root. options: {config, has(feature) -> bool}. */
   const draw = (root, view, options) => {
-    root.querySelectorAll(".sae-plot").forEach((plot) => window.Plotly && window.Plotly.purge(plot));
+    const figures = reused(root, view.charts) || view.charts.map((panel) => chart(panel, options.config));
     const parts = [];
     if (view.note) parts.push(element("p", "sae-annotation", view.note));
     parts.push(statistics(view.statistics));
     const charts = element("div", "sae-charts");
-    const figures = view.charts.map((panel) => chart(panel, options.config));
     charts.append(...figures);
     const overview = element("div", view.logits ? "sae-overview" : "");
     overview.append(charts);

@@ -54,7 +54,7 @@ window.dash_clientside.saetools = (() => {
   };
 
   /** A figure for dcc.Graph in the page's colours. */
-  const themedFigure = (panel) => ({ data: panel.data, layout: window.SaeFeature.themed(panel.layout) });
+  const themedFigure = (panel) => (panel ? { data: panel.data, layout: window.SaeFeature.themed(panel.layout) } : same());
 
   /** Features that fire on a prompt, each over the whole text; below a token: which features fire at it. */
   const drawPrompt = (view) => {

@@ -102,7 +102,7 @@ class _Quiet(WSGIRequestHandler):
 
 def _layout(subject: Subject) -> html.Div:
     tabs = [dcc.Tab(browse.feature_layout(), label="Feature", value="feature")]
-    tabs.append(dcc.Tab(other_tabs.map_layout(subject.store), label="Map", value="map"))
+    tabs.append(dcc.Tab(other_tabs.map_layout(), label="Map", value="map"))
     if subject.fire is not None:
         tabs.append(dcc.Tab(model_tabs.prompt_layout(), label="Prompt", value="prompt"))
     if subject.steer is not None:

@@ -5,7 +5,8 @@ from typing import Any
 import dash_ag_grid as dag
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
 
-from saetools.dashboard.panels import density_histogram, visible
+from saetools.dashboard.panel import visible
+from saetools.dashboard.panels import density_histogram
 from saetools.dashboard.views import COLUMNS, feature_view
 from saetools.errors import SaetoolsError
 from saetools.features.store import FeatureStore, Filter

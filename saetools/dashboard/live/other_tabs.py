@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
 
 from saetools.dashboard.curves import read_metrics, training_curves
 from saetools.dashboard.live.browse import aria
 from saetools.dashboard.live.subject import Comparison
-from saetools.dashboard.panels import CONFIG, NEGATIVE, Panel, feature_map, figure_layout, number
+from saetools.dashboard.panel import CONFIG, NEGATIVE, Panel, layout, number
+from saetools.dashboard.panels import feature_map
 from saetools.dashboard.views import feature_view
 from saetools.errors import SaetoolsError
 from saetools.features.store import FeatureStore
@@ -19,15 +19,15 @@ REFRESH_MILLISECONDS = 5_000
 COMPARED_ROWS = 300
 
 
-def map_layout(store: FeatureStore) -> html.Div:
-    panel = feature_map(store)
+def map_layout() -> html.Div:
+    """The map is made when its tab is first opened: at a million features it is not small."""
     config = CONFIG | {"displayModeBar": True, "modeBarButtonsToRemove": ["toImage"], "scrollZoom": True}
     return html.Div(
         [
-            html.H3(panel.title),
+            html.H3("Map of features", id="map-title"),
             html.P("Draw a lasso to put features into the table; click one to open it.", className="sae-note"),
             dcc.Graph(id="map", config=config, className="sae-map"),
-            dcc.Store(id="map-panel", data=panel.to_json() | {"rows": []}),
+            dcc.Store(id="map-panel"),
             html.Div(
                 [
                     dcc.Input(id="list-name", type="text", placeholder="Name of the list", maxLength=100),
@@ -45,6 +45,15 @@ def register_map(app: Dash, store: FeatureStore) -> None:
     app.clientside_callback(
         ClientsideFunction("saetools", "themedFigure"), Output("map", "figure"), Input("map-panel", "data")
     )
+    made: list[Panel] = []
+
+    @app.callback(Output("map-panel", "data"), Output("map-title", "children"), Input("tabs", "value"))
+    def show(tab: str) -> Any:
+        if tab != "map":
+            return no_update, no_update
+        if not made:
+            made.append(feature_map(store))
+        return made[0].to_json() | {"rows": []}, made[0].title
 
     @app.callback(
         Output("list-filter", "data", allow_duplicate=True),
@@ -122,10 +131,12 @@ def cosine_histogram(comparison: Comparison) -> Panel:
     """How alike the partners are."""
     matched = comparison.cosine_F[comparison.partner_F >= 0]
     counts, edges = np.histogram(matched, bins=40, range=(-1, 1))
-    figure = go.Figure(go.Bar(x=((edges[1:] + edges[:-1]) / 2).tolist(), y=counts.tolist(), marker_color=NEGATIVE))
-    figure.update_layout(figure_layout("cosine of partners", "features"))
+    bar = {"type": "bar", "x": ((edges[1:] + edges[:-1]) / 2).tolist(), "y": counts.tolist()}
+    shape = layout("cosine of partners", "features")
     rows = tuple(zip([number(edge) for edge in edges[:-1]], counts.tolist(), strict=True))
-    return Panel("Cosine of partners", figure, ("cosine from", "features"), rows)
+    return Panel(
+        "Cosine of partners", [bar | {"marker": {"color": NEGATIVE}}], shape, ("cosine from", "features"), rows
+    )
 
 
 def register_comparison(app: Dash, comparison: Comparison) -> None:

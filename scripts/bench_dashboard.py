@@ -1,0 +1,221 @@
+"""Measure the dashboard in a real browser against its targets: `python scripts/bench_dashboard.py [--features N]`.
+
+Prints one JSON line per figure: name, value, unit, target, n. Every timing follows a check that what was timed is
+right; a wrong result stops the script. Needs chromium, playwright and the extra dash.
+"""
+
+import argparse
+import json
+import multiprocessing
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from saetools.atomic import committed_directory
+from saetools.features.records import Example, FeatureRecord, Histogram, LogitEffect, StoreInfo, TokenWeight
+from saetools.features.schema import CREATE, CREATE_INDEXES, DATABASE
+from saetools.features.store import FeatureStore
+from saetools.features.write import Entry, write_store
+from saetools.records import PointSpec
+
+CHROMIUM = "/usr/bin/chromium"
+ARGUMENTS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+N_EXAMPLES, N_TOKENS = 40, 64
+SPEC = PointSpec(host="synthetic", point="blocks.0.hook_out", d_model=64)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--features", type=int, default=1_000_000, help="rows of the table")
+    parser.add_argument("--switches", type=int, default=60, help="feature switches to time")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        small, large = Path(folder) / "small", Path(folder) / "large"
+        write_store(small, info(200), (entry(feature) for feature in range(200)))
+        write_large(large, options.features)
+        for result in [*measure_store(large), *measure_live(small, large, options)]:
+            sys.stdout.write(json.dumps(result) + "\n")
+            sys.stdout.flush()
+
+
+def info(n_features: int) -> StoreInfo:
+    return StoreInfo(title="bench", kind="topk", n_features=n_features, n_tokens=1_000_000, spec=SPEC)
+
+
+def entry(feature: int) -> Entry:
+    """A feature with 40 contexts of 64 tokens."""
+    random = np.random.default_rng(feature)
+    words = [" the", "def", "(", "self", "\n    ", "return", " value", ".", "x", " ="]
+    examples = []
+    for _ in range(N_EXAMPLES):
+        values = np.where(random.random(N_TOKENS) < 0.15, random.random(N_TOKENS), 0.0)
+        values[40] = 2.0
+        tokens = tuple(words[i] for i in random.integers(0, len(words), N_TOKENS))
+        examples.append(Example("top", "file.py", 0, 40, tokens, tuple(values.tolist())))
+    weights = tuple(TokenWeight(token=word, weight=1 - j / 10) for j, word in enumerate(words))
+    counts = tuple(random.integers(1, 100, 30).tolist())
+    logits = LogitEffect(top=weights, bottom=weights, low=-1, high=1, counts=counts)
+    record = FeatureRecord(
+        feature=feature,
+        count=100,
+        density=float(random.uniform(1e-5, 0.1)),
+        max_value=2.0,
+        histogram=Histogram(first=180, positive=counts),
+        logits=logits,
+        map_xy=(float(random.normal()), float(random.normal())),
+    )
+    return Entry(record, examples)
+
+
+def write_large(path: Path, n_features: int) -> None:
+    """A store of a table alone: what its size costs is what is measured."""
+    random = np.random.default_rng(0)
+    numbers = random.random((n_features, 7))
+    with committed_directory(path) as directory:
+        connection = sqlite3.connect(directory / DATABASE)
+        connection.executescript(CREATE)
+        connection.execute("INSERT INTO meta VALUES ('info', ?)", (info(n_features).model_dump_json(),))
+        rows = (
+            (i, r[0], int(r[1] * 1e6), *r[2:6].tolist(), r[6], 5, "tok", " the", r[0], r[1])
+            for i, r in enumerate(numbers)
+        )
+        connection.executemany(f"INSERT INTO features VALUES ({', '.join('?' * 13)})", rows)
+        connection.executescript(CREATE_INDEXES + "ANALYZE;")
+        connection.commit()
+        connection.close()
+
+
+def result(name: str, milliseconds: list[float], quantile: float, target: float) -> dict[str, Any]:
+    return {
+        "name": f"{name} p{round(100 * quantile)}",
+        "value": round(float(np.quantile(milliseconds, quantile)), 1),
+        "unit": "ms",
+        "target": target,
+        "n": len(milliseconds),
+    }
+
+
+def measure_store(large: Path) -> Iterator[dict[str, Any]]:
+    """Pages of the table without a browser."""
+    store = FeatureStore.open(large)
+    times = []
+    for column in ("-density", "mean", "-kurtosis", "count", "max_value") * 4:
+        started = time.perf_counter()
+        page = store.table(column, offset=1000, limit=50)
+        times.append(1e3 * (time.perf_counter() - started))
+        values = [getattr(row, column.removeprefix("-")) for row in page.rows]
+        if values != sorted(values, reverse=column.startswith("-")):
+            raise SystemExit(f"the page sorted by {column} is not sorted")
+    yield result("store page", times, 0.95, 50)
+
+
+def serve_in_process(path: Path, ready: Any) -> None:
+    """What a child process runs: the live app on a free port, told through the pipe."""
+    from saetools.dashboard.live.app import listen, make_guarded
+    from saetools.dashboard.live.subject import Subject
+
+    server = listen(make_guarded(Subject(FeatureStore.open(path))), "127.0.0.1", 0)
+    ready.send(server.server_port)
+    server.serve_forever()
+
+
+class Server:
+    """A server process and its address."""
+
+    def __init__(self, path: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        self.process = context.Process(target=serve_in_process, args=(path, theirs), daemon=True)
+        self.process.start()
+        self.address = f"http://127.0.0.1:{ours.recv()}/"
+
+    def memory_megabytes(self) -> float:
+        return psutil.Process(self.process.pid).memory_info().rss / 1e6
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.join()
+
+
+def measure_live(small: Path, large: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield from measure_switch(browser, small, options.switches)
+        yield from measure_table(browser, large)
+        browser.close()
+
+
+def measure_switch(browser: Any, path: Path, n_switches: int) -> Iterator[dict[str, Any]]:
+    """From choosing a feature to its contexts being painted: 40 contexts of 64 tokens, with charts."""
+    server = Server(path)
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(server.address)
+    page.wait_for_selector(".ag-row")
+    page.wait_for_selector("#sae-density .main-svg")
+    times = []
+    for feature in range(n_switches):
+        times.append(page.evaluate(SWITCH, feature))
+        if page.locator(".sae-token").count() != N_EXAMPLES * N_TOKENS:
+            raise SystemExit(f"feature {feature} does not show {N_EXAMPLES} x {N_TOKENS} tokens")
+    page.close()
+    server.stop()
+    yield result("feature switch", times[3:], 0.5, 100)
+    yield result("feature switch", times[3:], 0.95, 200)
+
+
+SWITCH = """feature => new Promise(done => {
+  const node = document.getElementById("sae-feature"), start = performance.now();
+  const observer = new MutationObserver(() => {
+    if (node.dataset.feature === String(feature)) {
+      observer.disconnect();
+      requestAnimationFrame(() => setTimeout(() => done(performance.now() - start)));
+    }
+  });
+  observer.observe(node, { attributes: true });
+  window.dash_clientside.set_props("selected", { data: feature });
+})"""
+
+
+def measure_table(browser: Any, path: Path) -> Iterator[dict[str, Any]]:
+    """First paint and sorting of the table of all features; the map; the server's memory."""
+    server = Server(path)
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(server.address)
+    page.wait_for_selector(".ag-row")  # warms the browser's cache
+    paints = []
+    for _ in range(5):
+        started = time.perf_counter()
+        page.goto(server.address)
+        page.wait_for_selector(".ag-row .ag-cell")
+        paints.append(1e3 * (time.perf_counter() - started))
+    yield result("table first paint", paints, 0.5, 1500)
+    sorts = []
+    for column in ("mean", "density", "max_value", "kurtosis") * 4:
+        page.locator(f".ag-header-cell[col-id='{column}']").scroll_into_view_if_needed()
+        before = page.locator(".ag-row[row-index='0']").get_attribute("row-id")
+        started = time.perf_counter()
+        page.click(f".ag-header-cell[col-id='{column}'] .ag-header-cell-label")
+        page.wait_for_selector(f".ag-row[row-index='0']:not([row-id='{before}'])")
+        sorts.append(1e3 * (time.perf_counter() - started))
+    yield result("table sort", sorts, 0.95, 500)
+    started = time.perf_counter()
+    page.click("#tabs >> text=Map")
+    page.wait_for_selector("#map .gl-canvas")
+    page.wait_for_selector("#map .colorbar, #map .cbaxis")
+    yield result("map interactive", [1e3 * (time.perf_counter() - started)], 0.5, 3000)
+    yield {"name": "server memory", "value": round(server.memory_megabytes()), "unit": "MB", "target": 600, "n": 1}
+    page.close()
+    server.stop()
+
+
+if __name__ == "__main__":
+    main()
