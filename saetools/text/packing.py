@@ -20,6 +20,8 @@ from saetools.text.base import Corpus, Document, ListedCorpus, Split, TokenBatch
 DOCUMENTS_PER_CALL = 32
 CHARACTERS_PER_CALL = 1_000_000
 
+HELDOUT_ORDER = 0  # key of the order of held-out documents, whatever the run's seed
+
 
 @dataclass(frozen=True)
 class _Window:
@@ -67,9 +69,10 @@ class TokenPlan:
 
     A window is BOS (where `prepend_bos` and the tokenizer has one) and up to T or T - 1 consecutive tokens of one
     document; a batch is `host_batch` consecutive windows. Each token of each document is in exactly one window.
-    The train split is read in a permutation keyed by the seed where the corpus lists its documents, in the corpus'
-    order otherwise; the held-out split always in the corpus' order. `max_documents` keeps the first ones of the
-    corpus' order. Raises ConfigError where no token fits beside BOS, DataError where the split has no text.
+    Where the corpus lists its documents they are read in a permutation, keyed by the seed for the train split and
+    the same for all seeds for the held-out split, so that an evaluation of the first n tokens is of mixed documents
+    and two runs are judged on the same ones; otherwise in the corpus' order. `max_documents` keeps the first ones of
+    the corpus' order. Raises ConfigError where no token fits beside BOS, DataError where the split has no text.
     """
 
     def __init__(
@@ -146,7 +149,7 @@ class TokenPlan:
             "split": self.split,
             "context_tokens": self.context_tokens,
             "host_batch": self.host_batch,
-            "seed": self.seed if self._is_permuted else None,
+            "order": self._order_seed,
             "prepend_bos": self.prepend_bos,
             "max_documents": self.max_documents,
         }
@@ -159,14 +162,18 @@ class TokenPlan:
         return () if self._listed is None else self._listed.document_ids(self.split)
 
     @property
-    def _is_permuted(self) -> bool:
-        return self._listed is not None and self.split == "train"
+    def _order_seed(self) -> int | None:
+        """Key of the permutation of documents; None in the corpus' order."""
+        if self._listed is None:
+            return None
+        return self.seed if self.split == "train" else HELDOUT_ORDER
 
     @cached_property
     def _order(self) -> np.ndarray:
         """Document numbers in plan order, for listed corpora."""
         n = min(len(self._listed_ids), self.max_documents or len(self._listed_ids))
-        return generator(self.seed, "document order").permutation(n) if self._is_permuted else np.arange(n)
+        seed = self._order_seed
+        return np.arange(n) if seed is None else generator(seed, "document order").permutation(n)
 
     def _documents(self, first: int) -> Iterator[tuple[int, Document]]:
         """(number, document) in plan order from place `first` on."""
