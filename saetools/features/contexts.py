@@ -124,14 +124,15 @@ class Contexts:
     def examples(self, feature: int, texts: WindowTexts) -> list[Example]:
         """All examples of one feature, band by band in the order of BAND_TITLES, the strongest of a band first."""
         edges = peak_quantiles(self.peak_counts_FB[feature])
-        found = [self._example("top", feature, slot, texts) for slot in self._ranked("top", feature)]
-        sampled = [self._example("random", feature, slot, texts) for slot in self._ranked("random", feature)]
+        found = [self._example("top", feature, slot, texts) for slot in self.ranked("top", feature)]
+        sampled = [self._example("random", feature, slot, texts) for slot in self.ranked("random", feature)]
         banded = [replace(example, band=band_of(example.value, edges)) for example in sampled]
         found += sorted(banded, key=lambda example: (example.band, abs(example.value)), reverse=True)
         found += [self._uniform_example(feature, serial, peak, texts) for serial, peak in self.uniform.places()]
         return found
 
-    def _ranked(self, name: str, feature: int) -> list[int]:
+    def ranked(self, name: str, feature: int) -> list[int]:
+        """Filled slots of a bank, best first; examples of a band come in this order for `top`."""
         return self.banks[name].ranked(feature).tolist()
 
     def _example(self, name: str, feature: int, slot: int, texts: WindowTexts) -> Example:
