@@ -58,7 +58,9 @@ def test_a_damaged_final_dictionary_is_not_passed_over(tmp_path: Path) -> None:
 
 def test_unknown_layouts_list_what_was_found(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(b"abc")
-    with pytest.raises(FormatError, match=r"no known layout. Found: weights\.bin\. Known layouts: run: .*; saetools"):
+    with pytest.raises(
+        FormatError, match=r"no known layout. Found: weights\.bin\. Known layouts: .*; run: .*; saetools"
+    ):
         saetools.load(tmp_path)
     with pytest.raises(FormatError, match="a file of 3 bytes"):
         saetools.load(tmp_path / "weights.bin")

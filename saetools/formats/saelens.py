@@ -1,0 +1,168 @@
+"""SAELens: cfg.json and sae_weights.safetensors, as its `save_inference_model` and older versions write them.
+
+    pre  = (x - b_dec) W_enc + b_enc, without the subtraction where apply_b_dec_to_input is false     W_enc [D, F]
+    standard: ReLU(pre);  jumprelu: ReLU(pre) where pre > threshold
+    topk: ReLU of the k largest pre; with rescale_acts_by_decoder_norm, of pre * ||W_dec||, decoded by W_dec / ||W_dec||
+    gated: ReLU(exp(r_mag) * xW + b_mag) where xW + b_gate > 0
+    recon = code W_dec + b_dec                                                                        W_dec [F, D]
+
+What does not subtract b_dec, and the decoder's norms, are folded into biases and weights: the function is the same.
+Not readable: activations normalised per row, and scales that training measured and the file does not say.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saetools.dictionaries.base import Dictionary
+from saetools.errors import FormatError
+from saetools.formats.base import Format
+from saetools.formats.foreign import (
+    bias_of_centre,
+    build,
+    check_keys,
+    check_tensors,
+    is_mapping_with,
+    placed,
+    positive_int,
+    require,
+)
+from saetools.safeio import load_safetensors, read_json
+
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+
+AFFINE = {"W_dec": "FD", "W_enc": "DF", "b_enc": "F", "b_dec": "D"}
+TENSORS = {
+    "standard": AFFINE,
+    "topk": AFFINE,
+    "jumprelu": AFFINE | {"threshold": "F"},
+    "gated": {"W_dec": "FD", "W_enc": "DF", "b_gate": "F", "b_mag": "F", "r_mag": "F", "b_dec": "D"},
+}
+HANDLED = (
+    "architecture",
+    "d_in",
+    "d_sae",
+    "k",
+    "apply_b_dec_to_input",
+    "rescale_acts_by_decoder_norm",
+    "normalize_activations",
+    "reshape_activations",
+    "activation_fn",
+    "activation_fn_str",
+    "activation_fn_kwargs",
+    "finetuning_scaling_factor",
+)
+IGNORED = frozenset(
+    # where and how it was trained; nothing here enters the forward pass
+    """metadata device dtype sae_lens_version sae_lens_training_version model_name model_class_name hook_name hook_point
+    hook_layer hook_point_layer hook_head_index hook_point_head_index context_size prepend_bos dataset_path
+    dataset_trust_remote_code streaming is_dataset_tokenized seqpos_slice model_from_pretrained_kwargs neuronpedia_id
+    exclude_special_tokens use_cached_activations cached_activations_path expansion_factor b_dec_init_method
+    l1_coefficient l1_warm_up_steps l0_coefficient l0_warm_up_steps l1_warmup_steps lp_norm lp_norm_coefficient
+    use_ghost_grads ghost_grads_loss mse_loss_normalization mse_loss_normalisation noise_scale decoder_init_norm
+    normalize_sae_decoder decoder_orthogonal_init decoder_heuristic_init decoder_heuristic_init_norm
+    init_encoder_as_decoder_transpose scale_sparsity_penalty_by_decoder_norm jumprelu_init_threshold
+    jumprelu_bandwidth pre_act_loss_coefficient jumprelu_sparsity_loss_mode jumprelu_tanh_scale aux_loss_coefficient
+    n_batches_in_buffer training_tokens finetuning_tokens store_batch_size_prompts train_batch_size_tokens
+    train_batch_size finetuning_method seed verbose autocast autocast_lm compile_llm llm_compilation_mode compile_sae
+    sae_compilation_mode adam_beta1 adam_beta2 lr lr_scheduler_name lr_warm_up_steps lr_end lr_decay_steps
+    n_restart_cycles dead_feature_window feature_sampling_window dead_feature_threshold n_eval_batches
+    eval_batch_size_prompts log_to_wandb log_activations_store_to_wandb log_optimizer_state_to_wandb wandb_project
+    wandb_id run_name wandb_entity wandb_log_frequency eval_every_n_wandb_logs resume n_checkpoints checkpoint_path
+    tokens_per_buffer d_out from_pretrained_path act_store_device from_local_checkpoint""".split()  # noqa: SIM905  # as a list it would be a page long
+)
+
+
+class SaeLensFormat(Format, name="SAELens", layout=f"{CONFIG} with d_in and d_sae, and {WEIGHTS}"):
+    """A directory that SAELens saved: standard, topk, jumprelu (also from BatchTopK) or gated."""
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        return (path / CONFIG).is_file() and is_mapping_with(read_json(path / CONFIG), ("d_in", "d_sae"))
+
+    @classmethod
+    def read(cls, path: Path, device: str | torch.device, dtype: torch.dtype | None) -> Dictionary:
+        return placed(from_saelens(read_json(path / CONFIG), load_safetensors(path / WEIGHTS), path), device, dtype)
+
+
+def from_saelens(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> Dictionary:
+    """The dictionary of a SAELens config and its tensors; `path` is for messages. Raises FormatError."""
+    where = path / CONFIG
+    check_keys(config, HANDLED, IGNORED, where)
+    architecture = _architecture(config, where)
+    _refuse_what_changes_rows(config, where)
+    sizes = {"D": positive_int(config, "d_in", where), "F": positive_int(config, "d_sae", where)}
+    found = check_tensors(_without_unit_scaling(tensors, path), TENSORS[architecture], sizes, path / WEIGHTS)
+    weights = {"W_enc_FD": found["W_enc"].T, "W_dec_FD": found["W_dec"], "b_dec_D": found["b_dec"]}
+    # versions that do not say had no such option, and subtracted
+    centred = require(config, "apply_b_dec_to_input", (True, False), "It says whether b_dec is subtracted.", where)
+    shift_F = torch.zeros(sizes["F"]) if centred in (True, None) else bias_of_centre(found["W_enc"].T, found["b_dec"])
+    if architecture == "gated":
+        weights |= {
+            "b_enc_F": found["b_gate"] + shift_F,
+            "log_gain_F": found["r_mag"],
+            "b_magnitude_F": found["b_mag"] + found["r_mag"].exp() * shift_F,
+        }
+        return build("gated", {}, weights, where)
+    weights["b_enc_F"] = found["b_enc"] + shift_F
+    if architecture == "jumprelu":
+        return build("jumprelu", {}, weights | {"threshold_F": found["threshold"]}, where)
+    if architecture == "standard":
+        return build("relu_l1", {}, weights, where)
+    rescaled = require(
+        config, "rescale_acts_by_decoder_norm", (True, False), "It says by what features are selected.", where
+    )
+    return build("topk", {"k": _k(config, where)}, with_unit_atoms(weights) if rescaled else weights, where)
+
+
+def with_unit_atoms(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Move the atoms' norms into the encoder: (pre * n) and W_dec / n. A zero atom keeps its zeros and never fires."""
+    norm_F1 = weights["W_dec_FD"].norm(dim=1, keepdim=True)
+    return dict(weights) | {
+        "W_enc_FD": weights["W_enc_FD"] * norm_F1,
+        "b_enc_F": weights["b_enc_F"] * norm_F1[:, 0],
+        "W_dec_FD": weights["W_dec_FD"] / norm_F1.where(norm_F1 > 0, 1),
+    }
+
+
+def _architecture(config: Mapping[str, Any], where: Path) -> str:
+    """Versions before 6 have no architecture for `standard`, and say top-k as an activation function."""
+    function = config.get("activation_fn_str") or config.get("activation_fn") or "relu"
+    architecture = config.get("architecture") or "standard"
+    if architecture == "standard" and function == "topk":
+        return "topk"
+    if architecture not in TENSORS:
+        raise FormatError(f"{where}: the architecture {architecture!r} is not readable; known: {', '.join(TENSORS)}.")
+    if function != "relu" and not (architecture == "topk" and function == "topk"):
+        raise FormatError(f"{where}: the activation function {function!r} of {architecture} is not readable.")
+    return str(architecture)
+
+
+def _refuse_what_changes_rows(config: Mapping[str, Any], where: Path) -> None:
+    require(
+        config,
+        "normalize_activations",
+        ("none", False),
+        "Its weights are for rows scaled row by row, or by a factor of training that is not in the file. Fold the "
+        "factor in SAELens (fold_activation_norm_scaling_factor) and save again.",
+        where,
+    )
+    require(config, "reshape_activations", ("none", "hook_z"), "It says how rows are laid out.", where)
+    require(config, "finetuning_scaling_factor", (False,), "Scaled codes have no counterpart here.", where)
+    if not (set(config.get("activation_fn_kwargs") or {}) <= {"k"}):
+        raise FormatError(f"{where}: activation_fn_kwargs has keys besides k, which are not readable.")
+
+
+def _without_unit_scaling(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Old files carry a `scaling_factor` of the codes that is all ones unless it was tuned."""
+    factor = tensors.get("scaling_factor")
+    if factor is not None and not bool((factor == 1).all()):
+        raise FormatError(f"{path / WEIGHTS}: scaling_factor is not 1; scaled codes have no counterpart here.")
+    return {name: tensor for name, tensor in tensors.items() if name != "scaling_factor"}
+
+
+def _k(config: Mapping[str, Any], where: Path) -> int:
+    return positive_int({"k": config.get("k", (config.get("activation_fn_kwargs") or {}).get("k"))}, "k", where)
