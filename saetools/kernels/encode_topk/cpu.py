@@ -25,16 +25,16 @@ SCREEN_CHUNK_ROWS = 1024
 
 
 @inline
-def take_all(row, found, scores):
+def take_all(row, b, found, scores):
     for f in range(row.shape[0]):
         found[f] = f
-        scores[f] = row[f]
+        scores[f] = row[f] + b[f]
     return row.shape[0]
 
 
 @parallel
-def select_rows(pre, k, relu, first, values, indices):
-    """The k largest of each row of pre [C, F], float32."""
+def select_rows(pre, b, k, relu, first, values, indices):
+    """The k largest of each row of pre + b, pre [C, F] float32."""
     C, F = pre.shape
     n = F // GROUPS
     tiny = np.float32(1e-45)
@@ -46,15 +46,15 @@ def select_rows(pre, k, relu, first, values, indices):
         guess = np.float32(np.inf)
         for r in range(task * BLOCK, min(C, (task + 1) * BLOCK)):
             row = pre[r]
-            total = group_maxima(row, m)
+            total = group_maxima(row, b, m)
             if not np.isfinite(total):
-                c = take_all(row, found, scores)
+                c = take_all(row, b, found, scores)
             else:
                 bound = lower_bound(m, n, k, guess) if n >= k else np.float32(-np.inf)
                 guess = bound
                 if relu and bound < tiny:
                     bound = tiny
-                c = collect(row, m, bound, groups, found, scores)
+                c = collect(row, b, m, bound, groups, found, scores)
             emit(scores, keys, found, c, k, relu, first, values[r], indices[r])
 
 
@@ -72,9 +72,9 @@ def encode_topk(
         rows = slice(start, start + CHUNK_ROWS)
         x_CD = x_ND[rows]
         pre_CF = workspace.get("encode.pre", (len(x_CD), F))
-        torch.addmm(b_F, x_CD, W_FD.T, out=pre_CF)
+        torch.mm(x_CD, W_FD.T, out=pre_CF)  # the bias is added where the rows are read
         with exclusive():
-            select_rows(pre_CF.numpy(), k, relu, first, values_NK[rows].numpy(), indices_NK[rows].numpy())
+            select_rows(pre_CF.numpy(), b_F.numpy(), k, relu, first, values_NK[rows].numpy(), indices_NK[rows].numpy())
     return values_NK, indices_NK
 
 

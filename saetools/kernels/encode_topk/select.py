@@ -21,26 +21,28 @@ def key_of(v):
     """int32 keys in the order of float32 values; NaN of either sign is the greatest, -0.0 equals 0.0."""
     if v != v:
         return KEY_NAN
-    b = np.float32(v + np.float32(0.0)).view(np.int32)
+    if v == 0:
+        return np.int32(0)
+    b = np.float32(v).view(np.int32)
     return b ^ ((b >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 
 @inline
-def group_maxima(row, m):
-    """m[j] = max over i of row[i * n + j], n = F // G; returns the sum of the row, not finite if an element is not."""
+def group_maxima(row, b, m):
+    """m[j] = max over i of (row + b)[i * n + j], n = F // G; returns the sum of row + b: finite if every element is."""
     n = row.shape[0] // GROUPS
     total = np.float32(0.0)
     for j in range(n):
-        m[j] = row[j]
-        total += row[j]
+        m[j] = row[j] + b[j]
+        total += m[j]
     for i in range(1, GROUPS):
-        part = row[i * n : (i + 1) * n]
+        part, part_b = row[i * n : (i + 1) * n], b[i * n : (i + 1) * n]
         for j in range(n):
-            v = part[j]
+            v = part[j] + part_b[j]
             m[j] = v if v > m[j] else m[j]
             total += v
     for j in range(GROUPS * n, row.shape[0]):
-        total += row[j]
+        total += row[j] + b[j]
     return total
 
 
@@ -78,8 +80,8 @@ def lower_bound(m, n, k, start):
 
 
 @inline
-def collect(row, m, bound, groups, found, scores):
-    """Append every index whose value reaches `bound`; returns how many."""
+def collect(row, b, m, bound, groups, found, scores):
+    """Append every index whose row + b reaches `bound`; returns how many."""
     n = row.shape[0] // GROUPS
     n_groups = 0
     for j in range(n):
@@ -89,12 +91,12 @@ def collect(row, m, bound, groups, found, scores):
     for q in range(n_groups):
         j = groups[q]
         for i in range(GROUPS):
-            v = row[i * n + j]
+            v = row[i * n + j] + b[i * n + j]
             found[c] = i * n + j
             scores[c] = v
             c += np.int32(v >= bound)
     for j in range(GROUPS * n, row.shape[0]):
-        v = row[j]
+        v = row[j] + b[j]
         found[c] = j
         scores[c] = v
         c += np.int32(v >= bound)

@@ -19,22 +19,22 @@ TINY = np.float32(1e-45)
 
 
 @parallel
-def row_maxima(score, maxima, finite):
+def row_maxima(score, b, maxima, finite):
     """Group maxima of each row, and whether all its scores are finite."""
     C = score.shape[0]
     for task in prange((C + BLOCK - 1) // BLOCK):
         for r in range(task * BLOCK, min(C, (task + 1) * BLOCK)):
-            finite[r] = np.isfinite(group_maxima(score[r], maxima[r]))
+            finite[r] = np.isfinite(group_maxima(score[r], b, maxima[r]))
 
 
 @inline
-def collect_row(row, m, finite, bound, groups, found, scores):
+def collect_row(row, b, m, finite, bound, groups, found, scores):
     """Candidates of a row; of one that is not finite, every positive score and every NaN."""
     if finite:
-        return collect(row, m, bound, groups, found, scores)
+        return collect(row, b, m, bound, groups, found, scores)
     c = 0
     for f in range(row.shape[0]):
-        v = row[f]
+        v = row[f] + b[f]
         if v >= bound or v != v:
             found[c], scores[c] = f, v
             c += 1
@@ -42,25 +42,25 @@ def collect_row(row, m, finite, bound, groups, found, scores):
 
 
 @parallel
-def count_candidates(score, maxima, finite, bound, counts):
+def count_candidates(score, b, maxima, finite, bound, counts):
     C, F = score.shape
     n = F // GROUPS
     for task in prange((C + BLOCK - 1) // BLOCK):
         groups = np.empty(n + 1, np.int32)
         found, scores = np.empty(F + 1, np.int32), np.empty(F + 1, np.float32)
         for r in range(task * BLOCK, min(C, (task + 1) * BLOCK)):
-            counts[r] = collect_row(score[r], maxima[r], finite[r], bound, groups, found, scores)
+            counts[r] = collect_row(score[r], b, maxima[r], finite[r], bound, groups, found, scores)
 
 
 @parallel
-def take_candidates(score, maxima, finite, bound, starts, out_found, out_scores):
+def take_candidates(score, b, maxima, finite, bound, starts, out_found, out_scores):
     C, F = score.shape
     n = F // GROUPS
     for task in prange((C + BLOCK - 1) // BLOCK):
         groups = np.empty(n + 1, np.int32)
         found, scores = np.empty(F + 1, np.int32), np.empty(F + 1, np.float32)
         for r in range(task * BLOCK, min(C, (task + 1) * BLOCK)):
-            c = collect_row(score[r], maxima[r], finite[r], bound, groups, found, scores)
+            c = collect_row(score[r], b, maxima[r], finite[r], bound, groups, found, scores)
             for j in range(c):
                 out_found[starts[r] + j], out_scores[starts[r] + j] = found[j], scores[j]
 
@@ -151,19 +151,21 @@ def _candidates(
     for start in range(0, len(x_ND), CHUNK_ROWS):
         x_CD = x_ND[start : start + CHUNK_ROWS]
         C = len(x_CD)
-        pre_CF = torch.addmm(b_F, x_CD, W_FD.T, out=workspace.get("global.pre", (C, F)))
+        pre_CF, b = torch.mm(x_CD, W_FD.T, out=workspace.get("global.pre", (C, F))), b_F.numpy()
+        if score is not None:
+            pre_CF, b = pre_CF.add_(b_F), np.zeros(F, np.float32)
         score_CF = pre_CF if score is None else score.of(pre_CF, slice(start, start + CHUNK_ROWS))
         maxima = workspace.get("global.maxima", (C, n)).numpy()
         finite, counts = np.empty(C, np.bool_), np.empty(C, np.int64)
         with exclusive():
-            row_maxima(score_CF.numpy(), maxima, finite)
+            row_maxima(score_CF.numpy(), b, maxima, finite)
             if raise_bound and n_kept <= maxima.size and finite.all():
                 reached = np.partition(maxima.reshape(-1), maxima.size - n_kept)[maxima.size - n_kept]
                 bound = max(bound, reached)
-            count_candidates(score_CF.numpy(), maxima, finite, bound, counts)
+            count_candidates(score_CF.numpy(), b, maxima, finite, bound, counts)
             starts = np.cumsum(counts) - counts
             found, scores = np.empty(counts.sum(), np.int32), np.empty(counts.sum(), np.float32)
-            take_candidates(score_CF.numpy(), maxima, finite, bound, starts, found, scores)
+            take_candidates(score_CF.numpy(), b, maxima, finite, bound, starts, found, scores)
         values = scores
         if score is not None:
             rows = np.repeat(np.arange(C), counts)

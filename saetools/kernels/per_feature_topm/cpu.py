@@ -17,7 +17,7 @@ CHUNK_ELEMENTS = 1 << 22
 
 
 @parallel
-def select_features(score, budget, starts, rows, scores_out):
+def select_features(score, no_bias, budget, starts, rows, scores_out):
     """The budget[r] largest positive scores of each row r of score [C, N], from slot starts[r] on; unused slots: 0."""
     C, N = score.shape
     for task in prange((C + BLOCK - 1) // BLOCK):
@@ -31,11 +31,11 @@ def select_features(score, budget, starts, rows, scores_out):
                 continue
             row = score[r]
             n = N // GROUPS
-            if not np.isfinite(group_maxima(row, m)):
-                c = take_all(row, found, scores)
+            if not np.isfinite(group_maxima(row, no_bias, m)):
+                c = take_all(row, no_bias, found, scores)
             else:
                 bound = lower_bound(m, n, k, np.float32(np.inf)) if n >= k else np.float32(-np.inf)
-                c = collect(row, m, max(bound, np.float32(1e-45)), groups, found, scores)
+                c = collect(row, no_bias, m, max(bound, np.float32(1e-45)), groups, found, scores)
             out = slice(starts[r], starts[r] + k)
             emit(scores, keys, found, c, k, True, 0, scores_out[out], rows[out])
 
@@ -51,7 +51,7 @@ def per_feature_topm(
     values_M = scores_M if score is None else torch.empty(n_slots)
     starts_F = ends_F - budget_F
     features_M = torch.arange(F).repeat_interleave(budget_F)
-    chunk = max(1, CHUNK_ELEMENTS // max(N, 1))
+    chunk, no_bias = max(1, CHUNK_ELEMENTS // max(N, 1)), np.zeros(N, np.float32)
     for start in range(0, F, chunk):
         part = slice(start, start + chunk)
         W_CD = W_FD[part]
@@ -60,7 +60,14 @@ def per_feature_topm(
         score_CN = pre_CN if score is None else score.of(pre_CN.T, slice(None), part).T.contiguous()
         with exclusive():
             select_features(
-                *(score_CN.numpy(), budget_F[part].numpy(), starts_F[part].numpy(), rows_M.numpy(), scores_M.numpy())
+                *(
+                    score_CN.numpy(),
+                    no_bias,
+                    budget_F[part].numpy(),
+                    starts_F[part].numpy(),
+                    rows_M.numpy(),
+                    scores_M.numpy(),
+                )
             )
         if score is not None and len(W_CD):
             slots = slice(int(starts_F[part][0]), int(ends_F[part][-1]))
