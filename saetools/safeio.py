@@ -3,12 +3,15 @@
 Whatever is missing, damaged or of another layout raises FormatError naming the file; no pickle is ever read.
 """
 
+import io
 import json
 import math
+import zipfile
+import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from saetools.atomic import MANIFEST, hash_file
 from saetools.errors import FormatError
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 JSON_BYTES = 64 << 20
 HEADER_BYTES = 100 << 20  # of a safetensors file, as in its reference implementation
+NPZ_RATIO = 20  # arrays of weights hardly compress; what unpacks to more is refused before it is read
 
 
 def read_json(path: Path | str, max_bytes: int = JSON_BYTES) -> Any:
@@ -54,22 +58,44 @@ def safetensors_metadata(path: Path | str) -> dict[str, str]:
 
 def load_npy(path: Path | str) -> "np.ndarray":
     """The array in a .npy file; arrays of Python objects (pickles) are refused."""
-    import numpy as np
-
     path = Path(path)
     with _format_errors(path), path.open("rb") as file:
-        version = np.lib.format.read_magic(file)
-        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        if version not in readers:
-            raise FormatError(f"{path} is a .npy file of version {version}; versions (1, 0) and (2, 0) are read.")
-        shape, _, dtype = readers[version](file)
-        if dtype.hasobject:
-            raise FormatError(f"{path} holds Python objects; only arrays of numbers are read.")
-        declared, present = math.prod(shape) * dtype.itemsize, path.stat().st_size - file.tell()
-        if declared != present:
-            raise FormatError(f"{path} declares {declared:,} bytes of data but has {present:,}: truncated or damaged.")
-        file.seek(0)
-        return np.load(file, allow_pickle=False)
+        return _read_npy(file, path.stat().st_size, str(path))
+
+
+def load_npz(path: Path | str) -> "dict[str, np.ndarray]":
+    """The arrays in a .npz file by name; arrays of Python objects are refused, and files that unpack to far more."""
+    path = Path(path)
+    with _format_errors(path), zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        declared, present = sum(member.file_size for member in members), path.stat().st_size
+        if declared > NPZ_RATIO * present:
+            raise FormatError(f"{path} has {present:,} bytes and declares {declared:,}: no array compresses like that.")
+        arrays = {}
+        for member in members:
+            with archive.open(member) as file:
+                arrays[member.filename.removesuffix(".npy")] = _read_npy(
+                    io.BytesIO(file.read()), member.file_size, f"{path}: {member.filename}"
+                )
+        return arrays
+
+
+def _read_npy(file: IO[bytes], size: int, name: str) -> "np.ndarray":
+    """The array of an open .npy file of `size` bytes, after checking that its header declares as many."""
+    import numpy as np
+
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise FormatError(f"{name} is a .npy file of version {version}; versions (1, 0) and (2, 0) are read.")
+    shape, _, dtype = readers[version](file)
+    if dtype.hasobject:
+        raise FormatError(f"{name} holds Python objects; only arrays of numbers are read.")
+    declared, present = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if declared != present:
+        raise FormatError(f"{name} declares {declared:,} bytes of data but has {present:,}: truncated or damaged.")
+    file.seek(0)
+    return np.load(file, allow_pickle=False)
 
 
 def verify_directory(path: Path | str, allow_extra: Collection[str] = ()) -> list[str]:
@@ -137,6 +163,13 @@ def _check_safetensors_header(path: Path) -> dict[str, Any]:
     return header
 
 
+DAMAGE = (
+    *(ValueError, KeyError, IndexError, TypeError, RecursionError, EOFError, OverflowError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error, RuntimeError),
+)
+"""What parsers raise on bytes that are not what they should be."""
+
+
 @contextmanager
 def _format_errors(path: Path) -> Iterator[None]:
     """Turn what reading and parsing raise into FormatError."""
@@ -148,5 +181,5 @@ def _format_errors(path: Path) -> Iterator[None]:
         raise FormatError(f"{path} does not exist.") from error
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror or error}.") from error
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError, EOFError, OverflowError, MemoryError) as error:
+    except DAMAGE as error:
         raise FormatError(f"{path} is damaged or of another layout: {' '.join(str(error).split())[:200]}") from error

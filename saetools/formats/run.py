@@ -20,7 +20,10 @@ class RunFormat(Format, name="run", layout=f"{DICTIONARY}/, or {CHECKPOINTS}/<st
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        return (path / DICTIONARY).is_dir() or (path / CHECKPOINTS).is_dir()
+        if (path / DICTIONARY).is_dir():
+            return True
+        checkpoints = path / CHECKPOINTS  # other libraries' directories of this name hold files of weights
+        return checkpoints.is_dir() and not any(f.suffix in (".safetensors", ".pt") for f in checkpoints.iterdir())
 
     @classmethod
     def read(cls, path: Path, device: str | torch.device, dtype: torch.dtype | None) -> Dictionary:

@@ -1,0 +1,59 @@
+"""Gemma Scope (1): params.npz.
+
+    pre  = x W_enc + b_enc, b_dec not subtracted           W_enc [D, F]
+    code = ReLU(pre) where pre > threshold                 threshold [F]
+    recon = code W_dec + b_dec                             W_dec [F, D]
+
+Source: Lieberum et al. 2024, arXiv 2408.05147. The SAEs of embeddings were trained on rows multiplied by sqrt(D), which
+the file does not say: give those rows multiplied by sqrt(D), and divide reconstructions by it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from saetools.dictionaries.base import Dictionary
+from saetools.errors import FormatError
+from saetools.formats.base import Format
+from saetools.formats.foreign import bias_of_centre, build, check_tensors, placed
+from saetools.safeio import load_npz
+
+WEIGHTS = "params.npz"
+TENSORS = {"W_dec": "FD", "W_enc": "DF", "b_enc": "F", "b_dec": "D", "threshold": "F"}
+
+
+class GemmaScopeFormat(Format, name="Gemma Scope", layout=f"{WEIGHTS} with W_enc, W_dec, b_enc, b_dec and threshold"):
+    """The directory of one Gemma Scope SAE, or its params.npz."""
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        return (path / WEIGHTS).is_file() or (path.is_file() and path.suffix == ".npz")
+
+    @classmethod
+    def read(cls, path: Path, device: str | torch.device, dtype: torch.dtype | None) -> Dictionary:
+        file = path / WEIGHTS if path.is_dir() else path
+        arrays = load_npz(file)
+        for name, array in arrays.items():
+            if array.dtype.kind != "f" or array.dtype.itemsize > 8:
+                raise FormatError(f"{file}: {name} is {array.dtype}; weights are of 16, 32 or 64 bit floating point.")
+        tensors = {
+            name: torch.from_numpy(a.astype(a.dtype.newbyteorder("="), copy=False)) for name, a in arrays.items()
+        }
+        return placed(from_gemma_scope(tensors, file), device, dtype)
+
+
+def from_gemma_scope(tensors: Mapping[str, Tensor], path: Path) -> Dictionary:
+    """The JumpReLU dictionary of these tensors (`w_enc` is W_enc); `path` is for messages. Raises FormatError."""
+    named = {f"W_{name[2:]}" if name.startswith("w_") else name: tensor for name, tensor in tensors.items()}
+    found = check_tensors(named, TENSORS, {}, path)
+    W_enc_FD = found["W_enc"].T.contiguous()
+    weights = {
+        "W_enc_FD": W_enc_FD,
+        "b_enc_F": found["b_enc"] + bias_of_centre(W_enc_FD, found["b_dec"]),
+        "W_dec_FD": found["W_dec"],
+        "b_dec_D": found["b_dec"],
+        "threshold_F": found["threshold"],
+    }
+    return build("jumprelu", {}, weights, path)
