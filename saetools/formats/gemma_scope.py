@@ -4,8 +4,8 @@
     code = ReLU(pre) where pre > threshold                 threshold [F]
     recon = code W_dec + b_dec                             W_dec [F, D]
 
-Source: Lieberum et al. 2024, arXiv 2408.05147. The SAEs of embeddings were trained on rows multiplied by sqrt(D), which
-the file does not say: give those rows multiplied by sqrt(D), and divide reconstructions by it.
+Source: Lieberum et al. 2024, arXiv 2408.05147. The SAEs of embeddings are for embeddings before Gemma multiplies them
+by sqrt(D), which the file does not say: divide rows that come from after that by sqrt(D), and multiply what comes back.
 """
 
 from collections.abc import Mapping

@@ -134,11 +134,11 @@ def _architecture(config: Mapping[str, Any], where: Path) -> str:
     architecture = config.get("architecture") or "standard"
     if architecture == "standard" and function == "topk":
         return "topk"
-    if architecture not in TENSORS:
+    if not isinstance(architecture, str) or architecture not in TENSORS:
         raise FormatError(f"{where}: the architecture {architecture!r} is not readable; known: {', '.join(TENSORS)}.")
     if function != "relu" and not (architecture == "topk" and function == "topk"):
         raise FormatError(f"{where}: the activation function {function!r} of {architecture} is not readable.")
-    return str(architecture)
+    return architecture
 
 
 def _refuse_what_changes_rows(config: Mapping[str, Any], where: Path) -> None:
@@ -152,7 +152,7 @@ def _refuse_what_changes_rows(config: Mapping[str, Any], where: Path) -> None:
     )
     require(config, "reshape_activations", ("none", "hook_z"), "It says how rows are laid out.", where)
     require(config, "finetuning_scaling_factor", (False,), "Scaled codes have no counterpart here.", where)
-    if not (set(config.get("activation_fn_kwargs") or {}) <= {"k"}):
+    if not set(_function_settings(config, where)) <= {"k"}:
         raise FormatError(f"{where}: activation_fn_kwargs has keys besides k, which are not readable.")
 
 
@@ -165,4 +165,12 @@ def _without_unit_scaling(tensors: Mapping[str, Tensor], path: Path) -> dict[str
 
 
 def _k(config: Mapping[str, Any], where: Path) -> int:
-    return positive_int({"k": config.get("k", (config.get("activation_fn_kwargs") or {}).get("k"))}, "k", where)
+    return positive_int(_function_settings(config, where) | dict(config), "k", where)
+
+
+def _function_settings(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    """Versions before 6 have k here."""
+    settings = config.get("activation_fn_kwargs") or {}
+    if not isinstance(settings, dict):
+        raise FormatError(f"{where}: activation_fn_kwargs is {settings!r}; it must be a mapping.")
+    return settings
