@@ -131,6 +131,7 @@ def test_the_keyboard_does_everything(watched: Any, page_path: Path) -> None:
     watched.check()
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_hostile_text_is_shown_and_never_run(watched: Any, page_path: Path, store_path: Path) -> None:
     assert len(PAYLOADS) >= 60

@@ -36,6 +36,7 @@ def test_tables_are_escaped(explorer: Explorer) -> None:
     assert "<script" not in shown and "<img" not in shown and "&lt;script&gt;" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_frames_show_text_and_run_nothing(watched: Any, explorer: Explorer, tmp_path: Path) -> None:
     page = watched.page

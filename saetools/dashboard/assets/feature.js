@@ -23,6 +23,7 @@ window.SaeFeature = (() => {
     return {
       ...layout,
       font: { family: colours.sans, size: 12, color: colours["text-dim"] },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: colours["text-dim"], activecolor: colours.text },
       hoverlabel: { bgcolor: colours.raised, bordercolor: colours.line, font: { color: colours.text } },
       xaxis: axis(layout.xaxis), yaxis: axis(layout.yaxis), autosize: true,
     };

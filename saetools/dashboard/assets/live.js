@@ -95,11 +95,32 @@ window.dash_clientside.saetools = (() => {
     api.ensureNodeVisible(next);
   };
 
+  const tabs = () => [...document.querySelectorAll("#tabs [role=tab]")];
+  const nameOf = (tab) => tab.id.replace(/^tab-/, "");
+  const choose = (name) => window.dash_clientside.set_props("tab", { data: name });
+  /** [hidden of each panel ..., aria-selected of each tab ...]; charts drawn while hidden get their size now. */
+  const showTab = (chosen) => {
+    const names = tabs().map(nameOf);
+    setTimeout(() => window.dispatchEvent(new Event("resize")), 30);
+    return [...names.map((name) => name !== chosen), ...names.map((name) => String(name === chosen))];
+  };
+  document.addEventListener("click", (event) => {
+    const tab = event.target.closest("#tabs [role=tab]");
+    if (tab) choose(nameOf(tab));
+  });
+  document.addEventListener("keydown", (event) => {
+    const tab = event.target.closest("#tabs [role=tab]");
+    const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!tab || !move) return;
+    const all = tabs();
+    all[(all.indexOf(tab) + move + all.length) % all.length].focus();
+  });
+
   const fromHash = () => {
     const feature = Number.parseInt(location.hash.slice(1), 10);
     if (Number.isInteger(feature)) {
       open(feature);
-      window.dash_clientside.set_props("tabs", { value: "feature" });
+      choose("Feature");
     }
   };
   window.addEventListener("hashchange", fromHash);
@@ -118,7 +139,7 @@ window.dash_clientside.saetools = (() => {
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => window.SaeFeature.redraw(document));
 
   return {
-    drawFeature, drawPartner, drawPrompt, selectRow, refetch, themedFigure, text: String,
+    drawFeature, drawPartner, drawPrompt, selectRow, refetch, themedFigure, showTab, text: String,
     drawDensity: drawPanels("sae-density"), drawCurves: drawPanels("curves"), drawComparison: drawPanels("comparison"),
   };
 })();

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from importlib.resources import files
+from typing import Any
 
-from dash import Dash, dcc, html
+from dash import ClientsideFunction, Dash, Input, Output, dcc, html
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from saetools.dashboard.export import facts
@@ -48,7 +49,9 @@ def make_app(subject: Subject) -> Dash:
         suppress_callback_exceptions=True,
         websocket_callbacks=False,
     )
-    app.layout = _layout(subject)
+    tabs = _tabs(subject)
+    app.layout = _layout(subject, tabs)
+    _register_tabs(app, list(tabs))
     browse.register(app, subject.store)
     other_tabs.register_map(app, subject.store)
     model_tabs.register(app, subject)
@@ -100,31 +103,56 @@ class _Quiet(WSGIRequestHandler):
         pass
 
 
-def _layout(subject: Subject) -> html.Div:
-    tabs = [dcc.Tab(browse.feature_layout(), label="Feature", value="feature")]
-    tabs.append(dcc.Tab(other_tabs.map_layout(), label="Map", value="map"))
+def _tabs(subject: Subject) -> dict[str, html.Div]:
+    """The content of each tab by its title, for what the subject has."""
+    tabs = {"Feature": browse.feature_layout(), "Map": other_tabs.map_layout()}
     if subject.fire is not None:
-        tabs.append(dcc.Tab(model_tabs.prompt_layout(), label="Prompt", value="prompt"))
+        tabs["Prompt"] = model_tabs.prompt_layout()
     if subject.steer is not None:
-        tabs.append(dcc.Tab(model_tabs.steering_layout(), label="Steering", value="steering"))
+        tabs["Steering"] = model_tabs.steering_layout()
     if subject.comparison is not None:
-        comparison = other_tabs.comparison_layout(subject.store, subject.comparison)
-        tabs.append(dcc.Tab(comparison, label="Compare", value="compare"))
+        tabs["Compare"] = other_tabs.comparison_layout(subject.store, subject.comparison)
     if subject.metrics is not None:
-        tabs.append(dcc.Tab(other_tabs.curves_layout(), label="Training", value="training"))
+        tabs["Training"] = other_tabs.curves_layout()
+    return tabs
+
+
+def _layout(subject: Subject, tabs: dict[str, html.Div]) -> html.Div:
     header = [html.Li([f"{name} ", html.B(value)]) for name, value in facts(subject.store)]
+    aria: Any = {name: {"aria-controls": f"panel-{name}", "aria-selected": "false"} for name in tabs}
+    buttons = [
+        html.Button(name, id=f"tab-{name}", role="tab", className="sae-tab-button", **aria[name]) for name in tabs
+    ]
+    labelled: Any = {name: {"aria-labelledby": f"tab-{name}"} for name in tabs}
+    panels = [html.Div(tabs[name], id=f"panel-{name}", role="tabpanel", hidden=True, **labelled[name]) for name in tabs]
     return html.Div(
         [
-            dcc.Graph(style={"display": "none"}),  # makes the renderer load plotly, which the scripts draw with
             html.Header(
                 [html.H1(subject.store.info.title), html.Ul(header, className="sae-facts")], className="sae-header"
             ),
             html.Div(
                 [
                     browse.table_layout(subject.store),
-                    html.Main(dcc.Tabs(tabs, id="tabs", value="feature"), id="sae-main"),
+                    html.Main(
+                        [
+                            html.Div(buttons, role="tablist", id="tabs", className="sae-tabs"),
+                            dcc.Store(id="tab", data="Feature"),
+                            *panels,
+                        ],
+                        id="sae-main",
+                    ),
                 ],
                 className="sae-layout",
             ),
         ]
+    )
+
+
+def _register_tabs(app: Dash, names: list[str]) -> None:
+    """Show the chosen tab alone; the browser's script chooses."""
+    app.clientside_callback(
+        ClientsideFunction("saetools", "showTab"),
+        *(Output(f"panel-{name}", "hidden") for name in names),
+        *(Output(f"tab-{name}", "aria-selected") for name in names),
+        Input("tab", "data"),
     )

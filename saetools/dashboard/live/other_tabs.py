@@ -47,9 +47,9 @@ def register_map(app: Dash, store: FeatureStore) -> None:
     )
     made: list[Panel] = []
 
-    @app.callback(Output("map-panel", "data"), Output("map-title", "children"), Input("tabs", "value"))
+    @app.callback(Output("map-panel", "data"), Output("map-title", "children"), Input("tab", "data"))
     def show(tab: str) -> Any:
-        if tab != "map":
+        if tab != "Map":
             return no_update, no_update
         if not made:
             made.append(feature_map(store))
@@ -149,8 +149,15 @@ def register_comparison(app: Dash, comparison: Comparison) -> None:
         return
     other = comparison.store
 
-    @app.callback(Output("partner-view", "data"), Output("partner-title", "children"), Input("selected", "data"))
-    def show(feature: int | None) -> Any:
+    @app.callback(
+        Output("partner-view", "data"),
+        Output("partner-title", "children"),
+        Input("selected", "data"),
+        Input("tab", "data"),
+    )
+    def show(feature: int | None, tab: str) -> Any:
+        if tab != "Compare":
+            return no_update, no_update
         if feature is None or not 0 <= feature < len(comparison.partner_F) or comparison.partner_F[feature] < 0:
             return no_update, "The selected feature has no partner"
         partner = int(comparison.partner_F[feature])
@@ -176,9 +183,14 @@ def curves_layout() -> html.Div:
 
 def register_curves(app: Dash, metrics: Path) -> None:
     @app.callback(
-        Output("curves-panels", "data"), Output("curves-status", "children"), Input("curves-tick", "n_intervals")
+        Output("curves-panels", "data"),
+        Output("curves-status", "children"),
+        Input("curves-tick", "n_intervals"),
+        Input("tab", "data"),
     )
-    def draw(_: int | None) -> Any:
+    def draw(_: int | None, tab: str) -> Any:
+        if tab != "Training":
+            return no_update, no_update
         try:
             panels = training_curves(read_metrics(metrics))
         except SaetoolsError as error:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 axe_core = pytest.importorskip("axe_core_python.sync_playwright", reason="axe-core-python is not installed")
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -14,7 +14,7 @@ def test_every_tab(browser: Any, address: str, scheme: str) -> None:
     page = context.new_page()
     page.goto(address)
     page.click(".ag-row[row-index='1']")
-    page.wait_for_selector(".sae-token")
+    page.wait_for_selector("#sae-feature .sae-token")
     for tab in ("Feature", "Map", "Prompt", "Steering", "Compare", "Training"):
         page.click(f"#tabs >> text={tab}")
         page.wait_for_timeout(400)

@@ -51,8 +51,8 @@ def test_prompt_and_steering(call: Any) -> None:
 
 
 def test_curves_and_partner(call: Any) -> None:
-    assert len(call("curves-panels.data")["curves-panels"]["data"]) == 2
-    assert call("partner-view.data", selected__data=4)["partner-view"]["data"]["feature"] == 3
+    assert len(call("curves-panels.data", tab__data="Training")["curves-panels"]["data"]) == 2
+    assert call("partner-view.data", selected__data=4, tab__data="Compare")["partner-view"]["data"]["feature"] == 3
 
 
 def test_the_environment_cannot_open_it(subject: Subject) -> None:
@@ -94,7 +94,7 @@ def test_every_tab_works(watched: Any, address: str, subject: Subject) -> None:
     page.locator("#sae-feature-title").click()
     page.keyboard.press("j")
     page.wait_for_selector(f"#sae-feature-title:not(:text-is({first!r}))")
-    page.click("text=Map")
+    page.click("#tabs >> text=Map")
     page.wait_for_selector("#map .main-svg")
     page.click("#tabs >> text=Prompt")
     page.click("#prompt-run")
@@ -111,6 +111,7 @@ def test_every_tab_works(watched: Any, address: str, subject: Subject) -> None:
     assert page.locator("text=Share chart").count() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_hostile_text_is_shown_and_never_run_live(watched: Any, address: str, subject: Subject) -> None:
     page = watched.page
@@ -119,6 +120,34 @@ def test_hostile_text_is_shown_and_never_run_live(watched: Any, address: str, su
     for feature in range(subject.store.info.n_features - 1):
         page.evaluate(f"location.hash = '{feature}'")
         page.wait_for_selector(f"#sae-feature[data-feature='{feature}'] .sae-token")
-        shown = page.evaluate("[...document.querySelectorAll('.sae-peak')].map(token => token.textContent)")
+        shown = page.evaluate(
+            "[...document.querySelectorAll('#sae-feature .sae-peak')].map(token => token.textContent)"
+        )
         assert set(shown) == {subject.store.examples(feature)[0].tokens[9]}
+    watched.check()
+
+
+@pytest.mark.browser
+def test_a_walk_by_keyboard_from_table_to_steering(watched: Any, address: str) -> None:
+    page = watched.page
+    page.goto(address)
+    page.wait_for_selector(".ag-row")
+    page.locator(".ag-row[row-index='0'] .ag-cell").first.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Space")
+    page.wait_for_selector("#sae-feature .sae-token")
+    page.locator(".sae-context").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator(".sae-tip").is_visible()
+    page.locator("#tabs [role=tab]", has_text="Steering").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#steer-run")
+    page.locator("#steer-prompt").focus()
+    page.keyboard.type("abc")
+    page.locator("#steer-strength").focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector("#steer-shown:has-text('1.1')")
+    page.locator("#steer-run").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#steer-steered:has-text('steered by')")
     watched.check()
