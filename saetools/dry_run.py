@@ -18,6 +18,7 @@ from saetools.activations.shuffle import ring_bytes
 from saetools.dictionaries.base import make_dictionary
 from saetools.pipeline import Data
 from saetools.records import Calibration
+from saetools.training.construction import make_trainer
 from saetools.training.environment import set_threads
 from saetools.training.schedule import checkpoint_steps, make_plan
 from saetools.training.trainer import Trainer
@@ -73,7 +74,7 @@ def _rows(config: Any, data: Data) -> tuple[int, float | None]:
 def _trainer(config: Any, d_model: int, device: str) -> Trainer:
     dictionary = make_dictionary(config.dictionary, d_model, config.run.seed).to(device)
     plan = make_plan(config.training, config.dictionary.n_features).model_copy(update={"n_steps": 10**9})
-    return Trainer(dictionary, plan, _unit_calibration(d_model), config.training.impl)
+    return make_trainer(dictionary, plan, _unit_calibration(d_model), config.training.impl)
 
 
 def _unit_calibration(d_model: int) -> Calibration:

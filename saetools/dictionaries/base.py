@@ -157,6 +157,13 @@ class Dictionary(nn.Module):
         """Named, unweighted losses of one batch. Pure: nothing on `self` changes."""
         raise NotImplementedError
 
+    def update(self, x_ND: Tensor, where_N2: Tensor, state: State) -> Terms:
+        """Learn from one batch of scaled rows, in place: in place of `loss_terms`, for kinds trained by construction.
+
+        where_N2: (document, position) of each row. The terms, "reconstruction" among them, are those before it.
+        """
+        raise NotImplementedError
+
     @classmethod
     def examples(cls) -> list["Dictionary.Config"]:
         """Small configs (for d_model 16) that the contract suite runs; made with `cls.configure`."""
@@ -174,6 +181,11 @@ class Dictionary(nn.Module):
         if dense_is_faster(code.values.numel(), len(code), code.n_features):
             return code.to_dense().to(self.W_dec_FD.dtype) @ self.W_dec_FD + self.b_dec_D
         return gather_sum(code.values, code.indices, self.W_dec_FD, code.offsets_N1) + self.b_dec_D
+
+    @property
+    def full(self) -> bool:
+        """Whether construction has ended: no further row would change the dictionary."""
+        return False
 
     def loss_weights(self, progress: Progress) -> dict[str, float]:
         """The coefficient of each named loss at this point of the run."""

@@ -7,9 +7,10 @@ import torch
 
 from saetools.activations.base import RowSource
 from saetools.dictionaries.base import Dictionary, make_dictionary
-from saetools.errors import ConfigError, MismatchError, RunError
+from saetools.errors import MismatchError, RunError
 from saetools.formats.load import load
 from saetools.training.checkpoint import Checkpoint
+from saetools.training.construction import make_trainer
 from saetools.training.environment import environment, resolve_device
 from saetools.training.run_directory import RunDirectory
 from saetools.training.schedule import extended, make_plan
@@ -23,7 +24,7 @@ def fresh_trainer(config: Any, directory: RunDirectory, source: RowSource) -> Tr
     """A trainer at step 0, its run recorded in the directory."""
     dictionary = _new_dictionary(config, source) if config.training.init_from is None else _started(config, source)
     plan = make_plan(config.training, dictionary.config.n_features)
-    trainer = Trainer(_on_device(dictionary, config), plan, source.calibration, config.training.impl)
+    trainer = make_trainer(_on_device(dictionary, config), plan, source.calibration, config.training.impl)
     directory.begin(config, source.spec, source.fingerprint(), source.calibration)
     return trainer
 
@@ -41,7 +42,7 @@ def resumed_trainer(
     directory.check_length(config, facts.plan.n_tokens)
     plan = extended(facts.plan, config.training.n_tokens)
     dictionary = _on_device(_new_dictionary(config, source), config)
-    trainer = Trainer(dictionary, plan, source.calibration, config.training.impl)
+    trainer = make_trainer(dictionary, plan, source.calibration, config.training.impl)
     _check_environment(facts.environment, trainer_environment(trainer), directory, allow_inexact)
     own = trainer.state.dictionary
     state = own.with_tensors({name: tensor.to(dictionary.device) for name, tensor in checkpoint.state.items()})
@@ -61,8 +62,6 @@ def trainer_environment(trainer: Trainer) -> dict[str, str | int]:
 
 
 def _on_device(dictionary: Dictionary, config: Any) -> Dictionary:
-    if dictionary.trained_by != "gradient":
-        raise ConfigError(f"the dictionary kind {dictionary.kind!r} is not trained by gradient steps.")
     return dictionary.to(resolve_device(config.run.device)).train()
 
 

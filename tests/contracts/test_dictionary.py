@@ -57,8 +57,10 @@ def half_dead(dictionary: Dictionary) -> State:
 
 
 def trained(config: Dictionary.Config, dtype: torch.dtype = torch.float64) -> Dictionary:
-    """A dictionary in general position: no weight is tied or zero, thresholds are learnt."""
+    """A dictionary in general position: no weight is tied or zero (but atoms not in use), thresholds are learnt."""
     dictionary = make_dictionary(config, D, seed=3).to(dtype)
+    if dictionary.trained_by == "construction":
+        return constructed(dictionary)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for parameter in dictionary.parameters():
@@ -67,6 +69,14 @@ def trained(config: Dictionary.Config, dtype: torch.dtype = torch.float64) -> Di
     dictionary.constrain_()
     terms = loss(dictionary, dictionary.initial_state())
     dictionary.absorb_(terms.new_state)
+    return dictionary
+
+
+def constructed(dictionary: Dictionary) -> Dictionary:
+    """The dictionary after one batch of rows that no other test encodes."""
+    dictionary.total_variance.fill_(float(D))
+    x = rows(seed=7).to(dictionary.W_dec_FD.dtype)
+    dictionary.update(x, torch.arange(128).view(64, 2), dictionary.initial_state())
     return dictionary
 
 
@@ -96,6 +106,11 @@ def config_is_signed(dictionary: Dictionary) -> bool:
 def by_gradient(config: Dictionary.Config) -> None:
     if base.dictionary_class(config.kind).trained_by != "gradient":
         pytest.skip("not trained by gradients")
+
+
+def by_construction(config: Dictionary.Config) -> None:
+    if base.dictionary_class(config.kind).trained_by != "construction":
+        pytest.skip("not trained by construction")
 
 
 def test_shapes(config: Dictionary.Config) -> None:
@@ -140,7 +155,7 @@ def test_sparsity_bound(config: Dictionary.Config) -> None:
     if k is None:
         pytest.skip("this kind has no k")
     dictionary = trained(config)
-    l0 = l0_N(loss(dictionary).code)
+    l0 = l0_N(loss(dictionary).code if dictionary.trained_by == "gradient" else dictionary.encode(rows()))
     assert l0.sum() <= 64 * k
     if not dictionary.batch_coupled:
         assert l0.max() <= k
@@ -330,12 +345,40 @@ def test_folding_the_scale_changes_nothing(config: Dictionary.Config, tmp_path: 
 
 def test_constraints(config: Dictionary.Config) -> None:
     dictionary = trained(config)
-    torch.testing.assert_close(dictionary.W_dec_FD.norm(dim=1), torch.ones(config.n_features, dtype=torch.float64))
+    norms_F = dictionary.W_dec_FD.norm(dim=1)
+    if dictionary.trained_by == "construction":  # atoms not in use are zero
+        norms_F = norms_F[: int((norms_F > 0).sum())]
+    torch.testing.assert_close(norms_F, torch.ones_like(norms_F))
     if dictionary.trained_by == "gradient":
         total(dictionary, loss(dictionary)).backward()
         dictionary.project_gradients_()
         along = (dictionary.W_dec_FD.grad * dictionary.W_dec_FD).sum(1)
         assert along.abs().max() < 1e-12
+
+
+def test_construction_lowers_the_error_of_what_it_reads(config: Dictionary.Config) -> None:
+    """Energy: no row gets longer by its residual, and the losses told before a batch are worse than after it."""
+    by_construction(config)
+    dictionary = make_dictionary(config, D).double()
+    state, where = dictionary.initial_state(), torch.arange(128).view(64, 2)
+    first = dictionary.update(rows(), where, state)
+    assert torch.equal(first.residual_ND, rows()), "an empty dictionary explains nothing"
+    second = dictionary.update(rows(), where, first.new_state)
+    assert (second.residual_ND.square().sum(1) <= rows().square().sum(1) + 1e-12).all()
+    assert all(second.losses[name] < 0.6 * first.losses[name] for name in first.losses)
+    torch.testing.assert_close(second.residual_ND.square().sum() / 64, second.losses["reconstruction"])
+
+
+def test_construction_ends_where_it_is_full(config: Dictionary.Config) -> None:
+    by_construction(config)
+    dictionary = make_dictionary(config, D).double()
+    state = dictionary.initial_state()
+    for seed in range(20):
+        before = dictionary.W_dec_FD.clone()
+        ended = dictionary.full
+        state = dictionary.update(rows(seed=seed), torch.arange(128).view(64, 2), state).new_state
+        assert torch.equal(before, dictionary.W_dec_FD) or not ended
+    assert dictionary.full and (dictionary.W_dec_FD.norm(dim=1) > 0.99).all()
 
 
 def test_a_few_steps_lower_the_loss(config: Dictionary.Config) -> None:
