@@ -100,8 +100,15 @@ def build(kind: str, settings: Mapping[str, Any], weights: Mapping[str, Tensor],
     return dictionary.eval()
 
 
-def placed(dictionary: Dictionary, device: str | torch.device, dtype: torch.dtype | None) -> Dictionary:
-    """The dictionary on its device, weights in `dtype` (None: as they are); V stays float64."""
+def placed(
+    dictionary: Dictionary, device: str | torch.device, dtype: torch.dtype | None, provenance: Mapping[str, Any]
+) -> Dictionary:
+    """The dictionary on its device, weights in `dtype` (None: as they are; V stays float64), knowing where it is from.
+
+    What the file says of host and point stays in the words of the library that wrote it: no PointSpec, whose names are
+    ours, is made of it. Entries that are None are left out.
+    """
+    dictionary.provenance = {name: value for name, value in provenance.items() if value is not None}
     total_variance = dictionary.total_variance
     dictionary.to(device=device, dtype=dtype)
     dictionary.total_variance = total_variance.to(device)

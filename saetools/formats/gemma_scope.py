@@ -41,7 +41,7 @@ class GemmaScopeFormat(Format, name="Gemma Scope", layout=f"{WEIGHTS} with W_enc
         tensors = {
             name: torch.from_numpy(a.astype(a.dtype.newbyteorder("="), copy=False)) for name, a in arrays.items()
         }
-        return placed(from_gemma_scope(tensors, file), device, dtype)
+        return placed(from_gemma_scope(tensors, file), device, dtype, {"layout": cls.name})
 
 
 def from_gemma_scope(tensors: Mapping[str, Tensor], path: Path) -> Dictionary:

@@ -73,7 +73,9 @@ class LlamaScopeFormat(Format, name="Llama Scope", layout=f"{CONFIG} with jump_r
 
     @classmethod
     def read(cls, path: Path, device: str | torch.device, dtype: torch.dtype | None) -> Dictionary:
-        return placed(from_llama_scope(read_json(path / CONFIG), load_safetensors(path / WEIGHTS), path), device, dtype)
+        config = read_json(path / CONFIG)
+        dictionary = from_llama_scope(config, load_safetensors(path / WEIGHTS), path)
+        return placed(dictionary, device, dtype, {"layout": cls.name, "point": config.get("hook_point_in")})
 
 
 def from_llama_scope(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> Dictionary:

@@ -85,7 +85,9 @@ class SaeLensFormat(Format, name="SAELens", layout=f"{CONFIG} with d_in and d_sa
 
     @classmethod
     def read(cls, path: Path, device: str | torch.device, dtype: torch.dtype | None) -> Dictionary:
-        return placed(from_saelens(read_json(path / CONFIG), load_safetensors(path / WEIGHTS), path), device, dtype)
+        config = read_json(path / CONFIG)
+        dictionary = from_saelens(config, load_safetensors(path / WEIGHTS), path)
+        return placed(dictionary, device, dtype, {"layout": cls.name} | _made_for(config))
 
 
 def from_saelens(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> Dictionary:
@@ -125,6 +127,19 @@ def with_unit_atoms(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         "W_enc_FD": weights["W_enc_FD"] * norm_F1,
         "b_enc_F": weights["b_enc_F"] * norm_F1[:, 0],
         "W_dec_FD": weights["W_dec_FD"] / norm_F1.where(norm_F1 > 0, 1),
+    }
+
+
+def _made_for(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Host, point and BOS as SAELens says them: in `metadata`, or before version 6 beside the settings."""
+    metadata = config.get("metadata")
+    said = dict(config) | (metadata if isinstance(metadata, dict) else {})
+    return {
+        "host": said.get("model_name"),
+        "point": said.get("hook_name", said.get("hook_point")),
+        "head": said.get("hook_head_index", said.get("hook_point_head_index")),
+        "prepend_bos": said.get("prepend_bos"),
+        "sae_lens_version": said.get("sae_lens_version"),
     }
 
 

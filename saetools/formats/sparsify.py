@@ -37,7 +37,8 @@ class SparsifyFormat(Format, name="sparsify", layout=f"{CONFIG} with d_in and k,
 
     @classmethod
     def read(cls, path: Path, device: str | torch.device, dtype: torch.dtype | None) -> Dictionary:
-        return placed(from_sparsify(read_json(path / CONFIG), load_safetensors(path / WEIGHTS), path), device, dtype)
+        dictionary = from_sparsify(read_json(path / CONFIG), load_safetensors(path / WEIGHTS), path)
+        return placed(dictionary, device, dtype, {"layout": cls.name, "point": path.name})  # named after the module
 
 
 def from_sparsify(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> Dictionary:

@@ -67,6 +67,7 @@ def test_codes_and_reconstructions(tmp_path: Path, architecture: str, centred: b
     code_NF, recon_ND = expected(weights, architecture, centred, bool(rescaled))
     dictionary = saetools.load(write(tmp_path / "d", config, weights))
     assert dictionary.W_dec_FD.dtype == torch.float32
+    assert dictionary.provenance["point"] == "blocks.0.hook_resid_post"
     code = dictionary.encode(X_ND.float())
     scale = code_NF.abs().max()
     assert 0 < (code_NF > 0).double().mean() < 1
@@ -92,6 +93,7 @@ def test_versions_before_6_say_topk_as_an_activation_function(tmp_path: Path, sa
     weights = tensors("topk")
     dictionary = saetools.load(write(tmp_path / "d", old, weights | {"scaling_factor": torch.ones(F)}))
     assert dictionary.kind == "topk"
+    assert dictionary.provenance == {"layout": "SAELens", "point": "blocks.1.hook_mlp_out", "prepend_bos": True}
     assert (dictionary(X_ND.float()) - expected(weights, "topk", False, False)[1]).abs().max() < 1e-5
     with pytest.raises(FormatError, match="scaling_factor is not 1"):
         saetools.load(write(tmp_path / "d", old, weights | {"scaling_factor": torch.full((F,), 2.0)}))
