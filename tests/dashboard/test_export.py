@@ -112,9 +112,9 @@ def test_the_keyboard_does_everything(watched: Any, page_path: Path) -> None:
     page.wait_for_selector(".sae-token")
     first = page.locator("#sae-feature-title").inner_text()
     page.keyboard.press("j")
-    page.wait_for_function(f"document.getElementById('sae-feature-title').textContent !== {first!r}")
+    page.wait_for_selector(f"#sae-feature-title:not(:text-is({first!r}))")
     page.keyboard.press("k")
-    page.wait_for_function(f"document.getElementById('sae-feature-title').textContent === {first!r}")
+    page.wait_for_selector(f"#sae-feature-title:text-is({first!r})")
     page.keyboard.press("/")
     assert page.evaluate("document.activeElement.id") == "sae-search"
     page.keyboard.type("j?")
@@ -140,9 +140,7 @@ def test_hostile_text_is_shown_and_never_run(watched: Any, page_path: Path, stor
     page.wait_for_selector(".sae-token")
     for feature in range(N_FEATURES - 1):
         page.evaluate(f"location.hash = '{feature}'")
-        page.wait_for_function(
-            f"document.getElementById('sae-feature-title').textContent.startsWith('Feature {feature}')"
-        )
+        page.wait_for_selector(f"#sae-feature-title:has-text('Feature {feature}')")
         found = page.evaluate("""[...document.querySelectorAll('.sae-context')].map(
             context => [...context.children].map(token => token.textContent))""")
         expected = [list(example.tokens) for example in store.examples(feature)]
