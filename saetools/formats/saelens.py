@@ -3,6 +3,7 @@
     pre  = (x - b_dec) W_enc + b_enc, without the subtraction where apply_b_dec_to_input is false     W_enc [D, F]
     standard: ReLU(pre);  jumprelu: ReLU(pre) where pre > threshold
     topk: ReLU of the k largest pre; with rescale_acts_by_decoder_norm, of pre * ||W_dec||, decoded by W_dec / ||W_dec||
+    batchtopk (a checkpoint of training): as topk, but all above topk_threshold; its inference form is jumprelu
     gated: ReLU(exp(r_mag) * xW + b_mag) where xW + b_gate > 0
     recon = code W_dec + b_dec                                                                        W_dec [F, D]
 
@@ -39,6 +40,7 @@ TENSORS = {
     "standard": AFFINE,
     "topk": AFFINE,
     "jumprelu": AFFINE | {"threshold": "F"},
+    "batchtopk": AFFINE | {"topk_threshold": ""},
     "gated": {"W_dec": "FD", "W_enc": "DF", "b_gate": "F", "b_mag": "F", "r_mag": "F", "b_dec": "D"},
 }
 HANDLED = (
@@ -72,12 +74,12 @@ IGNORED = frozenset(
     n_restart_cycles dead_feature_window feature_sampling_window dead_feature_threshold n_eval_batches
     eval_batch_size_prompts log_to_wandb log_activations_store_to_wandb log_optimizer_state_to_wandb wandb_project
     wandb_id run_name wandb_entity wandb_log_frequency eval_every_n_wandb_logs resume n_checkpoints checkpoint_path
-    tokens_per_buffer d_out from_pretrained_path act_store_device from_local_checkpoint""".split()  # noqa: SIM905  # as a list it would be a page long
+    tokens_per_buffer topk_threshold_lr d_out from_pretrained_path act_store_device from_local_checkpoint""".split()  # noqa: SIM905  # as a list it would be a page long
 )
 
 
 class SaeLensFormat(Format, name="SAELens", layout=f"{CONFIG} with d_in and d_sae, and {WEIGHTS}"):
-    """A directory that SAELens saved: standard, topk, jumprelu (also from BatchTopK) or gated."""
+    """A directory that SAELens saved: standard, topk, jumprelu, batchtopk or gated."""
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
@@ -114,10 +116,27 @@ def from_saelens(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path:
         return build("jumprelu", {}, weights | {"threshold_F": found["threshold"]}, where)
     if architecture == "standard":
         return build("relu_l1", {}, weights, where)
+    return _selecting(architecture, config, weights, found, where)
+
+
+def _selecting(
+    architecture: str,
+    config: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    where: Path,
+) -> Dictionary:
+    """The dictionary of topk, or of batchtopk by its threshold."""
     rescaled = require(
         config, "rescale_acts_by_decoder_norm", (True, False), "It says by what features are selected.", where
     )
-    return build("topk", {"k": _k(config, where)}, with_unit_atoms(weights) if rescaled else weights, where)
+    weights = with_unit_atoms(weights) if rescaled else weights
+    if architecture == "topk":
+        return build("topk", {"k": _k(config, where)}, weights, where)
+    if rescaled is None:  # training has another default than inference
+        raise FormatError(f"{where} lacks rescale_acts_by_decoder_norm, without which the threshold says nothing.")
+    threshold_F = found["topk_threshold"].to(found["b_enc"].dtype).expand_as(found["b_enc"])
+    return build("jumprelu", {}, dict(weights) | {"threshold_F": threshold_F}, where)
 
 
 def with_unit_atoms(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -28,7 +28,9 @@ def tensors(architecture: str, dtype: torch.dtype = torch.float32) -> dict[str, 
     made["W_dec"] *= torch.linspace(0.3, 3, F)[:, None]
     if architecture == "jumprelu":
         made["threshold"] = torch.rand(F, generator=draw) * 2
-    return {name: value.to(dtype) for name, value in made.items()}
+    if architecture == "batchtopk":
+        made["topk_threshold"] = torch.tensor(1.5, dtype=torch.float64)
+    return {name: value if name == "topk_threshold" else value.to(dtype) for name, value in made.items()}
 
 
 def write(path: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> Path:
@@ -50,6 +52,8 @@ def expected(w: dict[str, Tensor], architecture: str, centred: bool, rescaled: b
     if architecture == "topk":
         values, places = (pre * norm).topk(K, dim=1)
         code = torch.zeros_like(pre).scatter(1, places, values.relu())
+    elif architecture == "batchtopk":
+        code = (pre * norm).relu() * (pre * norm > 1.5)
     else:
         code = pre.relu() * (pre > w["threshold"] if architecture == "jumprelu" else 1)
     return code, (code / norm) @ w["W_dec"] + w["b_dec"]
@@ -57,11 +61,13 @@ def expected(w: dict[str, Tensor], architecture: str, centred: bool, rescaled: b
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("centred", [True, False])
-@pytest.mark.parametrize("architecture", ["standard", "topk", "topk rescaled", "jumprelu", "gated"])
+@pytest.mark.parametrize(
+    "architecture", ["standard", "topk", "topk rescaled", "jumprelu", "gated", "batchtopk", "batchtopk rescaled"]
+)
 def test_codes_and_reconstructions(tmp_path: Path, architecture: str, centred: bool, stored: torch.dtype) -> None:
     architecture, _, rescaled = architecture.partition(" ")
     config = NEW | {"architecture": architecture, "apply_b_dec_to_input": centred}
-    if architecture == "topk":
+    if architecture in ("topk", "batchtopk"):
         config |= {"k": K, "rescale_acts_by_decoder_norm": bool(rescaled)}
     weights = tensors(architecture, stored)
     code_NF, recon_ND = expected(weights, architecture, centred, bool(rescaled))
@@ -131,6 +137,8 @@ def test_refused_weights(tmp_path: Path) -> None:
     ):
         with pytest.raises(FormatError, match=message):
             saetools.load(write(tmp_path / "d", config, good | change))
+    with pytest.raises(FormatError, match="lacks rescale_acts_by_decoder_norm"):
+        saetools.load(write(tmp_path / "b", NEW | {"architecture": "batchtopk"}, tensors("batchtopk")))
     with pytest.raises(FormatError, match="lacks the tensor 'b_dec'"):
         saetools.load(write(tmp_path / "d", config, {n: t for n, t in good.items() if n != "b_dec"}))
 
