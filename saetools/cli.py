@@ -196,6 +196,7 @@ def _quickstart(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         f"dictionary: {config.run.dir / 'dictionary'}   (saetools.load({str(config.run.dir)!r}))\n"
         f"figures:    {config.run.dir / 'eval.json'}\n"
         f"features:   {page}   (open it in a browser)\n"
+        f"live app:   saetools dashboard {config.run.dir} --live   (also prompts, steering, labels)\n"
     )
 
 
