@@ -1,0 +1,62 @@
+"""Iterative shrinkage: codes of given atoms by optimisation, what an encoder in one pass is to be measured against.
+
+    minimise over z:  1/2 ||x - z W||^2 + weight * sum_i R(z_i)
+    z <- prox(z - step (z W - x) W^T),   step = 0.99 / ||W||_2^2                                 [N, F]
+
+soft  R = |z|                       prox: sign(u) (|u| - step weight)_+
+hard  R = [z != 0]                  prox: u where |u| > sqrt(2 step weight), else 0
+cel0  R = 1 - (sqrt(2 weight) - a |z|)_+^2 / (2 weight)
+                                    prox: sign(u) min(|u|, (|u| - step a sqrt(2 weight))_+ / (1 - step a^2))
+
+a are the norms of the atoms. cel0 is the continuous penalty with the global minima of hard's. For the two that are not
+convex the limit depends on the start, which is z = 0. `weight` has the units of |x| for soft, of x^2 for the others.
+
+Source: Daubechies, Defrise, De Mol 2004 (soft); Rentzeperis et al. 2023, arXiv 2301.10002 (all three, for learning
+dictionaries); Soubies, Blanc-Feraud, Aubert 2015 (CEL0).
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Penalty = Literal["soft", "hard", "cel0"]
+
+
+def proximal(u_NF: Tensor, penalty: Penalty, weight: float, step: Tensor | float, norms_F: Tensor) -> Tensor:
+    """argmin over z of 1/2 (z - u)^2 + step * weight * R(z), elementwise; needs step * norms_F^2 < 1 for cel0."""
+    size = u_NF.abs()
+    if penalty == "soft":
+        return u_NF.sign() * (size - step * weight).clamp_min(0)
+    if penalty == "hard":
+        return torch.where(size.square() > 2 * step * weight, u_NF, 0)
+    if penalty == "cel0":
+        shrunk = (size - step * norms_F * (2 * weight) ** 0.5).clamp_min(0) / (1 - step * norms_F.square())
+        return u_NF.sign() * torch.minimum(size, shrunk)
+    raise ValueError(f"penalty is {penalty!r}; known: soft, hard, cel0")
+
+
+def penalty_NF(z_NF: Tensor, penalty: Penalty, weight: float, norms_F: Tensor) -> Tensor:
+    """weight * R(z), elementwise."""
+    if penalty == "soft":
+        return weight * z_NF.abs()
+    if penalty == "hard":
+        return weight * (z_NF != 0).to(z_NF.dtype)
+    if penalty == "cel0":
+        missing = ((2 * weight) ** 0.5 - norms_F * z_NF.abs()).clamp_min(0)
+        return weight - missing.square() / 2
+    raise ValueError(f"penalty is {penalty!r}; known: soft, hard, cel0")
+
+
+@torch.no_grad()
+def shrinkage_code(x_ND: Tensor, W_FD: Tensor, penalty: Penalty, weight: float, n_steps: int = 100) -> Tensor:
+    """z_NF after n_steps from zero. The objective falls in every step. Memory O(N F + F D): give rows in chunks.
+
+    x_ND: rows less the dictionary's b_dec, in the atoms' dtype; W_FD: the atoms (`dictionary.directions()`).
+    """
+    step = 0.99 / torch.linalg.matrix_norm(W_FD, ord=2).square()
+    norms_F = W_FD.norm(dim=1)
+    z_NF = x_ND.new_zeros(len(x_ND), len(W_FD))
+    for _ in range(n_steps):
+        z_NF = proximal(z_NF - step * ((z_NF @ W_FD - x_ND) @ W_FD.T), penalty, weight, step, norms_F)
+    return z_NF
