@@ -1,11 +1,9 @@
-"""Orthogonal matching pursuit against least squares; ITDA's scores."""
+"""Orthogonal matching pursuit against least squares."""
 
 import pytest
 import torch
 from torch.nn.functional import normalize
 
-from saetools.kernels.gram import Gram
-from saetools.kernels.itda import novel_rows, relative_error_N
 from saetools.kernels.matching_pursuit import matching_pursuit
 from saetools.kernels.omp import cases, omp
 
@@ -59,16 +57,3 @@ def test_not_finite_rows_are_seen() -> None:
         values, _, residual = omp(x, case.W_FD, 3, impl=impl)
         assert not residual[3].isfinite().all()
         assert residual[4:].isfinite().all() and values[4:].isfinite().all()
-
-
-def test_novel_rows_are_neither_explained_nor_twins() -> None:
-    basis = torch.eye(6)
-    gram = Gram(basis[:2])
-    rows = torch.stack(
-        [basis[0] * 3, basis[2], basis[2] * -5 + basis[3] * 0.01, basis[3], torch.zeros(6), basis[0] + basis[1]]
-    )
-    error = relative_error_N(rows, gram, 2)
-    torch.testing.assert_close(error, torch.tensor([0.0, 1, 1, 1, 0, 0]), atol=1e-6, rtol=0)
-    assert novel_rows(rows, gram, 2, 0.1).tolist() == [1, 3]
-    assert novel_rows(rows, Gram(basis[:0]), 2, 0.1).tolist() == [0, 1, 3, 5]
-    assert novel_rows(rows[:0], gram, 2, 0.1).tolist() == []
