@@ -84,6 +84,34 @@ def test_results_do_not_depend_on_threads() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results))
 
 
+def test_the_certificate_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding that falls all to one side hides the best atom from bf16 scores; the slack finds it."""
+    from saetools.kernels.matching_pursuit import cpu
+
+    monkeypatch.setattr(cpu, "bf16_units", lambda: True)
+    low = 1 + 0.98 / 256  # rounds to 1
+    x, W = torch.full((1, 127), low), torch.zeros(64, 127)
+    W[1:3], W[3] = 1.0, low
+    W[1:3, 1:61] += 1 / 128  # exact in bf16: what the scores see of atoms 1 and 2, but not of 3
+    W[1:4, 0] = 1.1015625
+
+    def first(rule: str) -> int:
+        return int(matching_pursuit(x, W, 1, rule=rule, gram=None, impl="numba")[1][0, 0])
+
+    rules = ("signed", "nonnegative", "absolute")
+    assert [first(rule) for rule in rules] == [3, 3, 3]
+    step = cpu.screened_step
+    monkeypatch.setattr(cpu, "screened_step", lambda score, W, b, slacks, *rest: step(score, W, b, slacks * 0, *rest))
+    assert [first(rule) for rule in rules] == [1, 1, 1]
+
+
+def test_float32_steps_without_bf16_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    from saetools.kernels.matching_pursuit import cpu
+
+    monkeypatch.setattr(cpu, "bf16_units", lambda: False)
+    cases.verify("numba", False)
+
+
 def test_not_finite_rows_are_seen() -> None:
     case = next(cases.cases())
     x = case.x_ND.clone()

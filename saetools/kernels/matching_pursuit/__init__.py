@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from saetools.kernels.backend import Impl, resolve
+from saetools.kernels.backend import Impl, bf16_units, resolve
 from saetools.kernels.gram import Gram
 from saetools.kernels.matching_pursuit import reference, stock
 from saetools.kernels.workspace import Workspace
@@ -13,6 +13,8 @@ from saetools.kernels.workspace import Workspace
 Rule = Literal["signed", "nonnegative", "absolute"]
 GRAM_BYTES = 1 << 30
 """The largest Gram matrix that is built unasked; beyond it correlations are computed anew in each step."""
+SCREENED_GAIN = 13
+"""How many times as many steps a Gram matrix must serve before it pays, where steps are screened in bf16 (measured)."""
 
 
 def matching_pursuit(
@@ -35,7 +37,8 @@ def matching_pursuit(
     Atoms (rows of W) have unit norm; then ||r_t||^2 = ||r_{t-1}||^2 - v_t^2. A row stops when ||r|| <= tolerance, or,
     but for the signed rule, when no score is positive; its slots left over are value 0, index 0. With `reselect` an
     atom may hold several slots of a row. `gram`: G = W W^T of the same W to update correlations by, c -= v G[i];
-    "auto" builds it where it pays and fits (F < N * K, at most 1 GiB); None computes correlations anew.
+    "auto" builds it where it pays and fits (F < N * K, or N * K / 13 where steps can be screened; at most 1 GiB); None
+    computes correlations anew: with bf16 units by bf16 products, choices certified in float32 (`screened.py`).
 
     Differentiable in x and W through values and residual, choices held fixed: the pursuit is run backwards, so memory
     is O(N D + N K), not O(N K F). Source: Costa et al. 2025 (arXiv 2506.03093); the signed rule is that of
@@ -54,11 +57,16 @@ def matching_pursuit(
     if isinstance(gram, Gram):
         assert gram.n_atoms == len(W_FD), "the Gram matrix is that of another dictionary"
         buffer = gram.buffer if chosen == "numba" else gram.matrix()
-    elif gram == "auto" and len(W_FD) < len(x_ND) * n_steps and 4 * len(W_FD) ** 2 <= GRAM_BYTES:
+    elif gram == "auto" and _gram_pays(len(x_ND) * n_steps, len(W_FD), chosen):
         space = (workspace or Workspace()).get("pursuit.gram", (len(W_FD), len(W_FD)), W_FD.dtype)
         buffer = torch.mm(W_FD.detach(), W_FD.detach().T, out=space)
     options = (buffer, n_steps, rule, tolerance, reselect, workspace or Workspace(), chosen)
     return _MatchingPursuit.apply(x_ND, W_FD, *options)
+
+
+def _gram_pays(n_row_steps: int, n_atoms: int, chosen: str) -> bool:
+    gain = SCREENED_GAIN if chosen == "numba" and bf16_units() else 1
+    return gain * n_atoms < n_row_steps and 4 * n_atoms**2 <= GRAM_BYTES
 
 
 class _MatchingPursuit(torch.autograd.Function):

@@ -4,14 +4,17 @@ With the Gram matrix a step is one pass over them, c -= v G[i], which also finds
 kept for n strided groups (as in top-k selection), so that the pass is plain vector code.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from saetools.kernels.backend import exclusive
+from saetools.kernels.backend import bf16_units, exclusive
 from saetools.kernels.compiled import inline, parallel, prange
 from saetools.kernels.decode.cpu import add_rows
 from saetools.kernels.encode_topk.select import key_of
+from saetools.kernels.matching_pursuit.screened import screened_step, shorten_plain
 from saetools.kernels.workspace import Workspace
 
 CHUNK_ROWS = 512
@@ -32,43 +35,54 @@ def drop(c, m, i, absolute, least):
 
 
 @inline
+def reduce_correlations(c, v, g, m, absolute):
+    """c -= v g, and m[j] = the greatest (absolute: of |c|) of c[j], c[j + n], c[j + 2 n], ..."""
+    F, n = c.shape[0], m.shape[0]
+    for j in range(n):
+        m[j] = -np.inf
+    for start in range(0, F, n):
+        part, atom = c[start : min(F, start + n)], g[start : min(F, start + n)]
+        if absolute:
+            for j in range(part.shape[0]):
+                q = part[j] - v * atom[j]
+                part[j] = q
+                m[j] = max(m[j], abs(q))
+        else:
+            for j in range(part.shape[0]):
+                q = part[j] - v * atom[j]
+                part[j] = q
+                m[j] = max(m[j], q)
+
+
+@inline
+def best_atom(c, m, absolute):
+    """The first atom with the greatest score (NaN is greatest), and that score's key."""
+    F, n = c.shape[0], m.shape[0]
+    best = LEAST
+    for j in range(n):
+        best = max(best, key_of(m[j]))
+    i = F
+    for j in range(n):
+        if key_of(m[j]) == best:
+            for f in range(j, F, n):
+                q = abs(c[f]) if absolute else c[f]
+                if key_of(q) == best and f < i:
+                    i = f
+    return i, best
+
+
+@inline
 def pursue(c, gram, m, n_steps, absolute, nonnegative, tolerance, reselect, energy, values, indices):
     """The steps of one row whose correlations are c; gram is [capacity, capacity], c uses its first F columns."""
     F = c.shape[0]
-    n = (F + 15) // 16
+    out = -np.inf if not (absolute or nonnegative) else np.float32(0.0)
     v, g = np.float32(0.0), c
-    best = np.int32(0)
-    for t in range(n_steps + 1):
-        for j in range(n):
-            m[j] = -np.inf
-        for start in range(0, F, n):
-            width = min(n, F - start)
-            part, atom = c[start : start + width], g[start : start + width]
-            if absolute:
-                for j in range(width):
-                    q = part[j] - v * atom[j]
-                    part[j] = q
-                    m[j] = max(m[j], abs(q))
-            else:
-                for j in range(width):
-                    q = part[j] - v * atom[j]
-                    part[j] = q
-                    m[j] = max(m[j], q)
-        if t == n_steps:
-            return
+    for t in range(n_steps):
+        reduce_correlations(c, v, g, m, absolute)
         if not reselect:
             for u in range(t):
-                drop(c, m, indices[u], absolute, -np.inf if not (absolute or nonnegative) else np.float32(0.0))
-        best = LEAST
-        for j in range(n):
-            best = max(best, key_of(m[j]))
-        i = F
-        for j in range(n):
-            if key_of(m[j]) == best:
-                for f in range(j, F, n):
-                    q = abs(c[f]) if absolute else c[f]
-                    if key_of(q) == best and f < i:
-                        i = f
+                drop(c, m, indices[u], absolute, out)
+        i, best = best_atom(c, m, absolute)
         stopped = energy <= tolerance * tolerance or i == F or (nonnegative and best <= 0) or (absolute and best == 0)
         if stopped or not np.isfinite(c[i]):
             if not stopped:
@@ -101,30 +115,29 @@ def one_step(correlation, W, t, absolute, nonnegative, tolerance, reselect, goin
     """A step for rows whose correlations were computed anew."""
     C, F = correlation.shape
     D = W.shape[1]
+    out = -np.inf if not (absolute or nonnegative) else np.float32(0.0)
     for task in prange((C + 15) // 16):
+        m = np.empty((F + 15) // 16, np.float32)
         for r in range(task * 16, min(C, task * 16 + 16)):
             if not going[r]:
                 continue
-            c = correlation[r]
+            c, left = correlation[r], residual[r]
+            reduce_correlations(c, np.float32(0.0), c, m, absolute)
             if not reselect:
                 for u in range(t):
-                    c[indices[r, u]] = np.float32(0.0) if absolute or nonnegative else -np.inf
-            i, best = F, LEAST
-            for f in range(F):
-                q = abs(c[f]) if absolute else c[f]
-                key = key_of(q)
-                if key > best:
-                    i, best = f, key
+                    drop(c, m, indices[r, u], absolute, out)
+            i, best = best_atom(c, m, absolute)
             energy = np.float32(0.0)
             for d in range(D):
-                energy += residual[r, d] * residual[r, d]
-            if energy <= tolerance * tolerance or i == F or (nonnegative and best <= 0) or (absolute and best <= 0):
+                energy += left[d] * left[d]
+            stops = (nonnegative and best <= 0) or (absolute and best == 0)
+            if energy <= tolerance * tolerance or i == F or stops:
                 going[r] = False
                 continue
-            v = c[i]
+            v, w = c[i], W[i]
             values[r, t], indices[r, t] = v, i
             for d in range(D):
-                residual[r, d] -= v * W[i, d]
+                left[d] -= v * w[d]
 
 
 @parallel
@@ -175,6 +188,49 @@ def add_parts(parts, order, features, starts, out):
                 row[d] += part[d]
 
 
+class _Recomputed:
+    """Steps by float32 products of the residual."""
+
+    def __init__(self, W_FD: Tensor, workspace: Workspace) -> None:
+        self.W_FD, self.workspace = W_FD, workspace
+
+    def __call__(self, residual_CD: Tensor, t: int, *rest: Any) -> None:
+        correlation_CF = self.workspace.get("pursuit.correlation", (len(residual_CD), len(self.W_FD)))
+        torch.mm(residual_CD, self.W_FD.T, out=correlation_CF)
+        with exclusive():
+            one_step(correlation_CF.numpy(), self.W_FD.numpy(), t, *rest, residual_CD.numpy())
+
+
+class _Screened:
+    """Steps by bf16 products of the residual, certified in float32."""
+
+    def __init__(self, W_FD: Tensor, workspace: Workspace) -> None:
+        self.W_FD, self.workspace = W_FD, workspace
+        self.no_bias = np.zeros(len(W_FD), np.float32)
+        self.low_W, whole, _, lost = self._shortened("W", W_FD)
+        sums = 4.0 * W_FD.shape[1] * 2.0**-23  # four times what a float32 sum of D products can lose
+        self.whole = float(whole.max(initial=0.0))
+        self.lost = float(lost.max(initial=0.0)) + sums * self.whole
+
+    def _shortened(self, name: str, rows_ND: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray, np.ndarray]:
+        low = self.workspace.get(f"pursuit.low_{name}", tuple(rows_ND.shape), torch.int16)
+        norms = [np.empty(len(rows_ND), np.float32) for _ in range(3)]
+        with exclusive():
+            shorten_plain(rows_ND.numpy(), rows_ND.view(torch.int32).numpy(), low.numpy(), *norms)
+        return low.view(torch.bfloat16), norms[0], norms[1], norms[2]
+
+    def __call__(self, residual_CD: Tensor, t: int, *rest: Any) -> None:
+        low_r, _, short, lost = self._shortened("r", residual_CD)
+        score_CF = self.workspace.get("pursuit.score", (len(residual_CD), len(self.W_FD)), torch.bfloat16)
+        torch.mm(low_r, self.low_W.T, out=score_CF)
+        slacks = ((lost * self.whole + short * self.lost) * 1.001).astype(np.float32)
+        with exclusive():
+            screened_step(
+                *(score_CF.view(torch.int16).numpy(), self.W_FD.numpy(), self.no_bias, slacks, t),
+                *(*rest, residual_CD.numpy()),
+            )
+
+
 def matching_pursuit(
     x_ND: Tensor,
     W_FD: Tensor,
@@ -192,12 +248,17 @@ def matching_pursuit(
     residual_ND = torch.empty_like(x_ND)
     options = (rule == "absolute", rule == "nonnegative", np.float32(tolerance), reselect)
     W = W_FD.numpy()
+    step: _Recomputed | _Screened | None = None
+    if gram_FF is None:
+        screened = _Screened(W_FD, workspace) if bf16_units() else None
+        step = screened if screened and np.isfinite(screened.whole) else _Recomputed(W_FD, workspace)
     for start in range(0, N, CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)
         x_CD = x_ND[rows]
-        correlation_CF = workspace.get("pursuit.correlation", (len(x_CD), F))
         x, values, indices, residual = (t[rows].numpy() for t in (x_ND, values_NK, indices_NK, residual_ND))
-        if gram_FF is not None:
+        if step is None:
+            assert gram_FF is not None
+            correlation_CF = workspace.get("pursuit.correlation", (len(x_CD), F))
             torch.mm(x_CD, W_FD.T, out=correlation_CF)
             with exclusive():
                 pursue_rows(x, correlation_CF.numpy(), gram_FF.numpy(), n_steps, *options, values, indices)
@@ -205,9 +266,7 @@ def matching_pursuit(
             residual_ND[rows] = x_CD
             going = np.ones(len(x_CD), np.bool_)
             for t in range(n_steps):
-                torch.mm(residual_ND[rows], W_FD.T, out=correlation_CF)
-                with exclusive():
-                    one_step(correlation_CF.numpy(), W, t, *options, going, values, indices, residual)
+                step(residual_ND[rows], t, *options, going, values, indices)
         with exclusive():
             final_residual(x, values, indices, W, residual)
     return values_NK, indices_NK, residual_ND
