@@ -76,6 +76,16 @@ window.dash_clientside.saetools = (() => {
     return view.tokens.length;
   };
 
+  /** Two texts side by side, newlines and invisible characters visible. */
+  const drawSteering = (texts) => {
+    if (!texts) return same();
+    ["steer-baseline", "steer-steered"].forEach((id, index) => {
+      by(id).replaceChildren();
+      write(by(id), texts[index]);
+    });
+    return texts.length;
+  };
+
   const grid = () => window.dash_ag_grid && window.dash_ag_grid.getApi("table");
   const selectRow = (rows) => (rows && rows.length ? rows[0].feature : same());
   const refetch = () => {
@@ -139,7 +149,7 @@ window.dash_clientside.saetools = (() => {
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => window.SaeFeature.redraw(document));
 
   return {
-    drawFeature, drawPartner, drawPrompt, selectRow, refetch, themedFigure, showTab, text: String,
+    drawFeature, drawPartner, drawPrompt, drawSteering, selectRow, refetch, themedFigure, showTab, text: String,
     drawDensity: drawPanels("sae-density"), drawCurves: drawPanels("curves"), drawComparison: drawPanels("comparison"),
   };
 })();

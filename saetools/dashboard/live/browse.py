@@ -3,8 +3,9 @@
 from typing import Any
 
 import dash_ag_grid as dag
-from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
+from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
 
+from saetools.dashboard.annotations import labels_csv, labels_json
 from saetools.dashboard.panel import visible
 from saetools.dashboard.panels import density_histogram
 from saetools.dashboard.views import COLUMNS, feature_view
@@ -80,6 +81,9 @@ def feature_layout() -> html.Div:
                             dcc.Textarea(id="note", placeholder="Note", maxLength=10_000, className="sae-text"),
                             html.Button("Save", id="save-label", className="sae-button"),
                             html.Span(id="label-status", className="sae-dim", role="status"),
+                            html.Button("All labels as CSV", id="labels-csv", className="sae-button"),
+                            html.Button("All labels as JSON", id="labels-json", className="sae-button"),
+                            dcc.Download(id="labels-file"),
                         ],
                         className="sae-form",
                     ),
@@ -146,6 +150,17 @@ def register(app: Dash, store: FeatureStore) -> None:
         except SaetoolsError as error:
             return str(error), no_update
         return "saved", label or ""
+
+    @app.callback(
+        Output("labels-file", "data"),
+        Input("labels-csv", "n_clicks"),
+        Input("labels-json", "n_clicks"),
+        prevent_initial_call=True,
+    )
+    def download(_: int | None, __: int | None) -> dict[str, str]:
+        if ctx.triggered_id == "labels-csv":
+            return {"content": labels_csv(store), "filename": "labels.csv", "type": "text/csv"}
+        return {"content": labels_json(store), "filename": "labels.json", "type": "application/json"}
 
     app.clientside_callback(
         ClientsideFunction("saetools", "selectRow"), Output("selected", "data"), Input("table", "selectedRows")

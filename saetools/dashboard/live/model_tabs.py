@@ -77,13 +77,19 @@ def steering_layout() -> html.Div:
                 [
                     html.Button("Generate", id="steer-run", className="sae-button sae-primary"),
                     html.Span(id="steer-status", className="sae-dim", role="status"),
+                    dcc.Store(id="steer-view"),
+                    dcc.Store(id="steer-drawn"),
                 ],
                 className="sae-form-row",
             ),
             html.Div(
                 [
-                    html.Div([html.H3("Baseline"), html.Pre(id="steer-baseline", className="sae-text-result")]),
-                    html.Div([html.H3("Steered"), html.Pre(id="steer-steered", className="sae-text-result")]),
+                    html.Div(
+                        [html.H3("Baseline"), html.Pre(id="steer-baseline", className="sae-text-result", tabIndex=0)]
+                    ),
+                    html.Div(
+                        [html.H3("Steered"), html.Pre(id="steer-steered", className="sae-text-result", tabIndex=0)]
+                    ),
                 ],
                 className="sae-overview",
             ),
@@ -143,8 +149,7 @@ def _register_steering(app: Dash, subject: Subject, queue: OneAtATime) -> None:
     assert steer is not None
 
     @app.callback(
-        Output("steer-baseline", "children"),
-        Output("steer-steered", "children"),
+        Output("steer-view", "data"),
         Output("steer-status", "children"),
         Input("steer-run", "n_clicks"),
         State("steer-prompt", "value"),
@@ -167,7 +172,7 @@ def _register_steering(app: Dash, subject: Subject, queue: OneAtATime) -> None:
         temperature: float | None,
     ) -> Any:
         if feature is None or not prompt:
-            return no_update, no_update, "give a prompt and a feature"
+            return no_update, "give a prompt and a feature"
         request = Steering(
             prompt[:MAX_CHARACTERS],
             int(feature),
@@ -181,9 +186,12 @@ def _register_steering(app: Dash, subject: Subject, queue: OneAtATime) -> None:
             with queue.turn():
                 baseline, steered = steer(request)
         except SaetoolsError as error:
-            return no_update, no_update, str(error)
-        return baseline, steered, "equal to the baseline" if baseline == steered else "differs from the baseline"
+            return no_update, str(error)
+        return [baseline, steered], "equal to the baseline" if baseline == steered else "differs from the baseline"
 
+    app.clientside_callback(
+        ClientsideFunction("saetools", "drawSteering"), Output("steer-drawn", "data"), Input("steer-view", "data")
+    )
     app.clientside_callback(
         ClientsideFunction("saetools", "text"), Output("steer-shown", "children"), Input("steer-strength", "value")
     )

@@ -29,6 +29,8 @@ def test_labels_are_kept(call: Any, subject: Subject) -> None:
     assert subject.store.annotation(5) == ("L", "N")
     assert call("view.data", selected__data=5)["label"]["value"] == "L"
     assert "error" in call("view.data", selected__data=10**6)["view"]["data"]
+    file = call("labels-file.data", labels_csv__n_clicks=1)["labels-file"]["data"]
+    assert file["filename"] == "labels.csv" and "5,L,N\n" in file["content"]
     subject.store.annotate(5, "")
 
 
@@ -44,10 +46,10 @@ def test_prompt_and_steering(call: Any) -> None:
         "steer_how__value": "add",
         "steer_tokens__value": 5,
     }
-    answer = call("steer-steered.children", steer_strength__value=1, **values)
-    assert answer["steer-steered"]["children"] == "<b>p steered by 3"
-    answer = call("steer-steered.children", steer_strength__value=0, **values)
-    assert answer["steer-steered"] == answer["steer-baseline"]
+    answer = call("steer-view.data", steer_strength__value=1, **values)
+    assert answer["steer-view"]["data"] == ["<b>p", "<b>p steered by 3"]
+    answer = call("steer-view.data", steer_strength__value=0, **values)
+    assert answer["steer-view"]["data"] == ["<b>p", "<b>p"]
 
 
 def test_curves_and_partner(call: Any) -> None:
