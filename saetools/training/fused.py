@@ -173,7 +173,12 @@ class FusedStep:
             return SparseCode(values_NK, indices_NK, n_features)
         n_kept = self.plan.k * len(centred_ND)
         flat, threshold = global_topk(
-            *encoder, n_kept, guess=self.last_threshold * 0.9, workspace=self.workspace, impl=self.impl
+            *encoder,
+            n_kept,
+            precision=self.precision,
+            guess=self.last_threshold * 0.97,
+            workspace=self.workspace,
+            impl=self.impl,
         )
         self.last_threshold = threshold if math.isfinite(threshold) else 0.0
         return SparseCode(flat.values_M, flat.indices_M, n_features, flat.offsets_N1)

@@ -16,6 +16,22 @@ def test_global_cases(impl: str) -> None:
     cases.verify(impl)
 
 
+def test_global_cases_screened() -> None:
+    cases.verify("numba", "bf16-screen")
+
+
+@pytest.mark.parametrize("guess", [0.0, 2.0, 50.0])
+def test_screened_is_exact_on_rows_that_are_not_whole_numbers(guess: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    x, W = torch.randn(1500, 40, generator=g), torch.randn(300, 40, generator=g) / 6
+    b = torch.randn(300, generator=g)
+    expected, threshold = global_topk(x, W, b, 9000, impl="numba")
+    got, reached = global_topk(x, W, b, 9000, impl="numba", precision="bf16-screen", guess=guess)
+    assert torch.equal(got.offsets_N1, expected.offsets_N1) and torch.equal(got.indices_M, expected.indices_M)
+    torch.testing.assert_close(got.values_M, expected.values_M, rtol=1e-5, atol=1e-5)
+    assert reached == pytest.approx(threshold, rel=1e-5)
+
+
 @pytest.mark.parametrize("impl", ["torch", "numba"])
 def test_per_feature_cases(impl: str) -> None:
     feature_cases.verify(impl)
@@ -36,8 +52,9 @@ def test_nan_is_never_lost(impl: str) -> None:
     case = next(cases.cases())
     W = case.W_FD.clone()
     W[77, 3] = torch.nan
-    code, _ = global_topk(case.x_ND, W, case.b_F, 100, impl=impl)
-    assert code.values_M.isnan().any()
+    for precision in ("fp32", "bf16-screen"):
+        code, _ = global_topk(case.x_ND, W, case.b_F, 100, impl=impl, precision=precision)
+        assert code.values_M.isnan().any()
     code = per_feature_topm(case.x_ND, W, case.b_F, torch.full((200,), 3), impl=impl)
     assert code.values_M.isnan().any()
 

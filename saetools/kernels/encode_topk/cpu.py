@@ -6,7 +6,7 @@ from torch import Tensor
 
 from saetools.kernels.backend import exclusive
 from saetools.kernels.compiled import inline, parallel, prange
-from saetools.kernels.encode_topk.screen import EXTRA, screen_rows, shorten_features, shorten_rows
+from saetools.kernels.encode_topk.screen import low_precision, screen_rows
 from saetools.kernels.encode_topk.select import (
     GROUPS,
     collect,
@@ -89,13 +89,8 @@ def _screened(
     values_NK: Tensor,
     indices_NK: Tensor,
 ) -> None:
-    (N, D), F = x_ND.shape, len(W_FD)
-    low_W = workspace.get("encode.low_W", (F, D + EXTRA), torch.int16)
-    low_x = workspace.get("encode.low_x", (N, D + EXTRA), torch.int16)
-    with exclusive():
-        shorten_features(W_FD.numpy(), W_FD.view(torch.int32).numpy(), b_F.numpy(), low_W.numpy())
-        shorten_rows(x_ND.numpy(), x_ND.view(torch.int32).numpy(), low_x.numpy())
-    low_W, low_x = low_W.view(torch.bfloat16), low_x.view(torch.bfloat16)
+    N, F = len(x_ND), len(W_FD)
+    low_x, low_W = low_precision(x_ND, W_FD, b_F, workspace)
     for start in range(0, N, SCREEN_CHUNK_ROWS):
         rows = slice(start, start + SCREEN_CHUNK_ROWS)
         pre_CF = workspace.get("encode.low_pre", (len(low_x[rows]), F), torch.bfloat16)

@@ -12,9 +12,13 @@ product is that of bf16. The bound and the certificate are our own.
 """
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from saetools.kernels.backend import exclusive
 from saetools.kernels.compiled import inline, parallel, prange
 from saetools.kernels.encode_topk.select import GROUPS, cut, emit, key_of
+from saetools.kernels.workspace import Workspace
 
 BLOCK = 16
 """Rows per task: the unit that threads share."""
@@ -87,6 +91,17 @@ def shorten_features(W, bits, b, out):
             out[f, D] = bf16_bits(whole * UP)
             out[f, D + 1] = bf16_bits((lost + sums * whole) * UP)
             out[f, D + 2], out[f, D + 3], out[f, D + 4] = high, low, bf16_bits(rest * UP)
+
+
+def low_precision(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
+    """Rows and features in bf16 with the columns of the bound: their product is U."""
+    (N, D), F = x_ND.shape, len(W_FD)
+    low_W = workspace.get("encode.low_W", (F, D + EXTRA), torch.int16)
+    low_x = workspace.get("encode.low_x", (N, D + EXTRA), torch.int16)
+    with exclusive():
+        shorten_features(W_FD.numpy(), W_FD.view(torch.int32).numpy(), b_F.numpy(), low_W.numpy())
+        shorten_rows(x_ND.numpy(), x_ND.view(torch.int32).numpy(), low_x.numpy())
+    return low_x.view(torch.bfloat16), low_W.view(torch.bfloat16)
 
 
 @inline

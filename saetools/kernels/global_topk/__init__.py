@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from saetools.kernels.backend import Impl, resolve
+from saetools.kernels.encode_topk import Precision, preferred_precision
 from saetools.kernels.global_topk import reference, stock
 from saetools.kernels.score import Score
 from saetools.kernels.sparse import Sparse
@@ -18,6 +19,7 @@ def global_topk(
     n_kept: int,
     *,
     score: Score | None = None,
+    precision: Precision = "fp32",
     guess: float = 0.0,
     first_feature: int = 0,
     workspace: Workspace | None = None,
@@ -28,7 +30,8 @@ def global_topk(
     pre = x W^T + b; scores are pre itself or `score`'s; values are pre. Only positive scores are kept. Ties go to
     the lowest row, then the lowest feature. Slots are in row order, features ascending. Exact whatever `guess` is:
     it is a bound to try first (the last batch's threshold times 0.9, say), and a bad one costs time alone.
-    No [N, F] tensor beyond a row chunk is kept. A score of NaN is always kept, so that it cannot go unseen.
+    `precision` as in `encode_topk` (exact in compiled loops; stock torch always works in fp32). No [N, F] tensor
+    beyond a row chunk is kept. A score of NaN is always kept, so that it cannot go unseen.
     """
     if n_kept < 0:
         raise ValueError(f"n_kept is {n_kept}; it cannot be negative")
@@ -42,7 +45,8 @@ def global_topk(
         from saetools.kernels.global_topk import cpu
 
         workspace = workspace or Workspace()
-        parts = cpu.global_topk(x_ND, W_FD, b_F, n_kept, score, guess, first_feature, workspace)
+        screen = (preferred_precision(chosen) if precision == "auto" else precision) == "bf16-screen"
+        parts = cpu.global_topk(x_ND, W_FD, b_F, n_kept, score, guess, first_feature, screen, workspace)
         return Sparse(*parts[:3]), float(parts[3])
     if chosen == "torch":
         values, indices, offsets, threshold = stock.global_topk(x_ND, W_FD, b_F, n_kept, score)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from saetools.kernels.backend import Impl
+from saetools.kernels.encode_topk import Precision
 from saetools.kernels.global_topk import global_topk
 from saetools.kernels.score import Score
 from saetools.kernels.sparse import Sparse
@@ -58,7 +59,7 @@ def assert_same(name: str, got: Sparse, expected: Sparse) -> None:
         assert torch.equal(a, b), f"{name}: {part} differ from plain PyTorch's"
 
 
-def verify(impl: Impl) -> None:
+def verify(impl: Impl, precision: Precision = "fp32") -> None:
     """AssertionError at the first case where `impl` does not equal the plain reference bit for bit."""
     for case in cases():
         arguments = (case.x_ND, case.W_FD, case.b_F)
@@ -70,6 +71,7 @@ def verify(impl: Impl) -> None:
                     *arguments,
                     n_kept,
                     score=case.score,
+                    precision=precision,
                     guess=guess,
                     impl=impl,
                     workspace=Workspace(poison=True),

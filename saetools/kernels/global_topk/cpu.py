@@ -12,6 +12,7 @@ from saetools.kernels.backend import exclusive
 from saetools.kernels.compiled import inline, parallel, prange, serial
 from saetools.kernels.encode_topk.cpu import BLOCK, CHUNK_ROWS
 from saetools.kernels.encode_topk.select import GROUPS, collect, group_maxima
+from saetools.kernels.global_topk import screened
 from saetools.kernels.score import Score
 from saetools.kernels.workspace import Workspace
 
@@ -110,17 +111,30 @@ def global_topk(
     score: Score | None,
     guess: float,
     first: int,
+    screen: bool,
     workspace: Workspace,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As the reference. `guess` > 0: a bound to try; too high a guess costs a second pass."""
+    if screen and score is None and len(W_FD) >= GROUPS:
+        for tried in (guess, 0.0) if guess > 0 else (0.0,):
+            rescored = screened.candidates(x_ND, W_FD, b_F, n_kept, tried, workspace)
+            if rescored is not None:
+                found, scores, counts = rescored
+                return _kept(len(x_ND), n_kept, first, found, scores, scores, counts)
     bound = max(np.float32(guess), TINY)
     found, scores, values, counts = _candidates(x_ND, W_FD, b_F, n_kept, score, bound, guess <= 0, workspace)
     if guess > 0 and len(found) < n_kept:
         found, scores, values, counts = _candidates(x_ND, W_FD, b_F, n_kept, score, TINY, True, workspace)
+    return _kept(len(x_ND), n_kept, first, found, scores, values, counts)
+
+
+def _kept(
+    N: int, n_kept: int, first: int, found: np.ndarray, scores: np.ndarray, values: np.ndarray, counts: np.ndarray
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The n_kept best of all candidates."""
     threshold = np.float32(0.0)
     if len(found) >= n_kept:
         threshold = np.partition(scores, len(scores) - n_kept)[len(scores) - n_kept]
-    N = len(x_ND)
     starts, offsets = np.zeros(N + 1, np.int64), np.zeros(N + 1, np.int64)
     np.cumsum(counts, out=starts[1:])
     with exclusive():
