@@ -110,7 +110,9 @@ def _labelled_documents(subject: Subject, labeller: Labeller, n_tokens: int) -> 
     parts = with_host(subject)
     last, left = -1, n_tokens
     for batch in parts.tokens.batches(0):
-        for number in np.unique(batch.document_B[batch.document_B > last]).tolist():
+        for number in dict.fromkeys(batch.document_B.tolist()):  # in order; a document's windows are consecutive
+            if number in (last, -1):
+                continue
             last, document = number, parts.tokens.document(number)
             if document is None:
                 raise NotApplicableError("the corpus is a stream, whose documents cannot be read again")
@@ -138,7 +140,7 @@ def _fetch(subject: Subject, wanted: dict[tuple[str, str], np.ndarray], tick: Ti
             found_keys.append(key[here])
             found_rows.append(rows.x_ND[torch.from_numpy(here).to(rows.x_ND.device)].float().cpu())
             tick(len(rows))
-            if len(every) and len(where) and tuple(where[-1]) >= divmod(int(every[-1]), reach):
+            if sum(map(len, found_keys)) == len(every):
                 break
     finally:
         stream.close()

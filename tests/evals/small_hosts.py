@@ -250,9 +250,10 @@ class PlacedRows:
         for batch in self.plan.batches(start):
             window, column = np.nonzero(batch.keep_BT)
             document, position = batch.document_B[window], batch.position_BT[window, column]
-            parts = [self.make(int(d), position[document == d]) for d in np.unique(document)]
-            where = torch.from_numpy(np.column_stack([document, position]))
-            yield batch.number, ActivationBatch(torch.cat(parts), where)
+            x_ND = torch.empty(len(document), self.spec.d_model)
+            for d in np.unique(document):
+                x_ND[document == d] = self.make(int(d), position[document == d])
+            yield batch.number, ActivationBatch(x_ND, torch.from_numpy(np.column_stack([document, position])))
 
     def document_id(self, number):
         return self.plan.document_id(number)
