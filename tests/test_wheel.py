@@ -30,7 +30,14 @@ def test_a_tiny_demo_runs_from_an_installed_wheel(tmp_path: Path) -> None:
     run(
         sys.executable,
         *("-m", "saetools.cli", "quickstart", "--run.dir", "out", "--training.n_tokens", "20000"),
-        *("--dictionary.n_features", "256", "--activations.ring_rows", "8192", "--activations.calibration_rows", "4096"),
+        *(
+            "--dictionary.n_features",
+            "256",
+            "--activations.ring_rows",
+            "8192",
+            "--activations.calibration_rows",
+            "4096",
+        ),
         *("--evaluation.n_tokens", "4000", "--evaluation.n_ce_tokens", "2000", "--evaluation.n_features", "5"),
         PYTHONPATH=str(site),
     )
