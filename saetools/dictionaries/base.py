@@ -16,8 +16,8 @@ from saetools.errors import ConfigError, DataError, MismatchError, nearest
 from saetools.functional.constraints import project_tangent_, unit_rows_
 from saetools.functional.initialise import tied_start
 from saetools.functional.linear import dense_is_faster, gather_sum, preactivations
-from saetools.functional.statistics import firing_counts_F, tokens_since_fired_F
-from saetools.kernels.plan import FusedPlan
+from saetools.functional.statistics import dead_F, firing_counts_F, tokens_since_fired_F
+from saetools.kernels.plan import FusedBatch, FusedPlan
 from saetools.records import Calibration, FrozenModel, PointSpec
 
 _REGISTRY: dict[str, type["Dictionary"]] = {}
@@ -223,6 +223,19 @@ class Dictionary(nn.Module):
     def fused_plan(self) -> FusedPlan | None:
         """How a fused step trains this dictionary, or None where only autograd does."""
         return None
+
+    def fused_batch(
+        self, x_ND: Tensor, fields: Mapping[str, Tensor], state: State, progress: Progress
+    ) -> tuple[State, FusedBatch]:
+        """(state with what the batch's fields add to it, what the fused step is to select and help in this batch)."""
+        plan = self.fused_plan()
+        assert plan is not None
+        dead_A = dead_F(state.tokens_since_fired_F, progress.dead_after_tokens).nonzero()[:, 0]
+        return state, FusedBatch(plan.selection, dead_A)
+
+    def fused_state(self, state: State, code: SparseCode, reached_F: Tensor | None) -> State:
+        """`next_state` after a fused batch; reached_F: how many pre-activations reached the batch's threshold_F."""
+        return self.next_state(state, code)
 
     # --- what every kind gets ------------------------------------------------------------------------------
 

@@ -37,6 +37,7 @@ from saetools.functional.allocation import random_rounding, zipf_shares
 from saetools.functional.losses import reconstruction
 from saetools.functional.selection import batch_topk_code, column_topk_mask, masked_code
 from saetools.functional.statistics import dead_F, density_F, firing_counts_F, least_positive
+from saetools.kernels.plan import FusedBatch, FusedPlan
 from saetools.rng import torch_seed
 
 REFIT_STEPS = 100
@@ -90,19 +91,21 @@ class FeatureChoice(Dictionary, kind="feature_choice"):
         self, x_ND: Tensor, target_ND: Tensor, fields: Mapping[str, Tensor], state: State, progress: Progress
     ) -> Terms:
         assert isinstance(state, FeatureChoiceState)
-        mutual = progress.step < self.config.mutual_fraction * progress.n_steps
+        mutual = self._is_mutual(progress)
         state = self._with_shares(state, progress, mutual)
         pre_NF = self.pre(x_ND)
         code = self._mutual_code(pre_NF) if mutual else self._column_code(pre_NF, state, progress)
         residual_ND = target_ND - self.decode(code)
         losses = {"reconstruction": reconstruction(residual_ND, self.total_variance)}
         if self.config.aux_weight:
-            helped_F = dead_F(state.tokens_since_fired_F, progress.dead_after_tokens)
-            helped_F |= state.density() < self.config.under_used * state.share_F
+            helped_F = self._helped_F(state, progress)
             losses["aux_zipf"] = rows_loss(self, x_ND, residual_ND, helped_F, self.config.k_aux_for(self.d_model))
         after = self.next_state(state, code)
         assert isinstance(after, FeatureChoiceState)
-        after = after.observe(least_positive(code.values)) if mutual else moved_thresholds(after, pre_NF)
+        if mutual:
+            after = after.observe(least_positive(code.values))
+        else:
+            after = moved_thresholds(after, ((pre_NF >= after.threshold_F) & (pre_NF > 0)).sum(0), len(pre_NF))
         return Terms(code, residual_ND, losses, after)
 
     def loss_weights(self, progress: Progress) -> dict[str, float]:
@@ -137,6 +140,28 @@ class FeatureChoice(Dictionary, kind="feature_choice"):
         in_phase_2 = state.threshold_F > 0
         self.threshold_F.copy_(torch.where(in_phase_2, state.threshold_F, state.threshold()))
 
+    def fused_plan(self) -> FusedPlan:
+        return FusedPlan("per_feature", self.config.k, **self.config.fused_auxiliary(self.d_model, "aux_zipf"))
+
+    def fused_batch(
+        self, x_ND: Tensor, fields: Mapping[str, Tensor], state: State, progress: Progress
+    ) -> tuple[State, FusedBatch]:
+        assert isinstance(state, FeatureChoiceState)
+        mutual = self._is_mutual(progress)
+        state = self._with_shares(state, progress, mutual)
+        helped_A = self._helped_F(state, progress).nonzero()[:, 0]
+        if mutual:
+            return state, FusedBatch("global", helped_A)
+        budget_F = self._budget_F(state, progress, len(x_ND))
+        return state, FusedBatch("per_feature", helped_A, budget_F=budget_F, threshold_F=state.threshold_F)
+
+    def fused_state(self, state: State, code: SparseCode, reached_F: Tensor | None) -> State:
+        after = self.next_state(state, code)
+        assert isinstance(after, FeatureChoiceState)
+        if reached_F is None:
+            return after.observe(least_positive(code.values))
+        return moved_thresholds(after, reached_F, len(code))
+
     @classmethod
     def examples(cls) -> list[Dictionary.Config]:
         return [
@@ -161,21 +186,33 @@ class FeatureChoice(Dictionary, kind="feature_choice"):
         start = state.threshold().clamp_min(START * float(self.total_variance) ** 0.5)
         return replace(state, share_F=share_F, threshold_F=start.expand(n_features).clone())
 
+    def _is_mutual(self, progress: Progress) -> bool:
+        """Whether this step is of phase 1."""
+        return progress.step < self.config.mutual_fraction * progress.n_steps
+
+    def _helped_F(self, state: FeatureChoiceState, progress: Progress) -> Tensor:
+        """The features of AuxZipf: the dead, and those that fire much less than their share."""
+        dead = dead_F(state.tokens_since_fired_F, progress.dead_after_tokens)
+        return dead | (state.density() < self.config.under_used * state.share_F)
+
+    def _budget_F(self, state: FeatureChoiceState, progress: Progress, n_rows: int) -> Tensor:
+        """How many rows of this batch each feature takes."""
+        generator = torch.Generator().manual_seed(torch_seed(self.seed, "feature_choice", progress.step))
+        return random_rounding(state.share_F * n_rows, generator).clamp_max(n_rows)
+
     def _mutual_code(self, pre_NF: Tensor) -> SparseCode:
         values_M, indices_M, offsets_N1 = batch_topk_code(pre_NF, self.config.k * len(pre_NF))
         return SparseCode(values_M, indices_M, self.config.n_features, offsets_N1)
 
     def _column_code(self, pre_NF: Tensor, state: FeatureChoiceState, progress: Progress) -> SparseCode:
-        generator = torch.Generator().manual_seed(torch_seed(self.seed, "feature_choice", progress.step))
-        budget_F = random_rounding(state.share_F * len(pre_NF), generator).clamp_max(len(pre_NF))
+        budget_F = self._budget_F(state, progress, len(pre_NF))
         values_M, indices_M, offsets_N1 = masked_code(pre_NF, column_topk_mask(pre_NF, budget_F))
         return SparseCode(values_M, indices_M, self.config.n_features, offsets_N1)
 
 
 @torch.no_grad()
-def moved_thresholds(state: FeatureChoiceState, pre_NF: Tensor) -> FeatureChoiceState:
+def moved_thresholds(state: FeatureChoiceState, above_F: Tensor, n_rows: int) -> FeatureChoiceState:
     """ln threshold += GAIN min(1, m) (n_above / m - 1): stationary where n_above is m = share * N on average."""
-    budget_F = state.share_F * len(pre_NF)
-    above_F = ((pre_NF >= state.threshold_F) & (pre_NF > 0)).sum(0)
+    budget_F = state.share_F * n_rows
     excess_F = (above_F - budget_F) / budget_F.clamp_min(1)
     return replace(state, threshold_F=state.threshold_F * (GAIN * excess_F.clamp_max(10)).exp())

@@ -33,7 +33,8 @@ from saetools.dictionaries.base import Dictionary, Progress, SparseCode, State, 
 from saetools.dictionaries.settings import WithAuxK, WithK
 from saetools.errors import MismatchError
 from saetools.functional.selection import topk_indices, topk_mask_reference
-from saetools.kernels.plan import FusedPlan
+from saetools.kernels.plan import FusedBatch, FusedPlan
+from saetools.kernels.score import Score
 
 DECAY = 0.99
 FIELD = "grad"
@@ -107,10 +108,7 @@ class Gradient(Dictionary, kind="gradient"):
     ) -> Terms:
         assert isinstance(state, GradientState)
         grad_ND = self._gradient(x_ND, fields)
-        if self.selects_by_gradient:
-            if grad_ND is None:
-                warn_once()
-            state = state.observe(len(x_ND), grad_ND)
+        state = self._observed(state, len(x_ND), grad_ND)
         code = self._select(self.pre(x_ND), grad_ND, state.rms())
         return standard_terms(self, code, x_ND, target_ND, state, progress)
 
@@ -127,11 +125,22 @@ class Gradient(Dictionary, kind="gradient"):
         self.gradient_rms.copy_(state.rms())
         self.gradient_share.copy_(state.n_rows_with_gradient / state.n_rows.clamp_min(1))
 
-    def fused_plan(self) -> FusedPlan | None:
-        if self.selects_by_gradient:
-            return None
-        covers = frozenset(standard_weights(self.config))
-        return FusedPlan("per_row", self.config.k, covers=covers, aux_k=self.config.aux_k(self.d_model))
+    def fused_plan(self) -> FusedPlan:
+        return FusedPlan("per_row", self.config.k, **self.config.fused_auxiliary(self.d_model))
+
+    def fused_batch(
+        self, x_ND: Tensor, fields: Mapping[str, Tensor], state: State, progress: Progress
+    ) -> tuple[State, FusedBatch]:
+        assert isinstance(state, GradientState)
+        grad_ND = self._gradient(x_ND, fields)
+        state = self._observed(state, len(x_ND), grad_ND)
+        _, batch = super().fused_batch(x_ND, fields, state, progress)
+        if grad_ND is None or not self.selects_by_gradient:
+            return state, batch
+        base = 0.0 if self.config.score == "product" else 1.0
+        beta = 1.0 if self.config.score == "product" else self.config.beta
+        scaled_ND = grad_ND / state.rms().to(grad_ND.dtype)
+        return state, replace(batch, score=Score("gradient", scaled_ND, self.W_dec_FD.detach(), beta, base))
 
     @classmethod
     def examples(cls) -> list[Dictionary.Config]:
@@ -140,6 +149,14 @@ class Gradient(Dictionary, kind="gradient"):
             cls.configure(n_features=40, k=4, beta=0),
             cls.configure(n_features=24, k=3, score="product", aux_weight=0),
         ]
+
+    def _observed(self, state: GradientState, n_rows: int, grad_ND: Tensor | None) -> GradientState:
+        """The state with what a batch's gradients add to it; says once where there are none."""
+        if not self.selects_by_gradient:
+            return state
+        if grad_ND is None:
+            warn_once()
+        return state.observe(n_rows, grad_ND)
 
     def _gradient(self, x_ND: Tensor, fields: Mapping[str, Tensor]) -> Tensor | None:
         """The gradient of each row, in the dtype of the rows; None where there is none."""

@@ -74,9 +74,8 @@ class Matryoshka(BatchThreshold, kind="matryoshka"):
         return {"nested_reconstruction": 1.0} | auxk_weight(self.config)
 
     def fused_plan(self) -> FusedPlan:
-        covers = frozenset({"nested_reconstruction"} | auxk_weight(self.config).keys())
-        ends, aux_k = self.config.group_ends(), self.config.aux_k(self.d_model)
-        return FusedPlan("global", self.config.k, covers=covers, aux_k=aux_k, groups=ends)
+        auxiliary, ends = self.config.fused_auxiliary(self.d_model), self.config.group_ends()
+        return FusedPlan("global", self.config.k, main="nested_reconstruction", groups=ends, **auxiliary)
 
     @classmethod
     def examples(cls) -> list[Dictionary.Config]:

@@ -47,8 +47,7 @@ class MutualChoice(BatchThreshold, kind="mutual_choice", aliases=("batch_topk",)
         return standard_weights(self.config)
 
     def fused_plan(self) -> FusedPlan:
-        covers = frozenset(standard_weights(self.config))
-        return FusedPlan("global", self.config.k, covers=covers, aux_k=self.config.aux_k(self.d_model))
+        return FusedPlan("global", self.config.k, **self.config.fused_auxiliary(self.d_model))
 
     @classmethod
     def examples(cls) -> list[Dictionary.Config]:

@@ -1,5 +1,7 @@
 """Settings that several kinds share, as mixins of their configs."""
 
+from typing import Any
+
 from pydantic import Field
 
 from saetools.dictionaries.base import Dictionary, Progress
@@ -27,9 +29,9 @@ class WithAuxK(Dictionary.Config):
         """The number of dead features that AuxK uses per row, where so many are dead."""
         return self.k_aux or max(1, d_model // 2)
 
-    def aux_k(self, d_model: int) -> int:
-        """What the fused plan says: `k_aux_for`, or 0 where trained without AuxK."""
-        return self.k_aux_for(d_model) if self.aux_weight else 0
+    def fused_auxiliary(self, d_model: int, name: str = "auxk") -> dict[str, Any]:
+        """What the fused plan says of this loss: nothing where trained without it."""
+        return {"auxiliary": name, "aux_k": self.k_aux_for(d_model)} if self.aux_weight else {}
 
 
 class WithWarmup(Dictionary.Config):

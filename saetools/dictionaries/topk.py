@@ -98,8 +98,8 @@ class TopK(Dictionary, kind="topk"):
     def fused_plan(self) -> FusedPlan | None:
         if self.config.inference == "threshold":
             return None  # what the threshold is learnt from, all pre-activations, does not exist in the fused step
-        covers = frozenset(standard_weights(self.config))
-        return FusedPlan("per_row", self.config.k, covers=covers, aux_k=self.config.aux_k(self.d_model))
+        multi_k = min(MULTI * self.config.k, self.config.n_features) if self.config.multi_weight else 0
+        return FusedPlan("per_row", self.config.k, multi_k=multi_k, **self.config.fused_auxiliary(self.d_model))
 
     @classmethod
     def examples(cls) -> list[Dictionary.Config]:
@@ -107,6 +107,7 @@ class TopK(Dictionary, kind="topk"):
             cls.configure(n_features=40, k=4),
             cls.configure(n_features=24, k=24, aux_weight=0.0),
             cls.configure(n_features=64, k=1, k_aux=5),
+            cls.configure(n_features=40, k=4, multi_weight=0.125),
             cls.configure(n_features=40, k=4, multi_weight=0.125, inference="threshold"),
         ]
 

@@ -90,8 +90,8 @@ class Variational(Dictionary, kind="variational"):
     def fused_plan(self) -> FusedPlan | None:
         if self.config.sample != "none":
             return None
-        covers = frozenset(standard_weights(self.config))
-        return FusedPlan("per_row", self.config.k, covers=covers, aux_k=self.config.aux_k(self.d_model))
+        penalty = "kl" if self.config.beta and self.config.kl_scope == "selected" else None
+        return FusedPlan("per_row", self.config.k, code_l2=penalty, **self.config.fused_auxiliary(self.d_model))
 
     @torch.no_grad()
     def fold_scale_(self, scale: float) -> None:
@@ -103,6 +103,7 @@ class Variational(Dictionary, kind="variational"):
     def examples(cls) -> list[Dictionary.Config]:
         return [
             cls.configure(n_features=40, k=4, sample="none", beta=0.01),
+            cls.configure(n_features=40, k=4, sample="none", beta=0.01, kl_scope="selected"),
             cls.configure(n_features=40, k=4, sample="fixed", sigma=0.1, kl_scope="selected"),
             cls.configure(n_features=24, k=6, sample="learned", aux_weight=0),
         ]

@@ -5,7 +5,6 @@ renormalisation, on the same optimizer state, so that checkpoints of both are al
 of rows and no [F, D] gradient is made.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from saetools.dictionaries.code import SparseCode
 from saetools.functional.losses import mean_of_rows
 from saetools.functional.statistics import dead_F
 from saetools.kernels.auxk import auxk
@@ -21,25 +19,23 @@ from saetools.kernels.backend import Impl as KernelImpl
 from saetools.kernels.backend import import_numba, resolve
 from saetools.kernels.backward_adam import Batch, ExtraRows, Rule, Weights, backward_adam, gradients
 from saetools.kernels.decode_loss import decode_loss
-from saetools.kernels.encode_topk import Precision, encode_topk, preferred_precision
-from saetools.kernels.global_topk import global_topk
-from saetools.kernels.plan import FusedPlan
-from saetools.kernels.sparse import Sparse
+from saetools.kernels.encode_topk import Precision, preferred_precision
+from saetools.kernels.plan import MULTI_TOPK, FusedPlan
 from saetools.kernels.workspace import Workspace
 from saetools.training.optim import Adam
 from saetools.training.result import StepResult
+from saetools.training.selection import Selected, Selector
 
 if TYPE_CHECKING:
     from saetools.dictionaries.base import Dictionary, Progress, State
 
 NAMES = ("W_enc_FD", "W_dec_FD", "b_enc_F", "b_dec_D")
-AUXK = "auxk"
 
 
 def why_not_fused(dictionary: "Dictionary") -> str | None:
     """Why the fused step cannot train this dictionary all through a run; None where it can."""
     plan = dictionary.fused_plan()
-    if plan is None or plan.selection not in ("per_row", "global") or plan.score != "value":
+    if plan is None:
         return f"there is no fused step for the dictionary kind {dictionary.kind!r} with these settings"
     uncovered = sorted(_weighted(dictionary) - plan.covers)
     if uncovered:
@@ -59,7 +55,8 @@ def _weighted(dictionary: "Dictionary") -> set[str]:
 class Forward:
     """A batch's way to its loss, and what the way back needs."""
 
-    code: SparseCode
+    state: "State"  # with what the batch's fields add to it; the code is not counted yet
+    selected: Selected
     batch: Batch
     losses: Mapping[str, Tensor]
     extra: ExtraRows | None
@@ -82,13 +79,12 @@ class FusedStep:
         self.plan: FusedPlan = plan
         self.impl: KernelImpl = impl
         self.workspace = Workspace()
-        self.last_threshold = 0.0  # a guess for the next global selection: it decides its time, never its result
-        (self.main_loss,) = plan.covers - {AUXK}
         chosen = resolve(impl, dictionary.W_enc_FD)
         if chosen == "numba":
             import_numba()
-        self.precision: Precision = preferred_precision(chosen) if precision == "auto" else precision
-        self.provider = f"fused-{chosen}-{self.precision}"
+        precision = preferred_precision(chosen) if precision == "auto" else precision
+        self.selector = Selector(plan, precision, impl, self.workspace)
+        self.provider = f"fused-{chosen}-{precision}"
 
     def __call__(
         self,
@@ -99,13 +95,13 @@ class FusedStep:
         progress: "Progress",
         lr: float,
     ) -> StepResult:
-        forward = self._forward(x_ND, target_ND, state, progress)
+        forward = self._forward(x_ND, target_ND, fields, state, progress)
         weights = self.dictionary.loss_weights(progress)
         loss = torch.stack([weights[name] * value for name, value in forward.losses.items()]).sum()
         norm = torch.nan
         if torch.isfinite(loss):
             norm = backward_adam(
-                *(self._weights(), self._four(self.optimizer.first), self._four(self.optimizer.second)),
+                *(self._weights(), _four(self.optimizer.first), _four(self.optimizer.second)),
                 forward.batch,
                 Rule(lr, self.optimizer.n_steps, self.clip_norm, self.optimizer.betas, self.optimizer.eps),
                 forward.extra,
@@ -113,79 +109,97 @@ class FusedStep:
                 impl=self.impl,
             )
         applied = norm < torch.inf
+        selected = forward.selected
         if applied:
             self.optimizer.n_steps += 1
-            state = self.dictionary.next_state(state, forward.code)
+            state = self.dictionary.fused_state(forward.state, selected.code, selected.reached_F)
         return StepResult(
             loss=loss,
             losses=forward.losses,
-            l0=(forward.code.values != 0).sum().double() / max(len(x_ND), 1),
+            l0=(selected.code.values != 0).sum().double() / max(len(x_ND), 1),
             n_dead=dead_F(state.tokens_since_fired_F, progress.dead_after_tokens).sum(),
             grad_norm=torch.tensor(norm),
             applied=torch.tensor(applied),
             state=state,
         )
 
-    def gradients(self, x_ND: Tensor, target_ND: Tensor, state: "State", progress: "Progress") -> dict[str, Tensor]:
+    def gradients(
+        self,
+        x_ND: Tensor,
+        target_ND: Tensor,
+        fields: Mapping[str, Tensor],
+        state: "State",
+        progress: "Progress",
+    ) -> dict[str, Tensor]:
         """The gradient of each parameter, neither projected nor clipped, for comparison with autograd."""
-        forward = self._forward(x_ND, target_ND, state, progress)
+        forward = self._forward(x_ND, target_ND, fields, state, progress)
         return dict(zip(NAMES, gradients(self._weights(), forward.batch, forward.extra), strict=True))
 
     @torch.no_grad()
-    def _forward(self, x_ND: Tensor, target_ND: Tensor, state: "State", progress: "Progress") -> Forward:
-        own, weights = self._weights(), self.dictionary.loss_weights(progress)
+    def _forward(
+        self,
+        x_ND: Tensor,
+        target_ND: Tensor,
+        fields: Mapping[str, Tensor],
+        state: "State",
+        progress: "Progress",
+    ) -> Forward:
+        own, weights, plan = self._weights(), self.dictionary.loss_weights(progress), self.plan
         centred_ND = torch.sub(x_ND, own.b_dec_D, out=self.workspace.get("centred", tuple(x_ND.shape), x_ND.dtype))
-        code = self._select(centred_ND, own)
-        offsets_N1 = code.offsets_N1
-        if offsets_N1 is None:
-            flat = Sparse.fixed(code.values, code.indices)
-        else:
-            flat = Sparse(code.values, code.indices, offsets_N1)
-        n_groups = max(len(self.plan.groups), 1)
+        state, wanted = self.dictionary.fused_batch(x_ND, fields, state, progress)
+        selected = self.selector(centred_ND, own.W_enc_FD, own.b_enc_F, wanted)
+        group_weights = self._group_weights(weights)
         loss_NG, pull_NGD, dots_M = decode_loss(
-            *(target_ND, flat, own.W_dec_FD, own.b_dec_D),
-            ends=self.plan.groups,
-            weights=(1 / n_groups,) * n_groups,
+            *(target_ND, selected.flat, own.W_dec_FD, own.b_dec_D),
+            group_M=selected.group_M,
+            weights=group_weights,
             workspace=self.workspace,
             impl=self.impl,
         )
-        variance = self.dictionary.total_variance.to(x_ND.dtype)
-        losses = {self.main_loss: mean_of_rows(loss_NG.sum(1)) / (n_groups * variance)}
-        scale = 2 * weights[self.main_loss] / (max(len(x_ND), 1) * float(variance))
+        variance = float(self.dictionary.total_variance)
+        n_rows = max(len(x_ND), 1)
+        losses = self._reconstruction(loss_NG, variance)
+        shrink = 0.0
+        if plan.code_l2 is not None:
+            square = selected.flat.values_M.square().sum(dtype=torch.float64)
+            losses[plan.code_l2] = (square / (2 * n_rows * variance)).to(x_ND.dtype)
+            shrink = weights[plan.code_l2] / (n_rows * variance)
         extra = None
-        if weights.get(AUXK, 0) != 0:
-            dead_A = dead_F(state.tokens_since_fired_F, progress.dead_after_tokens).nonzero()[:, 0]
-            losses[AUXK], extra = auxk(
-                *(centred_ND, pull_NGD[:, -1] * n_groups, own.W_enc_FD, own.b_enc_F, own.W_dec_FD),
-                *(dead_A, self.plan.aux_k, weights[AUXK]),
+        if plan.auxiliary is not None:
+            main = len(plan.groups) - 1 if plan.groups else 0
+            after_ND = pull_NGD[:, main + 1] if main + 1 < len(group_weights) else 0
+            losses[plan.auxiliary], extra = auxk(
+                centred_ND,
+                (pull_NGD[:, main] - after_ND) / group_weights[main],
+                own.W_enc_FD,
+                own.b_enc_F,
+                own.W_dec_FD,
+                wanted.helped_A,
+                plan.aux_k,
+                weights[plan.auxiliary],
                 workspace=self.workspace,
                 impl=self.impl,
             )
-        return Forward(code, Batch(centred_ND, flat, pull_NGD, dots_M, scale, self.plan.groups), losses, extra)
+        scale = 2 / (n_rows * variance)
+        batch = Batch(centred_ND, selected.flat, pull_NGD, dots_M, scale, selected.group_M, shrink)
+        return Forward(state, selected, batch, losses, extra)
 
-    def _select(self, centred_ND: Tensor, own: Weights) -> SparseCode:
-        encoder = (centred_ND, own.W_enc_FD, own.b_enc_F)
-        n_features = len(own.b_enc_F)
-        if self.plan.selection == "per_row":
-            values_NK, indices_NK = encode_topk(
-                *encoder, self.plan.k, precision=self.precision, workspace=self.workspace, impl=self.impl
-            )
-            return SparseCode(values_NK, indices_NK, n_features)
-        n_kept = self.plan.k * len(centred_ND)
-        flat, threshold = global_topk(
-            *encoder,
-            n_kept,
-            precision=self.precision,
-            guess=self.last_threshold * 0.97,
-            workspace=self.workspace,
-            impl=self.impl,
-        )
-        self.last_threshold = threshold if math.isfinite(threshold) else 0.0
-        return SparseCode(flat.values_M, flat.indices_M, n_features, flat.offsets_N1)
+    def _group_weights(self, weights: Mapping[str, float]) -> tuple[float, ...]:
+        """The weight of each residual: the main loss is the mean over groups; MultiTopK's residual is the last."""
+        n_groups = max(len(self.plan.groups), 1)
+        multi = (weights[MULTI_TOPK],) if self.plan.multi_k else ()
+        return (weights[self.plan.main] / n_groups,) * n_groups + multi
+
+    def _reconstruction(self, loss_NG: Tensor, variance: float) -> dict[str, Tensor]:
+        n_groups = max(len(self.plan.groups), 1)
+        losses = {self.plan.main: mean_of_rows(loss_NG[:, :n_groups].sum(1)) / (n_groups * variance)}
+        if self.plan.multi_k:
+            losses[MULTI_TOPK] = mean_of_rows(loss_NG[:, n_groups]) / variance
+        return losses
 
     def _weights(self) -> Weights:
-        return self._four({name: p.detach() for name, p in self.optimizer.parameters.items()})
+        return _four({name: p.detach() for name, p in self.optimizer.parameters.items()})
 
-    @staticmethod
-    def _four(tensors: Mapping[str, Tensor]) -> Weights:
-        return Weights(*(tensors[name] for name in NAMES))
+
+def _four(tensors: Mapping[str, Tensor]) -> Weights:
+    return Weights(*(tensors[name] for name in NAMES))

@@ -32,17 +32,16 @@ def test_the_stated_gradients_are_those_of_autograd(name: str) -> None:
     leaves = [t.clone().requires_grad_() for t in (case.code.values_M, case.W_FD, case.b_D)]
     values, W, b = leaves
     loss = torch.zeros((), dtype=torch.float64)
-    for end, weight in zip(case.ends or (len(W),), case.weights or (1.0,)):
-        inside = torch.where(case.code.indices_M < end, values, 0)
+    for g, weight in enumerate(case.weights):
+        inside = torch.where(case.group_M <= g, values, 0)
         code = torch.zeros(len(case.x_ND), len(W), dtype=torch.float64)
         code = code.index_put((rows, case.code.indices_M.long()), inside, accumulate=True)
         loss = loss + factor * weight * (case.x_ND - code @ W - b).square().sum()
     dvalues, dW, db = torch.autograd.grad(loss, leaves)
 
-    _, pull, dots = decode_loss(case.x_ND, case.code, case.W_FD, case.b_D, ends=case.ends, weights=case.weights)
+    _, pull, dots = decode_loss(case.x_ND, case.code, case.W_FD, case.b_D, group_M=case.group_M, weights=case.weights)
     used = case.code.values_M != 0
     torch.testing.assert_close(-2 * factor * dots, torch.where(used, dvalues, 0))
     torch.testing.assert_close(-2 * factor * pull[:, 0].sum(0), db)
-    group = torch.bucketize(case.code.indices_M.long(), torch.tensor(case.ends or (len(W),)), right=True)
-    mine = -2 * factor * case.code.values_M[:, None] * pull[rows, group]
+    mine = -2 * factor * case.code.values_M[:, None] * pull[rows, case.group_M.long()]
     torch.testing.assert_close(torch.zeros_like(dW).index_add(0, case.code.indices_M.long(), mine), dW)

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from saetools.dictionaries.base import Dictionary, Progress, State, available_dictionaries
 from saetools.dictionaries.topk import TopK
+from saetools.dictionaries.variational import Variational
 from saetools.errors import ConfigError
 from saetools.kernels.backend import set_threads
 from saetools.training.fused import FusedStep, why_not_fused
 from saetools.training.optim import Adam
+from saetools.training.selection import largest_of_slots
 from saetools.training.step import PlainStep, make_step, trained_parameters, weighted_sum
 
 D = 16
@@ -23,6 +25,7 @@ FUSED = [
     for number, config in enumerate(cls.examples())
     if why_not_fused(dictionary := cls(config, D, 3)) is None
 ]
+KINDS = {"topk", "mutual_choice", "matryoshka", "gradient", "variational", "feature_choice"}
 IMPLS = ["reference", "torch", "numba"]
 
 
@@ -33,6 +36,11 @@ def one_thread() -> None:
 
 def rows(n: int = 64, seed: int = 0) -> Tensor:
     return torch.randn(n, D, generator=torch.Generator().manual_seed(seed)) + 0.3
+
+
+def stream_fields(x: Tensor) -> dict[str, Tensor]:
+    """What a stream may carry beside x."""
+    return {"grad": torch.sin(3 * x)}
 
 
 def in_general_position(dictionary: Dictionary, dtype: torch.dtype = torch.float32) -> Dictionary:
@@ -58,17 +66,20 @@ def fused(dictionary: Dictionary, impl: str = "auto", clip_norm: float = 1.0) ->
     return FusedStep(dictionary, Adam(trained_parameters(dictionary)), clip_norm, impl=impl)
 
 
-def test_topk_is_among_them() -> None:
-    assert any(isinstance(p.values[0], TopK) for p in FUSED)
+def test_who_is_among_them() -> None:
+    assert {p.values[0].kind for p in FUSED} == KINDS
+    plans = [p.values[0].fused_plan() for p in FUSED]
+    assert {plan.selection for plan in plans} == {"per_row", "global", "per_feature"}
+    assert any(plan.multi_k for plan in plans) and any(plan.code_l2 for plan in plans)
 
 
 @pytest.mark.parametrize("dictionary", FUSED)
 def test_gradients_are_those_of_autograd(dictionary: Dictionary) -> None:
     dictionary = in_general_position(dictionary, torch.float64)
     x, target, state = rows().double(), rows(seed=8).double(), half_dead(dictionary)
-    terms = dictionary.loss_terms(x, target, {}, state, PROGRESS)
+    terms = dictionary.loss_terms(x, target, stream_fields(x), state, PROGRESS)
     weighted_sum(terms.losses, dictionary.loss_weights(PROGRESS)).backward()
-    for name, gradient in fused(dictionary, "torch").gradients(x, target, state, PROGRESS).items():
+    for name, gradient in fused(dictionary, "torch").gradients(x, target, stream_fields(x), state, PROGRESS).items():
         torch.testing.assert_close(gradient, dictionary.get_parameter(name).grad, rtol=1e-9, atol=1e-12)
 
 
@@ -81,8 +92,8 @@ def test_one_step_is_the_plain_one(dictionary: Dictionary, impl: str, clip_norm:
     x, target, state = rows(), rows(seed=8), half_dead(dictionary)
     slow_step = PlainStep(plain, Adam(trained_parameters(plain)), clip_norm)
     fast_step = fused(fast, impl, clip_norm)
-    expected = slow_step(x, target, {}, state, PROGRESS, 1e-3)
-    got = fast_step(x, target, {}, state, PROGRESS, 1e-3)
+    expected = slow_step(x, target, stream_fields(x), state, PROGRESS, 1e-3)
+    got = fast_step(x, target, stream_fields(x), state, PROGRESS, 1e-3)
     assert set(got.losses) == set(expected.losses)
     for name in ("loss", "l0", "n_dead", "grad_norm"):
         torch.testing.assert_close(getattr(got, name), getattr(expected, name), rtol=1e-5, atol=1e-7, check_dtype=False)
@@ -150,10 +161,21 @@ def test_who_gets_the_fused_step(caplog: pytest.LogCaptureFixture) -> None:
     assert isinstance(make_step(topk, optimizer, 1.0, "auto"), FusedStep)
     assert isinstance(make_step(topk, optimizer, 1.0, "fused"), FusedStep)
     assert isinstance(make_step(topk, optimizer, 1.0, "plain"), PlainStep)
-    multi = TopK(TopK.configure(n_features=24, k=3, multi_weight=0.125), D)
+    dense = Variational(Variational.configure(n_features=24, k=3, sample="none", beta=0.1), D)
     with caplog.at_level("INFO"):
         for _ in range(2):
-            assert isinstance(make_step(multi, optimizer, 1.0, "auto"), PlainStep)
-    assert caplog.text.count("does not cover multi_topk") == 1
-    with pytest.raises(ConfigError, match="does not cover multi_topk"):
-        make_step(multi, optimizer, 1.0, "fused")
+            assert isinstance(make_step(dense, optimizer, 1.0, "auto"), PlainStep)
+    assert caplog.text.count("does not cover kl") == 1
+    with pytest.raises(ConfigError, match="does not cover kl"):
+        make_step(dense, optimizer, 1.0, "fused")
+
+
+def test_the_lowest_features_win_among_equal_slots() -> None:
+    values = torch.tensor([[2.0, 5.0, 2.0, 2.0], [1.0, 0.0, 0.0, 0.0], [4.0, 3.0, 2.0, 1.0]])
+    indices = torch.tensor([[9, 4, 3, 7], [2, 0, 0, 0], [1, 2, 3, 4]], dtype=torch.int32)
+    assert largest_of_slots(values, indices, 2).tolist() == [
+        [False, True, True, False],
+        [True, True, False, False],
+        [True, True, False, False],
+    ]
+    assert largest_of_slots(values, indices, 4).all()

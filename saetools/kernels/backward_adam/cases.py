@@ -41,7 +41,15 @@ class Case:
 
 
 def _random(
-    name: str, N: int, K: int, F: int, D: int, ends: tuple[int, ...] = (), n_extra: int = 0, clip_norm: float = 1.0
+    name: str,
+    N: int,
+    K: int,
+    F: int,
+    D: int,
+    n_groups: int = 1,
+    n_extra: int = 0,
+    clip_norm: float = 1.0,
+    shrink: float = 0.0,
 ) -> Case:
     g = torch.Generator().manual_seed(N + K * 11 + F * 5 + D)
 
@@ -55,15 +63,16 @@ def _random(
     indices = torch.rand(N, F, generator=g).argsort(1)[:, :K]
     code = Sparse.fixed(values, torch.where(values > 0, indices, 0).int())
     x = randn(N, D)
-    loss_weights = tuple(1.0 / (i + 1) for i in range(len(ends)))
+    loss_weights = tuple(1.0 / (i + 1) for i in range(n_groups))
+    group = torch.randint(n_groups, (N * K,), generator=g, dtype=torch.uint8)
     _, pull, dots = decode_loss(
-        *(x, code, weights.W_dec_FD, weights.b_dec_D), ends=ends, weights=loss_weights, impl="reference"
+        *(x, code, weights.W_dec_FD, weights.b_dec_D), group_M=group, weights=loss_weights, impl="reference"
     )
     extra = None
     if n_extra:
         features = torch.randperm(F, generator=g)[:n_extra]
         extra = ExtraRows(features, randn(n_extra, D), randn(n_extra, D), randn(n_extra), randn(D))
-    batch = Batch(x - weights.b_dec_D, code, pull, dots, 2.0 / max(N, 1), ends)
+    batch = Batch(x - weights.b_dec_D, code, pull, dots, 2.0 / max(N, 1), group, shrink)
     return Case(name, weights, first, second, batch, Rule(lr=1e-2, n_steps=3, clip_norm=clip_norm), extra)
 
 
@@ -74,7 +83,8 @@ def cases() -> Iterator[Case]:
     yield _random("k=1", 19, 1, 130, 5)
     yield _random("k=F", 5, 17, 17, 6)
     yield _random("no rows", 0, 2, 9, 3)
-    yield _random("nested groups", 21, 9, 40, 8, ends=(5, 6, 40))
+    yield _random("nested groups", 21, 9, 40, 8, n_groups=3)
+    yield _random("shrunk values", 37, 8, 512, 24, shrink=0.3)
     yield _random("extra rows", 21, 9, 70, 8, n_extra=13)
 
 

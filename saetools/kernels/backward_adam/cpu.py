@@ -43,7 +43,7 @@ class _Gradient:
         scale = np.float32(batch.scale)
         bound = totals(
             *(self.starts, *self.rows, *self.factors, *norms),
-            *(scale, through_code, self.along),
+            *(scale, np.float32(batch.shrink), through_code, self.along),
         )
         self.db_dec = self._db_dec(through_code, batch.pull_NGD[:, 0], scale)
         self.db_enc = self._take("db_enc", self.F)
@@ -59,10 +59,10 @@ class _Gradient:
         self.starts = self._take_ints("starts", self.F + 1)
         self.rows = self._take_ints("x_rows", M), self._take_ints("pull_rows", M)
         self.factors = self._take("minus_v", M), self._take("dv", M)
-        ends = np.array(batch.ends or (self.F,), np.int64)
         sort_slots(
-            *(code.values_M.numpy(), code.indices_M.numpy(), code.offsets_N1.numpy(), batch.dots_M.numpy(), ends),
-            *(np.float32(batch.scale), self.starts, *self.rows, *self.factors),
+            *(code.values_M.numpy(), code.indices_M.numpy(), code.offsets_N1.numpy(), batch.dots_M.numpy()),
+            *(batch.groups().numpy(), batch.pull_NGD.shape[1], np.float32(batch.scale), np.float32(batch.shrink)),
+            *(self.starts, *self.rows, *self.factors),
         )
 
     def _db_dec(self, through_code: np.ndarray, pull_ND: Tensor, scale: np.float32) -> np.ndarray:

@@ -24,10 +24,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class Batch:
-    """The forward pass of L = scale / 2 * sum over rows and groups of weight * ||residual||^2.
+    """The forward pass of L = scale / 2 * sum of weight * ||residual||^2 (rows, groups) + shrink / 2 * sum of value^2.
 
-    x_ND: rows less b_dec, as the encoder saw them; the rest as `decode_loss` gives it. dL/dvalue = -scale * dots,
-    and each value depends on its own row of W_enc, b_enc and x alone.
+    x_ND: rows less b_dec, as the encoder saw them; the rest as `decode_loss` takes and gives it.
+    dL/dvalue = -scale * dots + shrink * value, and each value depends on its own row of W_enc, b_enc and x alone.
     """
 
     x_ND: Tensor
@@ -35,16 +35,22 @@ class Batch:
     pull_NGD: Tensor
     dots_M: Tensor
     scale: float
-    ends: tuple[int, ...] = ()
+    group_M: Tensor | None = None
+    shrink: float = 0.0
+
+    def groups(self) -> Tensor:
+        """The group of each slot, uint8."""
+        if self.group_M is None:
+            return torch.zeros(len(self.dots_M), dtype=torch.uint8, device=self.dots_M.device)
+        return self.group_M
+
+    def dvalues(self) -> Tensor:
+        """dL/dvalue of each slot."""
+        return -self.scale * self.dots_M + self.shrink * self.code.values_M
 
     def pull_rows(self) -> Tensor:
-        """For each slot the row of pull viewed as [N * G, D]: that of its own row and feature's group."""
-        n_groups = self.pull_NGD.shape[1]
-        rows_M = self.code.rows()
-        if n_groups == 1:
-            return rows_M
-        ends_G = torch.tensor(self.ends, device=rows_M.device)
-        return rows_M * n_groups + torch.bucketize(self.code.indices_M.long(), ends_G, right=True)
+        """For each slot the row of pull viewed as [N * G, D]: that of its own row and group."""
+        return self.code.rows() * self.pull_NGD.shape[1] + self.groups().long()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ def gradients(weights: Weights, batch: Batch, extra: ExtraRows | None) -> Weight
     x_ND, code, D = batch.x_ND, batch.code, batch.x_ND.shape[1]
     place = (code.rows(), code.indices_M.long())
     zeros_NF = torch.zeros(len(x_ND), len(weights.W_enc_FD), dtype=x_ND.dtype, device=x_ND.device)
-    dvalues_NF = zeros_NF.index_put(place, -batch.scale * batch.dots_M, accumulate=True)
+    dvalues_NF = zeros_NF.index_put(place, batch.dvalues(), accumulate=True)
     weighted_MD = code.values_M[:, None] * batch.pull_NGD.reshape(-1, D)[batch.pull_rows()]
     db_enc_F = dvalues_NF.sum(0)
     result = Weights(

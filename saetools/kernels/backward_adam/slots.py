@@ -6,12 +6,12 @@ from saetools.kernels.compiled import parallel, prange, serial
 
 
 @serial
-def sort_slots(values, indices, offsets, dots, ends, scale, starts, x_rows, pull_rows, minus_v, dv):
+def sort_slots(values, indices, offsets, dots, groups, G, scale, shrink, starts, x_rows, pull_rows, minus_v, dv):
     """Counting sort of the slots in use by feature, stable; starts[f] : starts[f + 1] are those of feature f.
 
-    minus_v = -scale * value, the factor on pull rows in dW_dec; dv = -scale * dots, the factor on x rows in dW_enc.
+    minus_v = -scale * value, the factor on pull rows in dW_dec; dv = dL/dvalue, the factor on x rows in dW_enc.
     """
-    F, N, G = starts.shape[0] - 1, offsets.shape[0] - 1, ends.shape[0]
+    F, N = starts.shape[0] - 1, offsets.shape[0] - 1
     starts[:] = 0
     for s in range(values.shape[0]):
         starts[indices[s] + 1] += np.int32(values[s] != 0)
@@ -24,18 +24,15 @@ def sort_slots(values, indices, offsets, dots, ends, scale, starts, x_rows, pull
                 f = indices[s]
                 q = place[f]
                 place[f] = q + 1
-                group = 0
-                while group < G - 1 and f >= ends[group]:
-                    group += 1
-                x_rows[q], pull_rows[q] = n, n * G + group
-                minus_v[q], dv[q] = -scale * values[s], -scale * dots[s]
+                x_rows[q], pull_rows[q] = n, n * G + np.int64(groups[s])
+                minus_v[q], dv[q] = -scale * values[s], shrink * values[s] - scale * dots[s]
 
 
 @serial
-def totals(starts, x_rows, pull_rows, minus_v, dv, x_norms, pull_norms, scale, through_code, along):
+def totals(starts, x_rows, pull_rows, minus_v, dv, x_norms, pull_norms, scale, shrink, through_code, along):
     """Per feature the sum of dv and along = <dW_dec, w>; returns a bound of the gradients' squared norm.
 
-    <sum of minus_v pull, w> = sum of minus_v <pull, w> = -sum of minus_v dv / scale: the dots are there already.
+    <sum of minus_v pull, w> = sum of minus_v dots, and dots = (shrink * value - dv) / scale are there already.
     ||sum of c_q row_q|| <= sum of |c_q| ||row_q||, and projecting makes nothing longer.
     """
     inverse = np.float32(-1.0) / scale if scale != 0 else np.float32(0.0)
@@ -44,7 +41,7 @@ def totals(starts, x_rows, pull_rows, minus_v, dv, x_norms, pull_norms, scale, t
         s, inner, enc, dec = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
         for q in range(starts[f], starts[f + 1]):
             s += dv[q]
-            inner += minus_v[q] * dv[q]
+            inner += minus_v[q] * (dv[q] - shrink * minus_v[q] * inverse)
             enc += abs(dv[q]) * x_norms[x_rows[q]]
             dec += abs(minus_v[q]) * pull_norms[pull_rows[q]]
         through_code[f], along[f] = s, inner * inverse

@@ -12,7 +12,7 @@ def gradients(weights: Weights, batch: Batch, extra: ExtraRows | None) -> Weight
     """As the reference."""
     n_features, D = weights.W_enc_FD.shape
     code, rows_M = batch.code, batch.code.rows()
-    dvalues_M = -batch.scale * batch.dots_M
+    dvalues_M = batch.dvalues()
     db_enc_F = torch.zeros_like(weights.b_enc_F).index_add_(0, code.indices_M.long(), dvalues_M)
     pull = batch.pull_NGD.reshape(-1, D)
     dW_dec = scatter_rows(-batch.scale * code.values_M, code.indices_M, batch.pull_rows(), pull, n_features, "torch")

@@ -16,41 +16,42 @@ def decode_loss(
     W_FD: Tensor,
     b_D: Tensor,
     *,
-    ends: tuple[int, ...] = (),
-    weights: tuple[float, ...] = (),
+    group_M: Tensor | None = None,
+    weights: tuple[float, ...] = (1.0,),
     workspace: Workspace | None = None,
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """loss_NG, pull_NGD, dots_M of a code, for nested groups of features that end at `ends` (one group without).
+    """loss_NG, pull_NGD, dots_M of a code, for G = len(weights) nested groups of slots.
 
-    residual_g = x - (sum over the slots with index < ends[g] of value * W[index] + b)        [N, D]
+    group_M (uint8): the first group that each slot is in, 0 .. G - 1; without it all are in group 0.
+
+    residual_g = x - (sum over the slots of groups 0 .. g of value * W[index] + b)            [N, D]
     loss_NG    = ||residual_g||^2, unweighted, per row
     pull_NGD   = sum over h >= g of weights[h] * residual_h
-    dots_M     = <pull[row, group of the feature], W[index]>, 0 at unused slots
+    dots_M     = <pull[row, group of the slot], W[index]>, 0 at unused slots
 
     With L = c * sum_n sum_g weights[g] * loss_NG the gradients are dL/dvalue = -2 c dots, dL/dW[i] = -2 c * sum over
     its slots of value * pull, dL/db = -2 c * sum_n pull[n, 0]. Buffers belong to the workspace: valid until its next
     use. The indices must lie within W (not checked: the fused step makes them itself).
     """
-    ends, weights = ends or (len(W_FD),), weights or (1.0,)
-    assert len(ends) == len(weights) and ends[-1] == len(W_FD)
+    if group_M is None:
+        group_M = torch.zeros(len(code.values_M), dtype=torch.uint8, device=x_ND.device)
     chosen = resolve(impl, x_ND, code.values_M, W_FD, b_D)
     x_ND, W_FD = x_ND.contiguous(), W_FD.contiguous()
-    ends_G = torch.tensor(ends, dtype=torch.int64, device=x_ND.device)
     weights_G = torch.tensor(weights, dtype=x_ND.dtype, device=x_ND.device)
     if chosen == "numba":
         from saetools.kernels.decode_loss import cpu
 
         workspace = workspace or Workspace()
         return cpu.decode_loss(
-            x_ND, code.values_M, code.indices_M, code.offsets_N1, W_FD, b_D, ends_G, weights_G, workspace
+            x_ND, code.values_M, code.indices_M, code.offsets_N1, W_FD, b_D, group_M, weights_G, workspace
         )
     rows_M = code.rows()
     if chosen == "torch":
         return stock.decode_loss(
-            x_ND, code.values_M, code.indices_M, code.offsets_N1, rows_M, W_FD, b_D, ends_G, weights_G
+            x_ND, code.values_M, code.indices_M, code.offsets_N1, rows_M, W_FD, b_D, group_M, weights_G
         )
-    return reference.decode_loss(x_ND, code.values_M, code.indices_M, rows_M, W_FD, b_D, ends_G, weights_G)
+    return reference.decode_loss(x_ND, code.values_M, code.indices_M, rows_M, W_FD, b_D, group_M, weights_G)
 
 
 __all__ = ["decode_loss"]

@@ -16,9 +16,9 @@ BLOCK = 16
 
 
 @parallel
-def decode_loss_rows(x, values, indices, offsets, W, b, ends, weights, loss, pull, dots):
+def decode_loss_rows(x, values, indices, offsets, W, b, groups, weights, loss, pull, dots):
     N, D = x.shape
-    G = ends.shape[0]
+    G = weights.shape[0]
     for task in prange((N + BLOCK - 1) // BLOCK):
         first, last = task * BLOCK, min(N, (task + 1) * BLOCK)
         longest = 0
@@ -32,10 +32,9 @@ def decode_loss_rows(x, values, indices, offsets, W, b, ends, weights, loss, pul
             c = 0
             for g in range(G):  # the slots in use, group by group
                 start[g] = c
-                low = ends[g - 1] if g else 0
                 for s in range(offsets[n], offsets[n + 1]):
                     dots[s] = dots[s] if g else np.float32(0.0)
-                    if values[s] != 0 and low <= indices[s] < ends[g]:
+                    if values[s] != 0 and groups[s] == g:
                         atoms[c], slots[c], minus[c] = indices[s], s, -values[s]
                         c += 1
             start[G] = c
@@ -65,12 +64,12 @@ def decode_loss(
     offsets_N1: Tensor,
     W_FD: Tensor,
     b_D: Tensor,
-    ends_G: Tensor,
+    group_M: Tensor,
     weights_G: Tensor,
     workspace: Workspace,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As the reference."""
-    (N, D), G = x_ND.shape, len(ends_G)
+    (N, D), G = x_ND.shape, len(weights_G)
     loss_NG = workspace.get("decode_loss.loss", (N, G))
     pull_NGD = workspace.get("decode_loss.pull", (N, G, D))
     dots_M = workspace.get("decode_loss.dots", (len(values_M),))
@@ -82,7 +81,7 @@ def decode_loss(
             offsets_N1.numpy(),
             W_FD.numpy(),
             b_D.numpy(),
-            ends_G.numpy(),
+            group_M.numpy(),
             weights_G.numpy(),
             loss_NG.numpy(),
             pull_NGD.numpy(),

@@ -11,18 +11,19 @@ def decode_loss(
     rows_M: Tensor,
     W_FD: Tensor,
     b_D: Tensor,
-    ends_G: Tensor,
+    group_M: Tensor,
     weights_G: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """loss_NG, pull_NGD, dots_M as `decode_loss` describes them."""
-    N, n_groups = len(x_ND), len(ends_G)
-    code_NF = torch.zeros(N, len(W_FD), dtype=x_ND.dtype, device=x_ND.device)
-    code_NF = code_NF.index_put((rows_M.long(), indices_M.long()), values_M, accumulate=True)
-    residuals = [x_ND - (code_NF[:, :end] @ W_FD[:end] + b_D) for end in ends_G.tolist()]
+    zeros_NF = torch.zeros(len(x_ND), len(W_FD), dtype=x_ND.dtype, device=x_ND.device)
+    residuals = []
+    for g in range(len(weights_G)):
+        nested_M = torch.where(group_M <= g, values_M, 0)
+        code_NF = zeros_NF.index_put((rows_M.long(), indices_M.long()), nested_M, accumulate=True)
+        residuals.append(x_ND - (code_NF @ W_FD + b_D))
     residual_NGD = torch.stack(residuals, dim=1)
     loss_NG = residual_NGD.square().sum(2)
     weighted_NGD = residual_NGD * weights_G[:, None]
     pull_NGD = weighted_NGD.flip(1).cumsum(1).flip(1)
-    group_M = torch.bucketize(indices_M.long(), ends_G.long(), right=True).clamp(max=n_groups - 1)
-    dots_M = (pull_NGD[rows_M.long(), group_M] * W_FD[indices_M.long()]).sum(1)
+    dots_M = (pull_NGD[rows_M.long(), group_M.long()] * W_FD[indices_M.long()]).sum(1)
     return loss_NG, pull_NGD, torch.where(values_M != 0, dots_M, 0)

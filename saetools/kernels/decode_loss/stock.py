@@ -14,15 +14,12 @@ def decode_loss(
     rows_M: Tensor,
     W_FD: Tensor,
     b_D: Tensor,
-    ends_G: Tensor,
+    group_M: Tensor,
     weights_G: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As the reference."""
-    n_groups = len(ends_G)
+    n_groups = len(weights_G)
     residual_NGD = x_ND.new_empty(len(x_ND), n_groups, x_ND.shape[1])
-    group_M = torch.zeros_like(indices_M)
-    if n_groups > 1:
-        group_M = torch.bucketize(indices_M, ends_G.to(indices_M.dtype), right=True).clamp(max=n_groups - 1)
     left_ND = x_ND - b_D
     for g in range(n_groups):
         part_M = values_M if n_groups == 1 else torch.where(group_M == g, values_M, 0)
@@ -32,6 +29,6 @@ def decode_loss(
     pull_NGD = residual_NGD.mul_(weights_G[:, None])
     if n_groups > 1:
         pull_NGD = pull_NGD.flip(1).cumsum(1).flip(1)
-    pull_rows = rows_M * n_groups + group_M
+    pull_rows = rows_M * n_groups + group_M.long()
     dots_M = decode.gather_dot(indices_M, pull_rows, pull_NGD.view(-1, x_ND.shape[1]), W_FD)
     return loss_NG, pull_NGD, torch.where(values_M != 0, dots_M, 0)

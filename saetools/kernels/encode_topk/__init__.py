@@ -8,6 +8,7 @@ from torch import Tensor
 
 from saetools.kernels.backend import Impl, bf16_units, resolve
 from saetools.kernels.encode_topk import reference, stock
+from saetools.kernels.encode_topk.by_score import encode_by_score
 from saetools.kernels.workspace import Workspace
 
 Precision = Literal["auto", "fp32", "bf16-screen"]
@@ -126,4 +127,4 @@ class _EncodeTopK(torch.autograd.Function):
         return dx, dW, db, None, None, None, None, None, None
 
 
-__all__ = ["Precision", "encode_topk", "preferred_precision"]
+__all__ = ["Precision", "encode_by_score", "encode_topk", "preferred_precision"]

@@ -78,6 +78,15 @@ def encode_topk(
     return values_NK, indices_NK
 
 
+def select(score_CF: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest positive scores of each row and their features; unused slots are score 0, feature 0."""
+    C, F = score_CF.shape
+    scores_CK, indices_CK = torch.empty(C, k), torch.empty(C, k, dtype=torch.int32)
+    with exclusive():
+        select_rows(score_CF.numpy(), np.zeros(F, np.float32), k, True, 0, scores_CK.numpy(), indices_CK.numpy())
+    return scores_CK, indices_CK
+
+
 def _screened(
     x_ND: Tensor,
     W_FD: Tensor,

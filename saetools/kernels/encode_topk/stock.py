@@ -25,14 +25,11 @@ def encode_topk(
         x_CD = x_ND[rows]
         if low:
             pre_CF = torch.addmm(low[1], x_CD.bfloat16(), low[0].T)
-            _, found = _lowest_ties(pre_CF, None, min(screen, F))
+            _, found = lowest_ties(pre_CF, None, min(screen, F))
             scores = torch.bmm(W_FD[found], x_CD.unsqueeze(2)).squeeze(2) + b_F[found]
-        elif x_ND.device.type == "cpu":
-            scores = torch.addmm(b_F, x_CD, W_FD.T, out=workspace.get("pre", (len(x_CD), F), x_ND.dtype))
-            found = None
         else:
-            scores, found = torch.addmm(b_F, x_CD, W_FD.T), None
-        values, chosen = _lowest_ties(scores, found, k)
+            scores, found = preactivations(x_CD, W_FD, b_F, workspace), None
+        values, chosen = lowest_ties(scores, found, k)
         values_NK[rows], indices_NK[rows] = values, chosen.int()
     if relu:
         values_NK.relu_()
@@ -40,7 +37,15 @@ def encode_topk(
     return values_NK, indices_NK
 
 
-def _lowest_ties(scores: Tensor, found: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+def preactivations(x_CD: Tensor, W_FD: Tensor, b_F: Tensor, workspace: Workspace) -> Tensor:
+    """pre_CF of a row chunk, on the CPU in memory that is there."""
+    if x_CD.device.type != "cpu":
+        return torch.addmm(b_F, x_CD, W_FD.T)
+    out = workspace.get("encode.pre", (len(x_CD), len(W_FD)), x_CD.dtype)
+    return torch.addmm(b_F, x_CD, W_FD.T, out=out)
+
+
+def lowest_ties(scores: Tensor, found: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
     """The k best of each row and their features; where the cut falls among equal scores, the lowest features win."""
     extra = min(k + 1, scores.shape[1])
     values, places = torch.topk(scores, extra)

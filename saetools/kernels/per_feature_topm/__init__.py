@@ -18,32 +18,39 @@ def per_feature_topm(
     budget_F: Tensor,
     *,
     score: Score | None = None,
+    threshold_F: Tensor | None = None,
     first_feature: int = 0,
     workspace: Workspace | None = None,
     impl: Impl = "auto",
-) -> Sparse:
+) -> tuple[Sparse, Tensor | None]:
     """The ragged code in which feature i is kept in the budget[i] rows where its score is largest.
 
     pre = x W^T + b; scores are pre itself or `score`'s; values are pre. Only positive scores are kept. Ties go to
-    the lowest row. Slots are in row order, features ascending. budget_F: int64 in 0..N; ValueError otherwise.
+    the lowest row. Also: for each feature how many pre are positive and at least threshold_F[i], where that is given.
+    Slots are in row order, features ascending. budget_F: int64 in 0..N; ValueError otherwise.
     """
     N, F = len(x_ND), len(W_FD)
     if budget_F.shape != (F,) or (F and not 0 <= int(budget_F.min()) <= int(budget_F.max()) <= N):
         raise ValueError(f"budget_F must hold {F} numbers between 0 and {N}, the number of rows")
     x_ND, W_FD, b_F = x_ND.contiguous(), W_FD.contiguous(), b_F.contiguous()
     chosen = resolve(impl, x_ND, W_FD, b_F)
+    reached_F = None if threshold_F is None else torch.zeros(F, dtype=torch.int64, device=x_ND.device)
     if chosen == "reference" or N == 0 or F == 0:
         pre_NF = x_ND @ W_FD.T + b_F
         scores = pre_NF if score is None else score.of(pre_NF, slice(None))
         values, indices, offsets = reference.per_feature_topm(scores, pre_NF, budget_F)
+        if threshold_F is not None:
+            reached_F = ((pre_NF >= threshold_F) & (pre_NF > 0)).sum(0)
     elif chosen == "numba":
         from saetools.kernels.per_feature_topm import cpu
 
-        workspace = workspace or Workspace()
-        values, indices, offsets = cpu.per_feature_topm(x_ND, W_FD, b_F, budget_F, score, workspace)
+        counted = (threshold_F, reached_F)
+        values, indices, offsets = cpu.per_feature_topm(
+            x_ND, W_FD, b_F, budget_F, score, counted, workspace or Workspace()
+        )
     else:
-        values, indices, offsets = stock.per_feature_topm(x_ND, W_FD, b_F, budget_F, score)
-    return Sparse(values, indices + first_feature, offsets)
+        values, indices, offsets = stock.per_feature_topm(x_ND, W_FD, b_F, budget_F, score, (threshold_F, reached_F))
+    return Sparse(values, indices + first_feature, offsets), reached_F
 
 
 __all__ = ["per_feature_topm"]

@@ -13,14 +13,19 @@ def verify(impl: Impl) -> None:
     for case in cases():
         N, F = len(case.x_ND), len(case.W_FD)
         mixed = torch.arange(F).remainder(min(N, 6) + 1)
+        threshold_F = torch.arange(F).remainder(9).double() - 2
         for name, budget_F in (("none", mixed * 0), ("mixed", mixed), ("all", torch.full((F,), N))):
             results = [
                 per_feature_topm(
                     *(case.x_ND, case.W_FD, case.b_F, budget_F),
                     score=case.score,
+                    threshold_F=threshold_F,
                     impl=which,
                     workspace=Workspace(poison=True),
                 )
                 for which in (impl, "reference")
             ]
-            assert_same(f"{case.name}, {impl}, budget {name}", *results)
+            (got, reached), (expected, all_reached) = results
+            assert_same(f"{case.name}, {impl}, budget {name}", got, expected)
+            assert reached is not None and all_reached is not None
+            assert torch.equal(reached, all_reached), f"{case.name}, {impl}: counts differ from plain PyTorch's"

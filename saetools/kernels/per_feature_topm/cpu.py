@@ -8,7 +8,7 @@ from saetools.kernels.backend import exclusive
 from saetools.kernels.compiled import parallel, prange
 from saetools.kernels.encode_topk.cpu import BLOCK, take_all
 from saetools.kernels.encode_topk.select import GROUPS, collect, emit, group_maxima, lower_bound
-from saetools.kernels.per_feature_topm.stock import row_major
+from saetools.kernels.per_feature_topm.stock import count_reached, row_major
 from saetools.kernels.score import Score
 from saetools.kernels.workspace import Workspace
 
@@ -41,7 +41,13 @@ def select_features(score, no_bias, budget, starts, rows, scores_out):
 
 
 def per_feature_topm(
-    x_ND: Tensor, W_FD: Tensor, b_F: Tensor, budget_F: Tensor, score: Score | None, workspace: Workspace
+    x_ND: Tensor,
+    W_FD: Tensor,
+    b_F: Tensor,
+    budget_F: Tensor,
+    score: Score | None,
+    counted: tuple[Tensor | None, Tensor | None],
+    workspace: Workspace,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As the reference."""
     N, F = len(x_ND), len(W_FD)
@@ -57,6 +63,7 @@ def per_feature_topm(
         W_CD = W_FD[part]
         pre_CN = workspace.get("per_feature.pre", (len(W_CD), N))
         torch.mm(W_CD, x_ND.T, out=pre_CN).add_(b_F[part, None])
+        count_reached(pre_CN, counted, part)
         score_CN = pre_CN if score is None else score.of(pre_CN.T, slice(None), part).T.contiguous()
         with exclusive():
             select_features(

@@ -12,7 +12,12 @@ CHUNK_ELEMENTS = 1 << 22
 
 
 def per_feature_topm(
-    x_ND: Tensor, W_FD: Tensor, b_F: Tensor, budget_F: Tensor, score: Score | None
+    x_ND: Tensor,
+    W_FD: Tensor,
+    b_F: Tensor,
+    budget_F: Tensor,
+    score: Score | None,
+    counted: tuple[Tensor | None, Tensor | None],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As the reference."""
     N, F = len(x_ND), len(W_FD)
@@ -21,6 +26,7 @@ def per_feature_topm(
     for start in range(0, F, chunk):
         part = slice(start, start + chunk)
         pre_CN = torch.addmm(b_F[part, None], W_FD[part], x_ND.T)
+        count_reached(pre_CN, counted, part)
         score_CN = pre_CN if score is None else score.of(pre_CN.T, slice(None), part).T
         budget_C = budget_F[part]
         # a stable sort: the first of equal scores wins; NaN comes first and is kept
@@ -33,6 +39,13 @@ def per_feature_topm(
         features.append(own + start)
         values.append(pre_CN[own, rows[-1]])
     return row_major(torch.cat(values), torch.cat(features), torch.cat(rows), N, "torch")
+
+
+def count_reached(pre_CN: Tensor, counted: tuple[Tensor | None, Tensor | None], part: slice) -> None:
+    """Write how many pre of each feature are positive and reach its threshold, where (threshold, counts) are given."""
+    threshold_F, reached_F = counted
+    if threshold_F is not None and reached_F is not None:
+        reached_F[part] = ((pre_CN >= threshold_F[part, None]) & (pre_CN > 0)).sum(1)
 
 
 def row_major(
