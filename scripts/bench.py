@@ -1,4 +1,4 @@
-"""Benchmarks: `bench.py step | ops | mp | loader | growth`, e.g. `python scripts/bench.py step --json`.
+"""Benchmarks: `bench.py step | quality | ops | mp | loader | growth`, e.g. `python scripts/bench.py step --json`.
 
 Each first runs the correctness gate of the kernels that it times and prints nothing but the failure where that is
 red. Variants run in turn within one process (other libraries: processes in turn), with one number of threads and one
@@ -10,14 +10,15 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import bench_ops
 import torch
-from bench_measure import ROOT, Setting, Timing, interleaved, peak_rss_mb, report
-from bench_peers import PEERS, rows
+from bench_measure import ROOT, Setting, Timing, interleaved, report
+from bench_peers import PEERS, Batches, fvu, peak_rss_mb
 
 from saetools.dictionaries.base import Dictionary, Progress, dictionary_class
 from saetools.kernels.auxk import cases as auxk_cases
@@ -57,11 +58,13 @@ class StepRunner:
             with torch.no_grad():
                 self.dictionary.b_enc_F[: self.n_dead] = -1e4  # never among the k largest
             self.state.tokens_since_fired_F[: self.n_dead] = 10**9
-        scale = (a.d / rows(256, a.d, 0).square().sum(1).mean()).sqrt()
-        self.batches = [rows(a.batch, a.d, 1 + i) * scale for i in range(4)]
+        self.batches = Batches(a.data, a.batch, a.d)
+        self.few = [self.batches(i) for i in range(4)]
 
     def __call__(self, number: int) -> None:
-        x_ND = self.batches[number % len(self.batches)]
+        self.take(number, self.few[number % len(self.few)])
+
+    def take(self, number: int, x_ND: torch.Tensor) -> None:
         progress = Progress(step=number, n_steps=10**6, n_tokens=10**9, dead_after_tokens=10**8)
         result = self.step(x_ND, x_ND, {}, self.state, progress, 3e-4)
         assert result.applied
@@ -77,7 +80,7 @@ def encode_matmul(a: argparse.Namespace, dtype: torch.dtype) -> Callable[[int], 
 
 def run_step(a: argparse.Namespace, setting: Setting) -> list[Timing]:
     """A training step by each provider, and the two matmuls."""
-    providers = a.providers or [p for p in PROVIDERS if p != "fused bf16-screen" or a.dictionary == "topk"]
+    providers = a.providers or list(PROVIDERS)
     variants: dict[str, Callable[[int], Any]] = {
         "gemm fp32": encode_matmul(a, torch.float32),
         "gemm bf16": encode_matmul(a, torch.bfloat16),
@@ -117,12 +120,9 @@ def run_peers(a: argparse.Namespace, setting: Setting) -> list[Timing]:
     found: dict[str, dict[str, Any]] = {}
     for _ in range(a.rounds):
         for peer in PEERS:
-            command = [a.peers_python, str(ROOT / "scripts" / "bench_peers.py"), peer, *shared]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                print(f"{peer} does not run there: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
-                continue
-            merge(found, peer, json.loads(done.stdout.splitlines()[-1]))
+            result = run_peer(a, peer, setting, [])
+            if result:
+                merge(found, peer, result)
         for provider in own:
             command = [sys.executable, __file__, "child", "--providers", provider, "--repeats=8", *shared]
             done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
@@ -149,6 +149,38 @@ def merge(found: dict[str, dict[str, Any]], name: str, result: dict[str, Any]) -
     found[name]["peak_rss_mb"] = max(found[name]["peak_rss_mb"], result["peak_rss_mb"])
 
 
+def run_quality(a: argparse.Namespace, setting: Setting) -> list[Timing]:
+    """FVU on held-out rows after the same steps on the same rows, by each provider (and by peers)."""
+    config = {name: getattr(a, name) for name in ("dictionary", "d", "features", "k", "batch", "steps")}
+    results = []
+    for provider in a.providers or ["fused fp32", "fused bf16-screen", "plain autograd"]:
+        runner, ms = StepRunner(a, provider), []
+        for number in range(a.steps):
+            x_ND = runner.batches(number)
+            start = time.perf_counter()
+            runner.take(number, x_ND)
+            ms.append((time.perf_counter() - start) * 1e3)
+        found = {"fvu": round(fvu(runner.dictionary, runner.batches.held), 5)}
+        results.append(Timing("quality", provider, config, ms, [], a.batch, found))
+    for peer in PEERS if a.peers else ():
+        result = run_peer(a, peer, setting, ["--steps", str(a.steps), *(["--data", a.data] if a.data else [])])
+        if result:
+            results.append(Timing("quality", peer, config, result["ms"], [], a.batch, {"fvu": result["fvu"]}))
+    return results
+
+
+def run_peer(a: argparse.Namespace, peer: str, setting: Setting, more: list[str]) -> dict[str, Any] | None:
+    """One peer in a process of its own; None, and a line on stderr, where it does not run."""
+    shared = [f"--{name}={getattr(a, name)}" for name in ("d", "features", "k", "batch")]
+    shared += [f"--threads={setting.threads}", f"--allocator={setting.allocator}", *more]
+    command = [a.peers_python, str(ROOT / "scripts" / "bench_peers.py"), peer, *shared]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        print(f"{peer} does not run there: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def run_growth(a: argparse.Namespace, setting: Setting) -> list[Timing]:
     """The fused step at growing F, then at growing N."""
     results = []
@@ -162,7 +194,7 @@ def run_growth(a: argparse.Namespace, setting: Setting) -> list[Timing]:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("step", "ops", "mp", "loader", "growth", "rss", "child"))
+    parser.add_argument("what", choices=("step", "quality", "ops", "mp", "loader", "growth", "rss", "child"))
     parser.add_argument("--dictionary", default="topk", help="kind of dictionary in `step`")
     parser.add_argument("--d", type=int, default=512, help="width of rows")
     parser.add_argument("--features", type=int, default=8192)
@@ -170,6 +202,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=2048, help="rows")
     parser.add_argument("--dead", type=float, default=0.0, help="share of features that are dead, for AuxK")
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=200, help="training steps in `quality`")
+    parser.add_argument("--data", help=".npy of rows [N, D] instead of synthetic ones")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--allocator", choices=("default", "keep-freed"), default="keep-freed")
     parser.add_argument("--providers", nargs="+", choices=tuple(PROVIDERS), help="steps to time; all without it")
@@ -188,7 +222,7 @@ def arguments() -> argparse.Namespace:
 def gate(what: str) -> None:
     """Exit with the failure where a kernel that is about to be timed is wrong."""
     try:
-        if what in ("step", "growth"):
+        if what in ("step", "growth", "quality"):
             for module in STEP_GATES:
                 module.verify("auto")
             encode_topk_cases.verify("auto", "bf16-screen")
@@ -205,7 +239,7 @@ def main() -> None:
         (run_rss if a.what == "rss" else run_child)(a)
         return
     gate(a.what)
-    run = {"step": run_step, "growth": run_growth, **bench_ops.RUN}[a.what]
+    run = {"step": run_step, "growth": run_growth, "quality": run_quality, **bench_ops.RUN}[a.what]
     results = run(a, setting)
     if a.what == "step" and a.peers:
         results += run_peers(a, setting)

@@ -5,7 +5,6 @@ import datetime
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import time
@@ -31,11 +30,6 @@ def interleaved(variants: Mapping[str, Callable[[int], Any]], repeats: int, warm
             if number >= warmup:
                 times[name].append((time.perf_counter() - start) * 1e3)
     return times
-
-
-def peak_rss_mb() -> float:
-    """The most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """One training step of another library's TopK autoencoder, timed by itself; run by `bench.py --peers`.
 
 Runs under the interpreter of an environment that has the peers (they pin transformer-lens < 4), so it imports nothing
-of saetools. Prints one JSON line: milliseconds of each step and of the encode matmul beside it, peak memory.
+of saetools. Prints one JSON line: milliseconds of each step and of the encode matmul beside it, peak memory, and the
+FVU on held-out rows after the steps.
 """
 
 import argparse
@@ -12,14 +13,17 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import torch
 
 PEERS = ("sae-lens", "dictionary-learning", "eai-sparsify", "overcomplete", "naive-dense")
 Step = Callable[[int, torch.Tensor], object]
+Recon = Callable[[torch.Tensor], torch.Tensor]
 
 
-def sae_lens(a: argparse.Namespace) -> Step:
+def sae_lens(a: argparse.Namespace) -> tuple[Step, Recon]:
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.training.sae_trainer import SAETrainer
@@ -54,20 +58,20 @@ def sae_lens(a: argparse.Namespace) -> Step:
         trainer.step(x)
         trainer.n_training_steps += 1
 
-    return step
+    return step, sae
 
 
-def dictionary_learning(a: argparse.Namespace) -> Step:
+def dictionary_learning(a: argparse.Namespace) -> tuple[Step, Recon]:
     from dictionary_learning.trainers.top_k import TopKTrainer
 
     trainer = TopKTrainer(
         steps=10**6, activation_dim=a.d, dict_size=a.features, k=a.k, layer=0, lm_name="x", lr=a.lr, warmup_steps=0,
         device="cpu", seed=0,
     )  # fmt: skip
-    return trainer.update
+    return trainer.update, trainer.ae
 
 
-def sparsify(a: argparse.Namespace) -> Step:
+def sparsify(a: argparse.Namespace) -> tuple[Step, Recon]:
     from sparsify.config import SparseCoderConfig
     from sparsify.sparse_coder import SparseCoder
 
@@ -84,10 +88,10 @@ def sparsify(a: argparse.Namespace) -> Step:
         if sae.cfg.normalize_decoder:
             sae.set_decoder_norm_to_unit_norm()
 
-    return step
+    return step, lambda x: sae(x).sae_out
 
 
-def overcomplete(a: argparse.Namespace) -> Step:
+def overcomplete(a: argparse.Namespace) -> tuple[Step, Recon]:
     from overcomplete.sae import TopKSAE
 
     sae = TopKSAE(a.d, nb_concepts=a.features, top_k=a.k)
@@ -99,21 +103,23 @@ def overcomplete(a: argparse.Namespace) -> Step:
         optimizer.step()
         optimizer.zero_grad()
 
-    return step
+    return step, lambda x: sae(x)[2]
 
 
-def naive_dense(a: argparse.Namespace) -> Step:
+def naive_dense(a: argparse.Namespace) -> tuple[Step, Recon]:
     """The step as one writes it first: dense codes, autograd, torch.optim.Adam."""
     W = torch.nn.functional.normalize(torch.randn(a.features, a.d), dim=1)
     parameters = [W.clone(), W.clone(), torch.zeros(a.features), torch.zeros(a.d)]
     W_enc, W_dec, b_enc, b_dec = (p.requires_grad_() for p in parameters)
     optimizer = torch.optim.Adam(parameters, lr=a.lr)
 
+    def recon(x: torch.Tensor) -> torch.Tensor:
+        values, indices = torch.topk((x - b_dec) @ W_enc.T + b_enc, a.k)
+        return torch.zeros(len(x), a.features).scatter(1, indices, values.relu()) @ W_dec + b_dec
+
     def step(number: int, x: torch.Tensor) -> None:
         optimizer.zero_grad()
-        values, indices = torch.topk((x - b_dec) @ W_enc.T + b_enc, a.k)
-        code = torch.zeros(len(x), a.features).scatter(1, indices, values.relu())
-        (x - code @ W_dec - b_dec).square().sum(1).mean().backward()
+        (x - recon(x)).square().sum(1).mean().backward()
         with torch.no_grad():
             W_dec.grad.sub_((W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -121,7 +127,7 @@ def naive_dense(a: argparse.Namespace) -> Step:
         with torch.no_grad():
             W_dec.div_(W_dec.norm(dim=1, keepdim=True))
 
-    return step
+    return step, recon
 
 
 MAKE = dict(zip(PEERS, (sae_lens, dictionary_learning, sparsify, overcomplete, naive_dense)))
@@ -137,6 +143,39 @@ def rows(n: int, d: int, seed: int) -> torch.Tensor:
     return code @ directions + 0.05 * torch.randn(n, d, generator=generator)
 
 
+class Batches:
+    """Batches of the synthetic rows, or of a file's in order; `held` are the last 4096 rows, which no batch has."""
+
+    def __init__(self, data: str | None, batch: int, d: int) -> None:
+        self.batch, self.d = batch, d
+        self.file = None if data is None else torch.from_numpy(np.load(data)).float()
+        rows_of_file = None if self.file is None else self.file[:-4096]
+        sample = rows(4096, d, 0) if rows_of_file is None else rows_of_file[:4096]
+        self.scale = float((d / (sample - sample.mean(0)).square().sum(1).mean()).sqrt())
+        self.held = (rows(4096, d, 0) if self.file is None else self.file[-4096:]) * self.scale
+
+    def __call__(self, number: int) -> torch.Tensor:
+        if self.file is None:
+            return rows(self.batch, self.d, 1 + number) * self.scale
+        start = number * self.batch % (len(self.file) - 4096 - self.batch)
+        return self.file[start : start + self.batch] * self.scale
+
+
+def peak_rss_mb() -> float:
+    """The most memory that this process has held. On Linux from /proc: getrusage counts what started it, too."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line[:6] == "VmHWM:") / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@torch.no_grad()
+def fvu(recon: Recon, held: torch.Tensor) -> float:
+    """Fraction of the variance of held-out rows that the reconstruction leaves."""
+    left = sum(float((x - recon(x)).double().square().sum()) for x in held.split(1024))
+    return left / float((held - held.mean(0)).double().square().sum())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("peer", choices=PEERS)
@@ -145,6 +184,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--data", help=".npy of rows [N, D] instead of synthetic ones")
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--allocator", choices=("default", "keep-freed"), default="keep-freed")
@@ -155,12 +195,12 @@ def main() -> None:
         libc.mallopt(-1, (1 << 31) - 1)
     torch.manual_seed(0)
     torch.set_num_threads(a.threads)
-    step = MAKE[a.peer](a)
-    batches = [rows(a.batch, a.d, 1 + i) for i in range(4)]
+    step, recon = MAKE[a.peer](a)
+    batches = Batches(a.data, a.batch, a.d)
     weights, out = torch.randn(a.features, a.d), torch.empty(a.batch, a.features)
     ms, gemm_ms = [], []
     for number in range(2 + a.steps):
-        x = batches[number % len(batches)]
+        x = batches(number)
         times = []
         for call in (lambda x=x: torch.mm(x, weights.T, out=out), lambda n=number, x=x: step(n, x)):
             start = time.perf_counter()
@@ -169,8 +209,13 @@ def main() -> None:
         if number >= 2:
             gemm_ms.append(times[0])
             ms.append(times[1])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"peer": a.peer, "ms": ms, "gemm_ms": gemm_ms, "peak_rss_mb": round(peak, 1)}))
+    found = {
+        "ms": ms,
+        "gemm_ms": gemm_ms,
+        "peak_rss_mb": round(peak_rss_mb(), 1),
+        "fvu": round(fvu(recon, batches.held), 5),
+    }
+    print(json.dumps({"peer": a.peer} | found))
 
 
 if __name__ == "__main__":

@@ -166,11 +166,9 @@ class FusedStep:
             shrink = weights[plan.code_l2] / (n_rows * variance)
         extra = None
         if plan.auxiliary is not None:
-            main = len(plan.groups) - 1 if plan.groups else 0
-            after_ND = pull_NGD[:, main + 1] if main + 1 < len(group_weights) else 0
             losses[plan.auxiliary], extra = auxk(
                 centred_ND,
-                (pull_NGD[:, main] - after_ND) / group_weights[main],
+                self._main_residual(pull_NGD, group_weights) if len(wanted.helped_A) else pull_NGD[:, 0],
                 own.W_enc_FD,
                 own.b_enc_F,
                 own.W_dec_FD,
@@ -189,6 +187,14 @@ class FusedStep:
         n_groups = max(len(self.plan.groups), 1)
         multi = (weights[MULTI_TOPK],) if self.plan.multi_k else ()
         return (weights[self.plan.main] / n_groups,) * n_groups + multi
+
+    def _main_residual(self, pull_NGD: Tensor, group_weights: tuple[float, ...]) -> Tensor:
+        """target - recon of all groups of the main loss, from pull, which sums weight * residual over later groups."""
+        last = max(len(self.plan.groups), 1) - 1
+        own_ND = pull_NGD[:, last]
+        if last + 1 < len(group_weights):
+            own_ND = own_ND - pull_NGD[:, last + 1]
+        return own_ND / group_weights[last]
 
     def _reconstruction(self, loss_NG: Tensor, variance: float) -> dict[str, Tensor]:
         n_groups = max(len(self.plan.groups), 1)
