@@ -18,9 +18,9 @@ WRITABLE = ("topk", "variational", "relu_l1", "p_anneal", "jumprelu", "gated", "
 X_ND = torch.randn(60, D, generator=torch.Generator().manual_seed(3)) * 2
 
 
-def example(kind: str, index: int = 0) -> Dictionary:
-    """The kind's own example, of other width and with every tensor away from its start."""
-    config = dictionary_class(kind).examples()[index]
+def example(kind: str, **settings: object) -> Dictionary:
+    """The kind's own example with these settings, of other width and with every tensor away from its start."""
+    config = dictionary_class(kind).examples()[0].model_copy(update=settings)
     dictionary = make_dictionary(config, D)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -56,7 +56,7 @@ def test_a_value_at_the_threshold_still_fires(tmp_path: Path) -> None:
 
 
 def test_a_learnt_threshold_of_topk_is_written_as_one(tmp_path: Path) -> None:
-    dictionary = example("topk", index=3)
+    dictionary = example("topk", inference="threshold")
     save_saelens(dictionary, tmp_path / "d")
     back = saetools.load(tmp_path / "d")
     assert back.kind == "jumprelu" and torch.equal(dictionary.encode(X_ND).to_dense(), back.encode(X_ND).to_dense())
