@@ -3,10 +3,13 @@
 `reference`  plain torch that a student can read; any dtype, any device.
 `torch`      the fast path in stock torch operations.
 `numba`      compiled loops on the CPU, float32 only; used by `auto` wherever numba is installed.
+`triton`     kernels on a CUDA GPU of compute capability 8 or more, float32 and bf16; used by `auto` on such a GPU. With
+             TRITON_INTERPRET=1 in the environment they also run on CPU tensors, slowly: for tests.
 """
 
 import importlib.util
 import logging
+import os
 import threading
 from functools import cache
 from typing import Literal
@@ -14,7 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Impl = Literal["auto", "reference", "torch", "numba"]
+Impl = Literal["auto", "reference", "torch", "numba", "triton"]
+Chosen = Literal["reference", "torch", "numba", "triton"]
 
 _LOCK = threading.RLock()
 """Numba's thread pools may not be entered by two Python threads at once; every compiled call holds this lock."""
@@ -36,24 +40,55 @@ def exclusive() -> threading.RLock:
     return _LOCK
 
 
-def resolve(impl: Impl, *tensors: Tensor) -> Literal["reference", "torch", "numba"]:
+@cache
+def have_triton(device_type: str, index: int | None) -> bool:
+    """Whether Triton kernels run there: a CUDA GPU of capability 8 or more, or the interpreter; says why once if not."""
+    if device_type != "cuda":
+        return os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
+    why = None
+    if importlib.util.find_spec("triton") is None:
+        why = "triton is not installed"
+    elif (capability := torch.cuda.get_device_capability(index)) < (8, 0):
+        why = f"the GPU has compute capability {capability[0]}.{capability[1]}, Triton kernels need 8.0"
+    if why is not None:
+        logging.getLogger(__name__).warning("%s: kernels run on stock torch operations, exact but slower", why)
+    return why is None
+
+
+def resolve(impl: Impl, *tensors: Tensor, triton: bool = True) -> Chosen:
     """The implementation to run on these tensors.
 
-    auto: numba for float32 on the CPU where it is installed, else stock torch. An explicit `numba` that cannot run
-    raises ValueError: an override is never silently replaced.
+    auto: triton on a GPU that has it, numba for float32 on the CPU where it is installed, else stock torch. An explicit
+    `numba` or `triton` that cannot run raises ValueError: an override is never silently replaced. `triton=False`: this
+    operation, with these settings, has no Triton kernel.
     """
-    suited = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
+    if impl not in ("auto", "reference", "torch", "numba", "triton"):
+        raise ValueError(f"impl is {impl!r}; known: auto, reference, torch, numba, triton")
+    dtypes = {t.dtype for t in tensors}
+    devices = {t.device for t in tensors}
+    on_gpu = all(d.type == "cuda" for d in devices)
+    suits_numba = all(d.type == "cpu" for d in devices) and dtypes <= {torch.float32}
+    suits_triton = triton and len(devices) == 1 and dtypes <= {torch.float32, torch.bfloat16}
     if impl == "auto":
-        return "numba" if suited and have_numba() else "torch"
-    if impl == "numba" and not (suited and have_numba()):
-        got = ", ".join(sorted({f"{t.dtype} on {t.device.type}" for t in tensors}))
+        if on_gpu and suits_triton and _triton_there(devices):
+            return "triton"
+        return "numba" if suits_numba and have_numba() else "torch"
+    got = ", ".join(sorted({f"{t.dtype} on {t.device.type}" for t in tensors}))
+    if impl == "numba" and not (suits_numba and have_numba()):
         raise ValueError(
             f"impl='numba' needs numba (installed: {have_numba()}) and float32 tensors on the CPU, got {got}; "
             "use impl='auto' or 'torch'"
         )
-    if impl not in ("reference", "torch", "numba"):
-        raise ValueError(f"impl is {impl!r}; known: auto, reference, torch, numba")
+    if impl == "triton" and not (suits_triton and _triton_there(devices)):
+        raise ValueError(
+            f"impl='triton' needs {'triton and float32 or bf16 tensors on one GPU' if triton else 'other settings'}, "
+            f"got {got}; use impl='auto' or 'torch'"
+        )
     return impl
+
+
+def _triton_there(devices: set[torch.device]) -> bool:
+    return all(have_triton(d.type, d.index) for d in devices)
 
 
 @cache

@@ -23,12 +23,18 @@ class Workspace:
         self._buffers: dict[str, Tensor] = {}
         self._poison = poison
 
-    def get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-        """A contiguous CPU tensor of this shape; the same memory whenever the same name is asked for."""
+    def get(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """A contiguous tensor of this shape; the same memory whenever the same name is asked for."""
         size = math.prod(shape)
         buffer = self._buffers.get(name)
-        if buffer is None or buffer.numel() < size or buffer.dtype != dtype:
-            buffer = self._buffers[name] = torch.empty(size, dtype=dtype)
+        if buffer is None or buffer.numel() < size or buffer.dtype != dtype or buffer.device != torch.device(device):
+            buffer = self._buffers[name] = torch.empty(size, dtype=dtype, device=device)
         view = buffer[:size].view(shape)
         if self._poison:
             view.fill_(torch.nan if dtype.is_floating_point else torch.iinfo(dtype).min)

@@ -40,6 +40,10 @@ def backward_adam(
         from saetools.kernels.backward_adam import cpu
 
         return cpu.backward_adam(weights, first, second, batch, rule, extra, workspace or Workspace())
+    if chosen == "triton":
+        from saetools.kernels.backward_adam import triton
+
+        return triton.backward_adam(weights, first, second, batch, rule, extra, workspace or Workspace())
     module = stock if chosen == "torch" else reference
     return module.backward_adam(weights, first, second, batch, rule, extra)
 

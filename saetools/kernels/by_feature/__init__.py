@@ -17,7 +17,7 @@ def by_feature(values_M: Tensor, indices_M: Tensor, n_features: int, *, impl: Im
         low, high = (int(v) for v in indices_M.aminmax())
         if low < 0 or high >= n_features:
             raise IndexError(f"feature indices span {low}..{high}; the dictionary has {n_features} features")
-    if resolve(impl, values_M) == "numba":
+    if resolve(impl, values_M, triton=False) == "numba":
         from saetools.kernels.by_feature import cpu
 
         return cpu.by_feature(values_M, indices_M, n_features)

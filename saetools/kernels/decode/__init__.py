@@ -59,6 +59,10 @@ def gather_sum(values_M: Tensor, indices_M: Tensor, offsets_N1: Tensor, W_FD: Te
         from saetools.kernels.decode import cpu
 
         return cpu.gather_sum(values_M, indices_M, offsets_N1, W_FD)
+    if chosen == "triton":
+        from saetools.kernels.decode import triton
+
+        return triton.gather_sum(values_M, indices_M, offsets_N1, W_FD)
     return stock.gather_sum(values_M, indices_M, offsets_N1, W_FD)
 
 
@@ -93,6 +97,10 @@ class _Decode(torch.autograd.Function):
                 from saetools.kernels.decode import cpu
 
                 dvalues = cpu.gather_dot(indices_M, offsets_N1, g_ND, W_FD)
+            elif ctx.chosen == "triton":
+                from saetools.kernels.decode import triton
+
+                dvalues = triton.gather_dot(indices_M, rows_M, g_ND, W_FD)
             else:
                 dvalues = stock.gather_dot(indices_M, rows_M, g_ND, W_FD)
         if ctx.needs_input_grad[3]:

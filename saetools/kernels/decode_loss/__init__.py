@@ -47,6 +47,11 @@ def decode_loss(
             x_ND, code.values_M, code.indices_M, code.offsets_N1, W_FD, b_D, group_M, weights_G, workspace
         )
     rows_M = code.rows()
+    if chosen == "triton":
+        from saetools.kernels.decode_loss import triton
+
+        parts = (code.values_M, code.indices_M, code.offsets_N1, rows_M)
+        return triton.decode_loss(x_ND, *parts, W_FD, b_D, group_M, weights_G, workspace or Workspace())
     if chosen == "torch":
         return stock.decode_loss(
             x_ND, code.values_M, code.indices_M, code.offsets_N1, rows_M, W_FD, b_D, group_M, weights_G

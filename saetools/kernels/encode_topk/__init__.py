@@ -47,7 +47,7 @@ def encode_topk(
         raise ValueError(f"k is {k}; it must lie in 1..{F}, the number of features")
     if precision not in ("auto", "fp32", "bf16-screen"):
         raise ValueError(f"precision is {precision!r}; known: auto, fp32, bf16-screen")
-    chosen = resolve(impl, x_ND, W_FD, b_F)
+    chosen = resolve(impl, x_ND, W_FD, b_F, triton=precision != "bf16-screen")
     if precision == "auto":
         precision = preferred_precision(chosen)
     screen = math.ceil(margin * k) if precision == "bf16-screen" else 0
@@ -96,6 +96,10 @@ class _EncodeTopK(torch.autograd.Function):
             from saetools.kernels.encode_topk import cpu
 
             values, indices = cpu.encode_topk(x_ND, W_FD, b_F, k, relu, screen > 0, first, workspace)
+        elif chosen == "triton":
+            from saetools.kernels.encode_topk import triton
+
+            values, indices = triton.encode_topk(x_ND, W_FD, b_F, k, relu, first, workspace)
         else:
             values, indices = stock.encode_topk(x_ND, W_FD, b_F, k, relu, screen, workspace)
             indices = _shifted(values, indices, relu, first)

@@ -1,0 +1,567 @@
+"""The way back on the GPU: one program per feature gathers both weight gradients and applies them where they are.
+
+Slots are sorted by feature (a stable sort, so sums have one order). A program walks a feature's slots: dW_dec += value
+pull, dvalue = -scale <pull, w>, dW_enc += dvalue x; then projection, Adam on both rows, unit norm, bf16 copies. Neither
+dvalues nor gradients exist in memory. A feature that fires often would keep one program busy for long: of the sorted
+slots every whole window of `WINDOW` that lies inside one feature is summed beforehand by a program of its own, and its
+sums are added in order. No atomics.
+
+What a step decides lies on the device (`Control`): whether the update is applied, the clip coefficient, the step size.
+With the exact clip the gather runs twice, first for the norm alone; with the lagged one the last step's norm is used.
+Source: the identity for b_dec is that of openai/sparse_autoencoder; the rest is our own.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from saetools.kernels.backward_adam.problem import Batch, ExtraRows, Rule, Weights
+from saetools.kernels.triton_parts import INTERPRETED, n_processors, next_power, stochastic_bf16
+from saetools.kernels.workspace import Workspace
+
+WINDOW = 128
+"""Slots of one feature that one program sums; the static number of windows bounds the memory for their sums."""
+SPLITS = 64
+"""Parts in which column sums over rows are made."""
+
+
+@triton.jit
+def _gather(
+    order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, w, start, head, tail, n, scale, shrink, D, d,
+    inside, K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, DOTS: tl.constexpr,
+):  # fmt: skip
+    """(dW_dec, dW_enc, db_enc) of n slots: the first `head` of them from `start`, the others from `tail`."""
+    g_dec = tl.zeros([BD], tl.float32)
+    g_enc = tl.zeros([BD], tl.float32)
+    g_bias = 0.0
+    for done in range(0, n, U):
+        j = done + tl.arange(0, U)
+        there = j < n
+        place = tl.where(j < head, start + j, tail + j - head)
+        slot = tl.load(order_ptr + place, mask=there, other=0)
+        v = tl.load(val_ptr + slot, mask=there, other=0.0).to(tl.float32)
+        if K > 0:
+            row = (slot // K).to(tl.int64)
+        else:
+            row = tl.load(row_ptr + slot, mask=there, other=0).to(tl.int64)
+        pull_row = row
+        if G > 1:
+            pull_row = row * G + tl.load(group_ptr + slot, mask=there, other=0).to(tl.int64)
+        both = there[:, None] & inside[None, :]
+        pull = tl.load(pull_ptr + pull_row[:, None] * D + d[None, :], mask=both, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + row[:, None] * D + d[None, :], mask=both, other=0.0).to(tl.float32)
+        if DOTS:
+            dot = tl.load(dot_ptr + slot, mask=there, other=0.0).to(tl.float32)
+        else:
+            dot = tl.sum(pull * w[None, :], axis=1)
+        dvalue = tl.where(there, shrink * v - scale * dot, 0.0)
+        g_dec -= tl.sum((scale * v)[:, None] * pull, axis=0)
+        g_enc += tl.sum(dvalue[:, None] * x, axis=0)
+        g_bias += tl.sum(dvalue, axis=0)
+    return g_dec, g_enc, g_bias
+
+
+@triton.jit
+def _windows(
+    key_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, w_ptr, sum_ptr, bias_ptr, scale, shrink,
+    F, D, K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, DOTS: tl.constexpr, WIN: tl.constexpr,
+):  # fmt: skip
+    """The sums of a window of sorted slots that lies inside one feature; other windows are left alone."""
+    window = tl.program_id(0)
+    start = window * WIN
+    f = tl.load(key_ptr + start)
+    if (f == tl.load(key_ptr + start + WIN - 1)) & (f < F):
+        d = tl.arange(0, BD)
+        inside = d < D
+        w = tl.load(w_ptr + f.to(tl.int64) * D + d, mask=inside, other=0.0).to(tl.float32)
+        g_dec, g_enc, g_bias = _gather(
+            order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, w, start, WIN, start, WIN, scale, shrink,
+            D, d, inside, K, G, U, BD, DOTS,
+        )  # fmt: skip
+        out = sum_ptr + window.to(tl.int64) * 2 * D + d
+        tl.store(out, g_dec, mask=inside)
+        tl.store(out + D, g_enc, mask=inside)
+        tl.store(bias_ptr + window, g_bias)
+
+
+@triton.jit
+def _features(
+    off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr, wbias_ptr,
+    dec_ptr, enc_ptr, bias_ptr, m_dec_ptr, v_dec_ptr, m_enc_ptr, v_enc_ptr, m_bias_ptr, v_bias_ptr,
+    low_dec_ptr, low_enc_ptr, place_ptr, x_enc_ptr, x_dec_ptr, x_bias_ptr, since_ptr, control_ptr, count_ptr,
+    norm_ptr, b_dec_ptr, dead_ptr, out_enc_ptr, out_dec_ptr, out_bias_ptr,
+    scale, shrink, b1, b2, c1, c2, eps, N, F, D, dead_after, tiny,
+    K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, WIN: tl.constexpr, DOTS: tl.constexpr,
+    NORM: tl.constexpr, APPLY: tl.constexpr, EMIT: tl.constexpr, EXTRA: tl.constexpr, LOW: tl.constexpr,
+    COUNT: tl.constexpr, NOISE: tl.constexpr,
+):  # fmt: skip
+    """Gradients of every n-th feature, and what is asked for: their norm, the update, or the gradients themselves."""
+    pid = tl.program_id(0)
+    d = tl.arange(0, BD)
+    inside = d < D
+    norm = 0.0
+    b_dec = tl.zeros([BD], tl.float32)
+    n_dead = 0
+    applied = tl.load(control_ptr) != 0
+    update = inside & (tl.load(control_ptr + 0 * d) != 0)
+    clip = tl.load(control_ptr + 1)
+    step_size = tl.load(control_ptr + 2)
+    correction = tl.load(control_ptr + 3)
+    extra_scale = tl.load(control_ptr + 6)
+    for f in range(pid, F, tl.num_programs(0)):
+        at = tl.cast(f, tl.int64) * D + d
+        w = tl.load(dec_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        start = tl.load(off_ptr + f)
+        end = tl.load(off_ptr + f + 1)
+        first_window = (start + WIN - 1) // WIN
+        last_window = end // WIN
+        split = first_window < last_window
+        head = tl.where(split, first_window * WIN - start, end - start)
+        tail = tl.where(split, last_window * WIN, end)
+        n = head + end - tail
+        g_dec, g_enc, g_bias = _gather(
+            order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, w, start, head, tail, n, scale, shrink,
+            D, d, inside, K, G, U, BD, DOTS,
+        )  # fmt: skip
+        for window in range(first_window, last_window):
+            sums = sum_ptr + tl.cast(window, tl.int64) * 2 * D + d
+            g_dec += tl.load(sums, mask=inside, other=0.0)
+            g_enc += tl.load(sums + D, mask=inside, other=0.0)
+            g_bias += tl.load(wbias_ptr + window)
+        through_x = g_bias  # the other loss brings its own gradient of b_dec
+        if EXTRA:
+            place = tl.load(place_ptr + f).to(tl.int64)
+            helped = inside & (tl.load(place_ptr + f + 0 * d) >= 0)
+            g_enc += extra_scale * tl.load(x_enc_ptr + place * D + d, mask=helped, other=0.0).to(tl.float32)
+            g_dec += extra_scale * tl.load(x_dec_ptr + place * D + d, mask=helped, other=0.0).to(tl.float32)
+            g_bias += extra_scale * tl.load(x_bias_ptr + place, mask=place >= 0, other=0.0).to(tl.float32)
+        if EMIT:
+            tl.store(out_dec_ptr + at, g_dec, mask=inside)
+            tl.store(out_enc_ptr + at, g_enc, mask=inside)
+            tl.store(out_bias_ptr + f, g_bias)
+        g_dec -= tl.sum(g_dec * w, axis=0) * w
+        if NORM:
+            norm += tl.sum(g_dec * g_dec, axis=0) + tl.sum(g_enc * g_enc, axis=0) + g_bias * g_bias
+            b_dec -= through_x * tl.load(enc_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        if COUNT:
+            since = tl.where(end > start, 0, tl.load(since_ptr + f) + N)
+            since = tl.where(applied, since, tl.load(since_ptr + f))
+            tl.store(since_ptr + f, since)
+            n_dead += (since >= dead_after).to(tl.int32)
+        if APPLY:
+            if NOISE:
+                seed = tl.load(count_ptr).to(tl.int32)
+                n1, n2, n3, n4 = tl.randint4x(seed, tl.cast(f, tl.int32) * BD + d)
+            g_dec *= clip
+            m = b1 * tl.load(m_dec_ptr + at, mask=inside, other=0.0).to(tl.float32) + c1 * g_dec
+            v = b2 * tl.load(v_dec_ptr + at, mask=inside, other=0.0).to(tl.float32) + c2 * g_dec * g_dec
+            if NOISE:
+                tl.store(m_dec_ptr + at, stochastic_bf16(m, n1), mask=update)
+                tl.store(v_dec_ptr + at, stochastic_bf16(v, n2), mask=update)
+            else:
+                tl.store(m_dec_ptr + at, m, mask=update)
+                tl.store(v_dec_ptr + at, v, mask=update)
+            w -= step_size * m / (tl.sqrt(v) * correction + eps)
+            w = w / tl.maximum(tl.sqrt(tl.sum(w * w, axis=0)), tiny)
+            tl.store(dec_ptr + at, w, mask=update)
+            if LOW:
+                tl.store(low_dec_ptr + at, w.to(tl.bfloat16), mask=update)
+            g_enc *= clip
+            e = tl.load(enc_ptr + at, mask=inside, other=0.0).to(tl.float32)
+            m = b1 * tl.load(m_enc_ptr + at, mask=inside, other=0.0).to(tl.float32) + c1 * g_enc
+            v = b2 * tl.load(v_enc_ptr + at, mask=inside, other=0.0).to(tl.float32) + c2 * g_enc * g_enc
+            if NOISE:
+                tl.store(m_enc_ptr + at, stochastic_bf16(m, n3), mask=update)
+                tl.store(v_enc_ptr + at, stochastic_bf16(v, n4), mask=update)
+            else:
+                tl.store(m_enc_ptr + at, m, mask=update)
+                tl.store(v_enc_ptr + at, v, mask=update)
+            e -= step_size * m / (tl.sqrt(v) * correction + eps)
+            tl.store(enc_ptr + at, e, mask=update)
+            if LOW:
+                tl.store(low_enc_ptr + at, e.to(tl.bfloat16), mask=update)
+            g_bias *= clip
+            m_bias = b1 * tl.load(m_bias_ptr + f) + c1 * g_bias
+            v_bias = b2 * tl.load(v_bias_ptr + f) + c2 * g_bias * g_bias
+            tl.store(m_bias_ptr + f, m_bias, mask=applied)
+            tl.store(v_bias_ptr + f, v_bias, mask=applied)
+            bias = tl.load(bias_ptr + f) - step_size * m_bias / (tl.sqrt(v_bias) * correction + eps)
+            tl.store(bias_ptr + f, bias, mask=applied)
+    if NORM:
+        tl.store(norm_ptr + pid, norm)
+        tl.store(b_dec_ptr + tl.cast(pid, tl.int64) * D + d, b_dec, mask=inside)
+    if COUNT:
+        tl.store(dead_ptr + pid, n_dead)
+
+
+@triton.jit
+def _column_sums(pull_ptr, out_ptr, N, D, stride, per_split, BN: tl.constexpr, BD: tl.constexpr):
+    """Sums of some rows of pull's first group, for BD columns."""
+    d = tl.program_id(1) * BD + tl.arange(0, BD)
+    start = tl.program_id(0) * per_split
+    total = tl.zeros([BN, BD], tl.float32)
+    for n in range(start, tl.minimum(start + per_split, N), BN):
+        rows = n + tl.arange(0, BN)
+        both = ((rows < N) & (rows < start + per_split))[:, None] & (d < D)[None, :]
+        total += tl.load(
+            pull_ptr + rows[:, None].to(tl.int64) * stride + d[None, :], mask=both, other=0.0
+        ).to(tl.float32)
+    tl.store(out_ptr + tl.program_id(0) * D + d, tl.sum(total, axis=0), mask=d < D)
+
+
+@triton.jit
+def _b_dec_gradient(
+    parts_ptr, n_parts, columns_ptr, n_columns, extra_ptr, control_ptr, out_ptr, scale, D,
+    BN: tl.constexpr, BD: tl.constexpr, EXTRA: tl.constexpr,
+):  # fmt: skip
+    """db_dec = -scale * sum of pull - db_enc W_enc (+ the other loss'), for BD columns, from partial sums."""
+    d = tl.program_id(0) * BD + tl.arange(0, BD)
+    inside = d < D
+    through_x = tl.zeros([BN, BD], tl.float32)
+    for n in range(0, n_parts, BN):
+        rows = n + tl.arange(0, BN)
+        both = (rows < n_parts)[:, None] & inside[None, :]
+        through_x += tl.load(parts_ptr + rows[:, None].to(tl.int64) * D + d[None, :], mask=both, other=0.0)
+    direct = tl.zeros([BN, BD], tl.float32)
+    for n in range(0, n_columns, BN):
+        rows = n + tl.arange(0, BN)
+        both = (rows < n_columns)[:, None] & inside[None, :]
+        direct += tl.load(columns_ptr + rows[:, None].to(tl.int64) * D + d[None, :], mask=both, other=0.0)
+    g = tl.sum(through_x, axis=0) - scale * tl.sum(direct, axis=0)
+    if EXTRA:
+        g += tl.load(control_ptr + 6) * tl.load(extra_ptr + d, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + d, g, mask=inside)
+
+
+@triton.jit
+def _decide(
+    control_ptr, count_ptr, power_ptr, lr_ptr, loss_ptr, flag_ptr, norm_ptr, n_parts, g_ptr, b_ptr, m_ptr, v_ptr,
+    clip_norm, b1, b2, c1, c2, eps, n_lr, D, bound,
+    PARTS: tl.constexpr, BD: tl.constexpr, NORM: tl.constexpr, DECIDE: tl.constexpr, LAGGED: tl.constexpr,
+):  # fmt: skip
+    """Norm, whether the step is applied, its size; and where the gradient of b_dec is known, b_dec's update."""
+    loss = tl.load(loss_ptr)
+    if NORM:
+        parts = tl.arange(0, PARTS)
+        square = tl.sum(tl.load(norm_ptr + parts, mask=parts < n_parts, other=0.0).to(tl.float64), axis=0)
+        d = tl.arange(0, BD)
+        inside = d < D
+        g = tl.load(g_ptr + d, mask=inside, other=0.0)
+        square += tl.sum(g.to(tl.float64) * g.to(tl.float64), axis=0)
+        norm = tl.sqrt(square).to(tl.float32)
+        tl.store(control_ptr + 5, norm)
+    if DECIDE:
+        fine = (loss - loss == 0.0) & (tl.load(flag_ptr) == 0)
+        if LAGGED:
+            reference = tl.load(control_ptr + 4)
+            fine = fine & (loss < bound) & (tl.load(control_ptr + 7) < bound)
+        else:
+            reference = norm
+            fine = fine & (norm - norm == 0.0)
+        coefficient = clip_norm / tl.maximum(reference, clip_norm)
+        p1 = tl.load(power_ptr) * tl.load(power_ptr + 2)
+        p2 = tl.load(power_ptr + 1) * tl.load(power_ptr + 3)
+        lr = tl.load(lr_ptr + tl.load(count_ptr + 1) % n_lr).to(tl.float64)
+        tl.store(control_ptr, fine.to(tl.float32))
+        tl.store(control_ptr + 1, coefficient)
+        tl.store(control_ptr + 2, (lr / (1.0 - p1)).to(tl.float32))
+        tl.store(control_ptr + 3, (1.0 / tl.sqrt(1.0 - p2)).to(tl.float32))
+        tl.store(power_ptr, tl.where(fine, p1, tl.load(power_ptr)))
+        tl.store(power_ptr + 1, tl.where(fine, p2, tl.load(power_ptr + 1)))
+        tl.store(count_ptr, tl.load(count_ptr) + fine.to(tl.int64))
+        tl.store(count_ptr + 1, tl.load(count_ptr + 1) + 1)
+        tl.debug_barrier()
+    if NORM:
+        applied = tl.load(control_ptr) != 0
+        update = inside & (tl.load(control_ptr + 0 * d) != 0)
+        if LAGGED:
+            tl.store(control_ptr + 4, tl.where(applied, norm, tl.load(control_ptr + 4)))
+        coefficient = tl.load(control_ptr + 1)
+        step_size = tl.load(control_ptr + 2)
+        correction = tl.load(control_ptr + 3)
+        g *= coefficient
+        m = b1 * tl.load(m_ptr + d, mask=inside, other=0.0) + c1 * g
+        v = b2 * tl.load(v_ptr + d, mask=inside, other=0.0) + c2 * g * g
+        b = tl.load(b_ptr + d, mask=inside, other=0.0) - step_size * m / (tl.sqrt(v) * correction + eps)
+        tl.store(m_ptr + d, m, mask=update)
+        tl.store(v_ptr + d, v, mask=update)
+        tl.store(b_ptr + d, b, mask=update)
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """Slots in feature order: keys ascending (F: not in use), their slots, and where each feature's begin."""
+
+    keys_M: Tensor  # int32
+    order_M: Tensor  # int64
+    offsets_F1: Tensor  # int32
+
+
+def sort_slots(keys_M: Tensor, n_features: int) -> Sorted:
+    """Stable, so that a feature's slots keep their order; no synchronisation."""
+    keys, order = torch.sort(keys_M, stable=True)
+    ends = torch.arange(n_features + 1, dtype=torch.int32, device=keys.device)
+    return Sorted(keys, order, torch.searchsorted(keys, ends, out_int32=True))
+
+
+@dataclass(frozen=True)
+class Control:
+    """What a step decides on the device, and what it decides by. A captured graph reads and writes it in place."""
+
+    values: Tensor  # float32: applied, clip coefficient, step size, correction, last norm, norm, extra scale, largest
+    counts: Tensor  # int64: updates applied, batches seen
+    powers: Tensor  # float64: b1^t, b2^t, b1, b2
+    lr: Tensor  # float32: learning rates of the coming batches, a ring
+    loss: Tensor  # float32: the weighted loss of this batch
+    flag: Tensor  # int32: not 0 where a capacity or a bound did not hold in this batch
+
+    APPLIED, CLIP, STEP, CORRECTION, LAST_NORM, NORM, EXTRA, LARGEST = range(8)
+
+    @staticmethod
+    def make(rule: Rule, device: torch.device, n_ahead: int = 1) -> "Control":
+        """Control before the rule's next update."""
+        b1, b2 = rule.betas
+        values = torch.tensor([0, 1, 0, 0, 0, 0, 1, 0], dtype=torch.float32, device=device)
+        powers = torch.tensor([b1**rule.n_steps, b2**rule.n_steps, b1, b2], dtype=torch.float64, device=device)
+        counts = torch.tensor([rule.n_steps, 0], device=device)
+        lr = torch.full((n_ahead,), rule.lr, device=device)
+        zero = torch.zeros(1, device=device)
+        return Control(values, counts, powers, lr, zero, zero.int())
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Gradient rows of another loss, on the device: row place_F[f] of each tensor is feature f's; -1: none."""
+
+    place_F: Tensor  # int32
+    W_enc_AD: Tensor
+    W_dec_AD: Tensor
+    b_enc_A: Tensor
+    b_dec_D: Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All tensors of the way back. `low`: bf16 copies of (W_enc, W_dec) that the forward pass reads."""
+
+    weights: Weights
+    first: Weights
+    second: Weights
+    x_ND: Tensor
+    pull_NGD: Tensor
+    values_M: Tensor
+    k: int  # slots of each row; 0: rows_M says
+    scale: float
+    rows_M: Tensor | None = None
+    group_M: Tensor | None = None
+    dots_M: Tensor | None = None
+    shrink: float = 0.0
+    low: tuple[Tensor, Tensor] | None = None
+    extra: Extra | None = None
+    since_F: Tensor | None = None  # int64, tokens since each feature fired
+    dead_after: int = 0
+    workspace: Workspace = field(default_factory=Workspace)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How the feature kernels are launched."""
+
+    width: int
+    warps: int
+    unroll: int
+    n_programs: int
+
+    @staticmethod
+    def of(n_features: int, d_model: int, device: torch.device) -> "Shape":
+        width = max(16, next_power(d_model))
+        warps = max(1, min(16, width // 256))
+        per_processor = max(1, 16 // warps)
+        n_programs = min(n_features, n_processors(device) * per_processor)
+        return Shape(width, warps, 2 if INTERPRETED else 4, n_programs)
+
+
+class Backward:
+    """The kernels of one way back over fixed tensors; every method launches work and none waits for it."""
+
+    def __init__(self, problem: Problem, control: Control, rule: Rule, shape: Shape | None = None) -> None:
+        self.p, self.control, self.rule = problem, control, rule
+        self.F, self.D = problem.weights.W_enc_FD.shape
+        device = problem.x_ND.device
+        self.shape = shape or Shape.of(self.F, self.D, device)
+        get = problem.workspace.get
+        n_windows = max(1, len(problem.values_M) // WINDOW)
+        P = self.shape.n_programs
+        self.window_sums = get("back.windows", (n_windows, 2, self.D), torch.float32, device)
+        self.window_bias = get("back.window_bias", (n_windows,), torch.float32, device)
+        self.norm_parts = get("back.norm", (P,), torch.float32, device)
+        self.b_dec_parts = get("back.b_dec", (P, self.D), torch.float32, device)
+        self.dead_parts = get("back.dead", (P,), torch.int32, device)
+        self.columns = get("back.columns", (SPLITS, self.D), torch.float32, device)
+        self.g_b_dec = get("back.g_b_dec", (self.D,), torch.float32, device)
+
+    def _slots(self, slots: Sorted) -> tuple[Tensor, ...]:
+        p, none = self.p, self.p.values_M
+        return (
+            slots.order_M,
+            p.values_M,
+            none if p.rows_M is None else p.rows_M,
+            none if p.group_M is None else p.group_M,
+            p.pull_NGD,
+            p.x_ND,
+            none if p.dots_M is None else p.dots_M,
+        )
+
+    def _constants(self) -> dict[str, int | bool]:
+        p = self.p
+        return {
+            "K": p.k,
+            "G": p.pull_NGD.shape[1],
+            "U": self.shape.unroll,
+            "BD": self.shape.width,
+            "WIN": WINDOW,
+            "DOTS": p.dots_M is not None,
+            "num_warps": self.shape.warps,
+        }
+
+    def windows(self, slots: Sorted) -> None:
+        """Sums of the whole windows inside one feature."""
+        n = len(self.p.values_M) // WINDOW
+        if n:
+            w = self.p.weights.W_dec_FD if self.p.low is None else self.p.low[1]
+            _windows[(n,)](
+                slots.keys_M, *self._slots(slots), w, self.window_sums, self.window_bias, self.p.scale, self.p.shrink,
+                self.F, self.D, **self._constants(),
+            )  # fmt: skip
+
+    def features(
+        self,
+        slots: Sorted,
+        *,
+        norm: bool = False,
+        apply: bool = False,
+        count: bool = False,
+        emit: Weights | None = None,
+    ) -> None:
+        """Gradients of all features: their norm, their update, or both; `emit`: write them there."""
+        p, c, w = self.p, self.control, self.p.weights
+        (b1, b2), extra, none = self.rule.betas, self.p.extra, self.p.values_M
+        dec, enc = w.W_dec_FD, w.W_enc_FD
+        if p.low is not None and norm and not apply:
+            enc, dec = p.low  # half the bytes
+        rows = (none,) * 4 if extra is None else (extra.place_F, extra.W_enc_AD, extra.W_dec_AD, extra.b_enc_A)
+        out = (none,) * 3 if emit is None else (emit.W_enc_FD, emit.W_dec_FD, emit.b_enc_F)
+        low = p.low or (none, none)
+        _features[(self.shape.n_programs,)](
+            slots.offsets_F1, *self._slots(slots), self.window_sums, self.window_bias, dec, enc, w.b_enc_F,
+            p.first.W_dec_FD, p.second.W_dec_FD, p.first.W_enc_FD, p.second.W_enc_FD, p.first.b_enc_F,
+            p.second.b_enc_F, low[1], low[0], *rows, none if p.since_F is None else p.since_F, c.values, c.counts,
+            self.norm_parts, self.b_dec_parts, self.dead_parts, *out, p.scale, p.shrink, b1, b2, 1 - b1, 1 - b2,
+            self.rule.eps, len(p.x_ND), self.F, self.D, p.dead_after, torch.finfo(torch.float32).tiny,
+            NORM=norm, APPLY=apply, EMIT=emit is not None, EXTRA=extra is not None, LOW=p.low is not None,
+            COUNT=count and p.since_F is not None, NOISE=p.first.W_enc_FD.dtype == torch.bfloat16,
+            **self._constants(),
+        )  # fmt: skip
+
+    def column_sums(self) -> None:
+        """Sums of pull over rows, in parts."""
+        N, G, D = self.p.pull_NGD.shape
+        per_split = triton.cdiv(max(N, 1), SPLITS)
+        block = min(128, self.shape.width)
+        _column_sums[(SPLITS, triton.cdiv(D, block))](
+            self.p.pull_NGD, self.columns, N, D, G * D, per_split, BN=min(16, next_power(per_split)), BD=block
+        )
+
+    def b_dec_gradient(self) -> None:
+        """The gradient of b_dec, after `features(norm=True)` and `column_sums`."""
+        block, extra = min(64, self.shape.width), self.p.extra
+        _b_dec_gradient[(triton.cdiv(self.D, block),)](
+            self.b_dec_parts, self.shape.n_programs, self.columns, SPLITS,
+            self.g_b_dec if extra is None else extra.b_dec_D, self.control.values, self.g_b_dec, self.p.scale, self.D,
+            BN=32, BD=block, EXTRA=extra is not None,
+        )  # fmt: skip
+
+    def decide(self, *, lagged: bool, before: bool) -> None:
+        """exact: norm, decision and b_dec's update; lagged: the decision before the update, the rest after it."""
+        p, c, rule = self.p, self.control, self.rule
+        b1, b2 = rule.betas
+        _decide[(1,)](
+            c.values, c.counts, c.powers, c.lr, c.loss, c.flag, self.norm_parts, self.shape.n_programs, self.g_b_dec,
+            p.weights.b_dec_D, p.first.b_dec_D, p.second.b_dec_D, rule.clip_norm, b1, b2, 1 - b1, 1 - b2, rule.eps,
+            len(c.lr), self.D, LAGGED_BOUND, PARTS=next_power(self.shape.n_programs), BD=self.shape.width,
+            NORM=not (lagged and before), DECIDE=before, LAGGED=lagged, num_warps=4,
+        )  # fmt: skip
+
+    def run(self, slots: Sorted, *, lagged: bool = False) -> None:
+        """The whole way back: one launch after the other."""
+        self.column_sums()
+        self.windows(slots)
+        if lagged:
+            self.decide(lagged=True, before=True)
+            self.features(slots, norm=True, apply=True, count=True)
+            self.b_dec_gradient()
+            self.decide(lagged=True, before=False)
+        else:
+            self.features(slots, norm=True)
+            self.b_dec_gradient()
+            self.decide(lagged=False, before=True)
+            self.features(slots, apply=True, count=True)
+
+
+LAGGED_BOUND = 1e7
+"""With the lagged clip the norm is known after the update. Below this bound on loss and values it cannot overflow."""
+
+
+def problem_of(
+    weights: Weights, first: Weights, second: Weights, batch: Batch, extra: ExtraRows | None, workspace: Workspace
+) -> tuple[Problem, Sorted]:
+    """The public operation's arguments as the kernels take them."""
+    F, device, code = len(weights.W_enc_FD), batch.x_ND.device, batch.code
+    keys_M = torch.where(code.values_M != 0, code.indices_M, F).int()
+    rows = None
+    if extra is not None:
+        place_F = torch.full((F,), -1, dtype=torch.int32, device=device)
+        place_F[extra.features_A] = torch.arange(len(extra.features_A), dtype=torch.int32, device=device)
+        rows = Extra(place_F, extra.W_enc_AD, extra.W_dec_AD, extra.b_enc_A, extra.b_dec_D)
+    problem = Problem(
+        *(weights, first, second, batch.x_ND.contiguous(), batch.pull_NGD.contiguous(), code.values_M, 0, batch.scale),
+        rows_M=code.rows(),
+        group_M=batch.groups(),
+        dots_M=batch.dots_M,
+        shrink=batch.shrink,
+        extra=rows,
+        workspace=workspace,
+    )
+    return problem, sort_slots(keys_M, F)
+
+
+def backward_adam(
+    weights: Weights,
+    first: Weights,
+    second: Weights,
+    batch: Batch,
+    rule: Rule,
+    extra: ExtraRows | None,
+    workspace: Workspace,
+) -> float:
+    """As the reference."""
+    problem, slots = problem_of(weights, first, second, batch, extra, workspace)
+    control = Control.make(rule, batch.x_ND.device)
+    Backward(problem, control, rule).run(slots)
+    return float(control.values[Control.NORM])
+
+
+def gradients(weights: Weights, batch: Batch, extra: ExtraRows | None, workspace: Workspace) -> Weights:
+    """The gradient of each parameter, neither projected nor clipped."""
+    problem, slots = problem_of(weights, weights, weights, batch, extra, workspace)
+    back = Backward(problem, Control.make(Rule(0.0, 0), batch.x_ND.device), Rule(0.0, 0))
+    out = Weights(*(torch.empty_like(w) for w in weights))
+    back.column_sums()
+    back.windows(slots)
+    back.features(slots, norm=True, emit=out)
+    back.b_dec_gradient()
+    out.b_dec_D.copy_(back.g_b_dec)
+    return out

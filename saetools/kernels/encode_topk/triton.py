@@ -1,0 +1,265 @@
+"""Encode and select on the GPU: a matrix product, the maximum of every 32 pre-activations, exact selection.
+
+The k largest elements of a row lie inside the k groups with the largest maxima: if an element of the top k were in
+another group, k groups would each hold a larger (or an equal, earlier) one. So selection reads one maximum in 32 and
+then k groups, never the whole row again. Groups are chosen by a threshold that leaves at most `2 k` of them, then
+elements by an exact threshold. Ties go to the lowest index in both stages.
+
+Two routes give pre-activations and maxima: a cuBLAS product followed by one pass (`group_max`), or one kernel that
+does both (`encode_group_max`); `route` says which, "auto" measures once per shape. Rows are worked on in chunks, so
+that the workspace is bounded. Pre-activations are rounded to the rows' dtype; selection is exact with respect to
+them. Source: our own.
+"""
+
+from typing import Any, Literal
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from saetools.kernels.triton_parts import INTERPRETED, bisect, next_power, order_key, places
+from saetools.kernels.workspace import Workspace
+
+Route = Literal["auto", "cublas", "fused"]
+GROUP = 32
+CHUNK_BYTES = 512 << 20
+"""Pre-activations held at once."""
+MAX_FEATURES = 1 << 20
+TILE = (128, 256, 64)
+
+
+@triton.jit
+def _encode_group_max(
+    x_desc, w_desc, b_ptr, pre_ptr, max_ptr, N, F, D, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    ACROSS: tl.constexpr,
+):  # fmt: skip
+    """pre = x W^T + b of a tile, and the maximum of every 32 columns; tiles of ACROSS row blocks share columns."""
+    pid = tl.program_id(0)
+    n_m, n_n = tl.cdiv(N, BM), tl.cdiv(F, BN)
+    band = pid // (ACROSS * n_n)
+    height = tl.minimum(n_m - band * ACROSS, ACROSS)
+    inside = pid % (ACROSS * n_n)
+    m0 = (band * ACROSS + inside % height) * BM
+    n0 = (inside // height) * BN
+    acc = tl.zeros([BM, BN], tl.float32)
+    for d0 in range(0, D, BK):
+        acc = tl.dot(x_desc.load([m0, d0]), w_desc.load([n0, d0]).T, acc)
+    columns = n0 + tl.arange(0, BN)
+    acc += tl.load(b_ptr + columns, mask=columns < F, other=0.0)[None, :]
+    low = acc.to(pre_ptr.dtype.element_ty)
+    rows = (m0 + tl.arange(0, BM)).to(tl.int64)
+    inner = (rows[:, None] < N) & (columns[None, :] < F)
+    tl.store(pre_ptr + rows[:, None] * F + columns[None, :], low, mask=inner)
+    seen = low.to(tl.float32)
+    seen = tl.where(seen != seen, float("inf"), tl.where(columns[None, :] < F, seen, float("-inf")))
+    best = tl.max(tl.reshape(seen, [BM, BN // 32, 32]), axis=2)
+    groups = n0 // 32 + tl.arange(0, BN // 32)
+    n_groups = tl.cdiv(F, 32)
+    tl.store(
+        max_ptr + rows[:, None] * n_groups + groups[None, :],
+        best,
+        mask=(rows[:, None] < N) & (groups[None, :] < n_groups),
+    )
+
+
+@triton.jit
+def _group_max(pre_ptr, b_ptr, max_ptr, F, BLOCK: tl.constexpr):
+    """The maxima of every 32 of pre + b; one pass over a row."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    v = tl.load(pre_ptr + row * F + columns, mask=columns < F, other=float("-inf")).to(tl.float32)
+    v += tl.load(b_ptr + columns, mask=columns < F, other=0.0)
+    v = tl.where(v != v, float("inf"), v)
+    best = tl.max(tl.reshape(v, [BLOCK // 32, 32]), axis=1)
+    groups = tl.program_id(1) * (BLOCK // 32) + tl.arange(0, BLOCK // 32)
+    n_groups = tl.cdiv(F, 32)
+    tl.store(max_ptr + row * n_groups + groups, best, mask=groups < n_groups)
+
+
+@triton.jit
+def _select(
+    pre_ptr, b_ptr, max_ptr, scratch_ptr, val_ptr, idx_ptr, key_ptr, F, first,
+    K: tl.constexpr, NG: tl.constexpr, GC: tl.constexpr, KP: tl.constexpr, RELU: tl.constexpr, BIAS: tl.constexpr,
+):  # fmt: skip
+    """The K largest of a row, from its group maxima; key: the feature, or F for a slot that is not in use."""
+    row = tl.program_id(0).to(tl.int64)
+    n_groups = tl.cdiv(F, 32)
+    g = tl.arange(0, NG)
+    group_keys = order_key(tl.load(max_ptr + row * n_groups + g, mask=g < n_groups, other=float("-inf")))
+    hi = tl.max(group_keys, axis=0)
+    wanted = tl.minimum(K, n_groups)
+    lo = 0 if RELU else tl.min(tl.where(g < n_groups, group_keys, hi), axis=0)
+    lo = tl.minimum(lo, hi)
+    threshold = bisect(group_keys, lo, hi, wanted, GC)
+    taken, place = places(tl.where(g < n_groups, group_keys, -2147483648), threshold, GC)
+    tl.store(scratch_ptr + row * GC + place, g, mask=taken)
+    n_taken = tl.sum(taken.to(tl.int32), axis=0)
+    tl.debug_barrier()
+    slot = tl.arange(0, GC)
+    chosen = tl.load(scratch_ptr + row * GC + slot, mask=slot < n_taken, other=0)
+    columns = chosen[:, None] * 32 + tl.arange(0, 32)[None, :]
+    there = (slot < n_taken)[:, None] & (columns < F)
+    v = tl.load(pre_ptr + row * F + columns, mask=there, other=float("-inf")).to(tl.float32)
+    if BIAS:
+        v += tl.load(b_ptr + columns, mask=there, other=0.0)
+    v = tl.reshape(v, [GC * 32])
+    columns = tl.reshape(columns, [GC * 32])
+    there = tl.reshape(there, [GC * 32])
+    keys = tl.where(there, order_key(v), -2147483648)
+    if n_groups < K:  # the groups' threshold says nothing of the elements'
+        threshold = tl.minimum(0 if RELU else tl.min(tl.where(there, keys, hi), axis=0), hi)
+    threshold = bisect(keys, threshold, hi, K, K)
+    taken, place = places(keys, threshold, K)
+    if RELU:
+        used = (v > 0) | (v != v)
+        v = tl.where(used, v, 0.0)
+        tl.store(idx_ptr + row * K + place, tl.where(used, columns + first, 0), mask=taken)
+        tl.store(key_ptr + row * K + place, tl.where(used, columns, F), mask=taken)
+    else:
+        tl.store(idx_ptr + row * K + place, columns + first, mask=taken)
+        tl.store(key_ptr + row * K + place, columns, mask=taken)
+    tl.store(val_ptr + row * K + place, v, mask=taken)
+    k = tl.arange(0, KP)
+    rest = (k >= tl.sum(taken.to(tl.int32), axis=0)) & (k < K)
+    tl.store(val_ptr + row * K + k, tl.zeros([KP], tl.float32), mask=rest)
+    tl.store(idx_ptr + row * K + k, tl.zeros([KP], tl.int32), mask=rest)
+    tl.store(key_ptr + row * K + k, tl.zeros([KP], tl.int32) + F, mask=rest)
+
+
+def can_fuse(x_ND: Tensor) -> bool:
+    """Whether the one-kernel product runs on these rows: its tiles are copied by hardware in units of 16 bytes."""
+    return x_ND.shape[1] * x_ND.element_size() % 16 == 0 and (x_ND.dtype == torch.bfloat16 or INTERPRETED)
+
+
+def encode_group_max(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, pre_NF: Tensor, max_NG: Tensor) -> None:
+    """pre_NF = x W^T + b rounded to its dtype, and the maximum of every 32 of them, by one kernel."""
+    (N, D), F = x_ND.shape, len(W_FD)
+    BM, BN, BK = (32, 64, 32) if INTERPRETED else TILE
+    descriptors = TensorDescriptor.from_tensor(x_ND, [BM, BK]), TensorDescriptor.from_tensor(W_FD, [BN, BK])
+    grid = (triton.cdiv(N, BM) * triton.cdiv(F, BN),)
+    _encode_group_max[grid](
+        *descriptors, b_F, pre_NF, max_NG, N, F, D, BM=BM, BN=BN, BK=BK, ACROSS=8, num_warps=8, num_stages=3
+    )
+
+
+def group_max(pre_NF: Tensor, b_F: Tensor, max_NG: Tensor) -> None:
+    """The maximum of every 32 of pre + b."""
+    N, F = pre_NF.shape
+    block = min(4096, max(32, next_power(F)))
+    _group_max[(N, triton.cdiv(F, block))](pre_NF, b_F, max_NG, F, BLOCK=block, num_warps=4)
+
+
+def select(
+    pre_NF: Tensor,
+    b_F: Tensor | None,
+    max_NG: Tensor,
+    scratch: Tensor,
+    out: tuple[Tensor, Tensor, Tensor],
+    k: int,
+    relu: bool,
+    first: int = 0,
+) -> None:
+    """values, indices and sort keys of the k largest of pre (+ b) in each row, from its group maxima."""
+    N, F = pre_NF.shape
+    n_groups = next_power(max_NG.shape[1])
+    capacity = scratch.shape[1]
+    warps = 8 if max(n_groups, capacity * 32) > 2048 else 4
+    _select[(N,)](
+        pre_NF, b_F if b_F is not None else pre_NF, max_NG, scratch, *out, F, first, K=k, NG=n_groups, GC=capacity,
+        KP=next_power(k), RELU=relu, BIAS=b_F is not None, num_warps=warps,
+    )  # fmt: skip
+
+
+def group_capacity(k: int, n_features: int) -> int:
+    """How many groups the second stage of selection holds."""
+    return min(next_power(2 * k), next_power(triton.cdiv(n_features, GROUP)))
+
+
+def chunk_rows(n_rows: int, n_features: int, element_size: int, chunk_bytes: int = CHUNK_BYTES) -> int:
+    """Rows whose pre-activations are held at once; a multiple of 128 where there are so many."""
+    rows = max(1, chunk_bytes // (n_features * element_size))
+    return min(n_rows, rows if rows < 128 else rows // 128 * 128)
+
+
+def encode_into(
+    x_ND: Tensor,
+    W_FD: Tensor,
+    b_F: Tensor,
+    k: int,
+    out: tuple[Tensor, Tensor, Tensor],
+    workspace: Workspace,
+    *,
+    relu: bool = True,
+    first: int = 0,
+    route: Route = "auto",
+    chunk_bytes: int = CHUNK_BYTES,
+) -> None:
+    """Write values_NK, indices_NK and keys_NK; no allocation but in `workspace`, no synchronisation."""
+    (N, _), F = x_ND.shape, len(W_FD)
+    if N == 0:
+        return
+    rows = chunk_rows(N, F, x_ND.element_size(), chunk_bytes)
+    pre_CF = workspace.get("encode.pre", (rows, F), x_ND.dtype, x_ND.device)
+    max_CG = workspace.get("encode.max", (rows, triton.cdiv(F, GROUP)), torch.float32, x_ND.device)
+    scratch = workspace.get("encode.groups", (rows, group_capacity(k, F)), torch.int32, x_ND.device)
+    if route == "auto":
+        route = fastest_route(x_ND[:rows], W_FD, b_F, pre_CF, max_CG)
+    for start in range(0, N, rows):
+        n = min(rows, N - start)
+        x_CD, pre, best = x_ND[start : start + n], pre_CF[:n], max_CG[:n]
+        parts = tuple(t[start : start + n] for t in out)
+        if route == "fused":
+            encode_group_max(x_CD, W_FD, b_F, pre, best)
+            select(pre, None, best, scratch, parts, k, relu, first)  # type: ignore[arg-type]
+        else:
+            torch.mm(x_CD, W_FD.T, out=pre)
+            group_max(pre, b_F, best)
+            select(pre, b_F, best, scratch, parts, k, relu, first)  # type: ignore[arg-type]
+
+
+def encode_topk(
+    x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int, relu: bool, first: int, workspace: Workspace
+) -> tuple[Tensor, Tensor]:
+    """values_NK in the rows' dtype and indices_NK, as the reference."""
+    shape = (len(x_ND), k)
+    values = torch.empty(shape, dtype=torch.float32, device=x_ND.device)
+    indices, keys = (torch.empty(shape, dtype=torch.int32, device=x_ND.device) for _ in range(2))
+    encode_into(x_ND, W_FD, b_F.float(), k, (values, indices, keys), workspace, relu=relu, first=first)
+    return values.to(x_ND.dtype), indices
+
+
+_ROUTES: dict[tuple[Any, ...], Route] = {}
+
+
+def fastest_route(x_CD: Tensor, W_FD: Tensor, b_F: Tensor, pre_CF: Tensor, max_CG: Tensor) -> Route:
+    """The faster of both routes at this shape, measured once on this device."""
+    key = (*x_CD.shape, *W_FD.shape, x_CD.dtype, x_CD.device)
+    if key not in _ROUTES:
+        if x_CD.device.type != "cuda" or not can_fuse(x_CD) or torch.cuda.is_current_stream_capturing():
+            return "cublas"
+
+        def product_then_pass() -> None:
+            torch.mm(x_CD, W_FD.T, out=pre_CF)
+            group_max(pre_CF, b_F, max_CG)
+
+        times = {
+            "cublas": _milliseconds(product_then_pass),
+            "fused": _milliseconds(lambda: encode_group_max(x_CD, W_FD, b_F, pre_CF, max_CG)),
+        }
+        _ROUTES[key] = min(times, key=times.__getitem__)  # type: ignore[assignment]
+    return _ROUTES[key]
+
+
+def _milliseconds(work: Any, repeats: int = 5) -> float:
+    """Least time of a few runs, by device events."""
+    times = []
+    for _ in range(repeats + 2):
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        events[0].record()
+        work()
+        events[1].record()
+        events[1].synchronize()
+        times.append(events[0].elapsed_time(events[1]))
+    return min(times[2:])

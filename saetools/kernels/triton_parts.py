@@ -1,0 +1,68 @@
+"""Device functions that several Triton kernels share: order-preserving keys, thresholds by bisection, compaction.
+
+Imported by `triton.py` files alone, so triton is needed only where it runs. With TRITON_INTERPRET=1 in the
+environment the same kernels run on CPU tensors, slowly: that is how the tests check them without a GPU.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+INTERPRETED = triton.knobs.runtime.interpret
+GROUP = tl.constexpr(32)
+
+
+@triton.jit
+def order_key(v):
+    """int32 keys in the order of float32 values; NaN counts as +inf, so that it is always among the largest."""
+    v = tl.where(v != v, float("inf"), v)
+    bits = v.to(tl.int32, bitcast=True)
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+@triton.jit
+def bisect(keys, lo, hi, k, most):
+    """A t in lo..hi with k <= count(keys >= t) <= most, else the largest t with at least k; at least k must be >= lo.
+
+    The first guess is half the largest value (keys of floats: one exponent less); it ends as soon as the count fits.
+    """
+    mid = tl.maximum(hi - (1 << 23), lo + 1)
+    while lo < hi:
+        mid = tl.minimum(mid, hi)
+        n = tl.sum((keys >= mid).to(tl.int32), axis=0)
+        enough = n >= k
+        fits = enough & (n <= most)
+        lo = tl.where(enough, mid, lo)
+        hi = tl.where(fits, mid, tl.where(enough, hi, mid - 1))
+        mid = (lo | hi) - ((lo ^ hi) >> 1)  # the mean, rounded up, without overflow
+    return lo
+
+
+@triton.jit
+def places(keys, threshold, most):
+    """(taken, place): the keys above the threshold and, of those equal to it, the first, `most` in all; in order."""
+    above = keys > threshold
+    equal = keys == threshold
+    counts = tl.cumsum(above.to(tl.int32) * 65536 + equal.to(tl.int32), 0)
+    n_above = tl.sum(above.to(tl.int32), axis=0)
+    above_here = counts >> 16
+    equal_here = counts & 65535
+    taken = above | (equal & (equal_here <= most - n_above))
+    return taken, above_here + tl.minimum(equal_here, most - n_above) - 1
+
+
+@triton.jit
+def stochastic_bf16(v, noise):
+    """v rounded to bf16, up or down with the probability that keeps its mean; noise: uniform 32-bit integers."""
+    bits = v.to(tl.uint32, bitcast=True) + (noise.to(tl.uint32, bitcast=True) & 0xFFFF)
+    return (bits & 0xFFFF0000).to(tl.float32, bitcast=True).to(tl.bfloat16)
+
+
+def next_power(n: int) -> int:
+    """The least power of two that is at least n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def n_processors(device: torch.device) -> int:
+    """Streaming multiprocessors of the GPU; 2 for the interpreter."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
