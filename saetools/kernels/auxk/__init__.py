@@ -12,6 +12,9 @@ from saetools.kernels.encode_topk import encode_topk
 from saetools.kernels.sparse import Sparse
 from saetools.kernels.workspace import Workspace
 
+TRITON_CAPACITY = 32768
+"""Dead features whose pre-activations a Triton program can hold."""
+
 
 @torch.no_grad()
 def auxk(
@@ -45,7 +48,14 @@ def auxk(
     if variance == 0:
         return nothing
     rows = W_enc_FD[dead_A], b_enc_F[dead_A], W_dec_FD[dead_A]
-    if resolve(impl, x_ND, *rows) == "reference":
+    chosen = resolve(impl, x_ND, *rows, triton=n_dead <= TRITON_CAPACITY)
+    if chosen == "triton":
+        from saetools.kernels.auxk import triton
+
+        matrices = (x_ND, residual_ND.contiguous(), W_enc_FD, b_enc_F, W_dec_FD)
+        loss, gradients = triton.auxk(*matrices, dead_A, k_aux, weight)
+        extra = ExtraRows(dead_A, gradients[0], gradients[1], gradients[2], gradients[3])
+    elif chosen == "reference":
         loss, extra = reference.auxk(x_ND, residual_ND, *rows, k_aux, weight)
     else:
         factor = min(n_dead / k_aux, 1.0) / (N * variance)

@@ -1,0 +1,283 @@
+"""The TopK step on the GPU, without a synchronisation: every launch has a fixed shape, every decision is made there.
+
+`DeviceStep` owns the buffers. `launch` does the step for the batch that was loaded; `capture` records it as a CUDA
+graph that `replay` runs again. Statistics are written to a ring that `read` fetches every `n_ahead` batches or
+earlier; a batch whose record is `flagged` changed nothing and is to be done again by `launch` under `exactly()`.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from saetools.kernels.auxk import TRITON_CAPACITY
+from saetools.kernels.auxk.triton import DeviceAuxK
+from saetools.kernels.backward_adam.problem import Rule, Weights
+from saetools.kernels.backward_adam.triton import Backward, Control, Problem, Shape, sort_slots
+from saetools.kernels.decode.triton import gather_dot
+from saetools.kernels.decode_loss.triton import decode_loss_into, n_blocks
+from saetools.kernels.encode_topk.triton import encode_into
+from saetools.kernels.topk_step import StepRecord, StepSettings
+from saetools.kernels.triton_parts import next_power
+from saetools.kernels.workspace import Workspace
+
+N_STATS = 8
+
+
+@triton.jit
+def _centre(x_ptr, b_ptr, out_ptr, D, BLOCK: tl.constexpr):
+    """x - b_dec of one row, rounded to the type that is multiplied."""
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + row * D + d, mask=d < D, other=0.0).to(tl.float32)
+    b = tl.load(b_ptr + d, mask=d < D, other=0.0)
+    tl.store(out_ptr + row * D + d, (x - b).to(out_ptr.dtype.element_ty), mask=d < D)
+
+
+@triton.jit
+def _total(sum_ptr, aux_ptr, loss_ptr, scale, weight, AUX: tl.constexpr):
+    """The weighted loss of the batch."""
+    loss = tl.load(sum_ptr) * scale
+    if AUX:
+        loss += weight * tl.load(aux_ptr)
+    tl.store(loss_ptr, loss)
+
+
+@triton.jit
+def _record(
+    ring_ptr, n_ring, control_ptr, count_ptr, sum_ptr, aux_ptr, flag_ptr, off_ptr, dead_ptr, n_parts, helped_ptr, scale,
+    N, F, capacity, PARTS: tl.constexpr, AUX: tl.constexpr, HELP: tl.constexpr,
+):  # fmt: skip
+    """One row of statistics; and the flag of the next batch, where AuxK is left out although features are dead."""
+    parts = tl.arange(0, PARTS)
+    n_dead = tl.sum(tl.load(dead_ptr + parts, mask=parts < n_parts, other=0), axis=0)
+    out = ring_ptr + (tl.load(count_ptr + 1) - 1) % n_ring * 8
+    tl.store(out, tl.load(sum_ptr) * scale)
+    beyond = 0.0
+    auxiliary = 0.0
+    if AUX:
+        auxiliary = tl.load(aux_ptr)
+        beyond = tl.maximum(tl.load(helped_ptr).to(tl.float32) - capacity, 0.0)
+    tl.store(out + 1, auxiliary)
+    tl.store(out + 2, tl.load(off_ptr + F).to(tl.float32) / N)
+    tl.store(out + 3, n_dead.to(tl.float32))
+    applied = tl.load(control_ptr)
+    tl.store(out + 4, tl.load(control_ptr + 5))
+    tl.store(out + 5, applied)
+    tl.store(out + 6, beyond)
+    tl.store(out + 7, tl.load(flag_ptr).to(tl.float32))
+    if HELP:
+        tl.store(flag_ptr, (n_dead > 0).to(tl.int32))
+
+
+class DeviceStep:
+    """The step over fixed weights, moments and counters, which it updates in place.
+
+    first and second: Adam's moments, of the matrices in float32 or (rounded stochastically) bf16. since_F: int64 tokens
+    since each feature fired. n_steps: updates applied before.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        first: Weights,
+        second: Weights,
+        since_F: Tensor,
+        settings: StepSettings,
+        n_rows: int,
+        n_steps: int = 0,
+        row_dtype: torch.dtype | None = None,
+        shape: Shape | None = None,
+    ) -> None:
+        self.weights, self.settings, self.n_rows = weights, settings, n_rows
+        (F, D), device = weights.W_enc_FD.shape, weights.W_enc_FD.device
+        self.F, self.D, self.device, self.since_F = F, D, device, since_F
+        low = settings.compute == "bf16"
+        self.dtype = torch.bfloat16 if low else torch.float32
+        s, k = settings, settings.k
+
+        def empty(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        self.low = (weights.W_enc_FD.bfloat16(), weights.W_dec_FD.bfloat16()) if low else None
+        self.x_ND = empty(n_rows, D, dtype=row_dtype or self.dtype)
+        self.centred_ND, self.pull_NGD = empty(n_rows, D), empty(n_rows, 1, D)
+        self.values_NK = empty(n_rows, k, dtype=torch.float32)
+        self.indices_NK, self.keys_NK = (empty(n_rows, k, dtype=torch.int32) for _ in range(2))
+        self.loss_NGB = empty(n_rows, 1, n_blocks(D), dtype=torch.float32)
+        self.ones = torch.ones(1, device=device)
+        self.sum, self.aux_loss = (torch.zeros((), device=device) for _ in range(2))
+        self.ring = torch.zeros(s.n_ahead, N_STATS, device=device)
+        self.workspace = Workspace()
+        self.rule = Rule(0.0, n_steps, s.clip_norm, s.betas, s.eps)
+        self.control = Control.make(self.rule, device, s.n_ahead)
+        self.scale = 1 / (n_rows * s.variance)
+        with_aux = s.aux_weight > 0 and s.capacity > 0
+        self.auxk = (
+            DeviceAuxK(n_rows, F, D, s.capacity, s.aux_k, s.aux_weight, self.dtype, device) if with_aux else None
+        )
+        problem = Problem(
+            *(weights, first, second, self.centred_ND, self.pull_NGD, self.values_NK.view(-1), k, 2 * self.scale),
+            low=self.low,
+            extra=None if self.auxk is None else self.auxk.extra,
+            since_F=since_F,
+            dead_after=s.dead_after,
+            workspace=self.workspace,
+        )
+        self.backward = Backward(problem, self.control, self.rule, shape)
+        self.rows_M = torch.arange(n_rows * k, device=device) // k if s.exact_values else None
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.n_read = self.n_launched = 0
+        self._flag_dead()
+
+    def _flag_dead(self) -> None:
+        """The first batch's flag: later ones are set by the batch before."""
+        if self.settings.aux_weight > 0 and self.auxk is None:
+            self.control.flag.copy_((self.since_F >= self.settings.dead_after).any())
+
+    def set_rates(self, rates: Sequence[float]) -> None:
+        """Learning rates of the next batches, at most n_ahead of them."""
+        for ahead, lr in enumerate(rates):
+            self.control.lr[(self.n_launched + ahead) % self.settings.n_ahead] = lr
+
+    def load(self, x_ND: Tensor) -> None:
+        """Take over the rows of the next batch; not waiting."""
+        if x_ND.shape != self.x_ND.shape:
+            raise ValueError(f"the batch has shape {tuple(x_ND.shape)}; this step was made for {tuple(self.x_ND.shape)}")
+        self.x_ND.copy_(x_ND, non_blocking=True)
+
+    def encode(self) -> None:
+        """Values, indices and sort keys of the batch."""
+        w, s, low = self.weights, self.settings, self.low
+        _centre[(self.n_rows,)](
+            self.x_ND, w.b_dec_D, self.centred_ND, self.D, BLOCK=next_power(self.D),
+            num_warps=max(1, min(8, next_power(self.D) // 256)),
+        )  # fmt: skip
+        encode_into(
+            self.centred_ND,
+            w.W_enc_FD if low is None else low[0],
+            w.b_enc_F,
+            s.k,
+            (self.values_NK, self.indices_NK, self.keys_NK),
+            self.workspace,
+            route=s.route,
+            chunk_bytes=s.chunk_bytes,
+        )
+        if self.rows_M is not None:
+            x_ND = self.x_ND.float() - w.b_dec_D
+            again = gather_dot(self.indices_NK.view(-1), self.rows_M, x_ND, w.W_enc_FD, w.b_enc_F)
+            self.values_NK.copy_(torch.where(self.values_NK > 0, again.view_as(self.values_NK).relu(), 0))
+            self.keys_NK.copy_(torch.where(self.values_NK > 0, self.indices_NK, self.F))
+
+    def decode(self) -> None:
+        """Residuals and their squares."""
+        w = self.weights
+        dec = w.W_dec_FD if self.low is None else self.low[1]
+        decode_loss_into(
+            self.x_ND, self.values_NK, self.indices_NK, None, dec, w.b_dec_D, None, self.ones,
+            (self.pull_NGD, self.loss_NGB),
+        )  # fmt: skip
+        torch.sum(self.loss_NGB.view(-1), dim=0, out=self.sum)
+
+    def help_dead(self) -> None:
+        """AuxK, where it takes part; and the weighted loss."""
+        w, s, a = self.weights, self.settings, self.auxk
+        if a is not None:
+            enc, dec = (w.W_enc_FD, w.W_dec_FD) if self.low is None else self.low
+            a.run(
+                *(self.centred_ND, self.pull_NGD[:, 0], enc, w.b_enc_F, dec, self.since_F, s.dead_after),
+                *(self.backward.columns, self.sum, self.control, self.aux_loss),
+            )
+        _total[(1,)](self.sum, self.aux_loss, self.control.loss, self.scale, s.aux_weight, AUX=a is not None)
+
+    def launch(self) -> None:
+        """The whole step for the batch that was loaded, launch by launch."""
+        s, back = self.settings, self.backward
+        self.encode()
+        slots = sort_slots(self.keys_NK.view(-1), self.F)
+        self.decode()
+        back.column_sums()
+        self.help_dead()
+        back.windows(slots)
+        if s.clip == "lagged":
+            torch.amax(self.values_NK.view(-1), dim=0, out=self.control.values[Control.LARGEST])
+            back.decide(lagged=True, before=True)
+            back.features(slots, norm=True, apply=True, count=True)
+            back.b_dec_gradient()
+            back.decide(lagged=True, before=False)
+        else:
+            back.features(slots, norm=True)
+            back.b_dec_gradient()
+            back.decide(lagged=False, before=True)
+            back.features(slots, apply=True, count=True)
+        a = self.auxk
+        P = back.shape.n_programs
+        _record[(1,)](
+            self.ring, len(self.ring), self.control.values, self.control.counts, self.sum, self.aux_loss,
+            self.control.flag, slots.offsets_F1, back.dead_parts, P, self.sum if a is None else a.n_dead, self.scale,
+            self.n_rows, self.F, s.capacity, PARTS=next_power(P), AUX=a is not None,
+            HELP=a is None and s.aux_weight > 0,
+        )  # fmt: skip
+        self.n_launched += 1
+
+    def capture(self) -> None:
+        """Record the step as a CUDA graph; the batch that is loaded is not trained on."""
+        kept = [t.clone() for t in self._state()]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        n_launched = self.n_launched
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # compile, choose a route, fill caches
+                self.launch()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.launch()
+        self.n_launched = n_launched
+        for tensor, value in zip(self._state(), kept, strict=True):
+            tensor.copy_(value)
+
+    def _state(self) -> list[Tensor]:
+        p, c = self.backward.p, self.control
+        low = list(self.low or ())
+        return [*p.weights, *p.first, *p.second, self.since_F, c.values, c.counts, c.powers, c.flag, self.ring, *low]
+
+    def replay(self) -> None:
+        """The recorded step for the batch that was loaded."""
+        assert self.graph is not None, "capture first"
+        self.graph.replay()
+        self.n_launched += 1
+
+    def read(self) -> list[StepRecord]:
+        """Wait, and give the records of the batches since the last reading (the last n_ahead of them)."""
+        n_new = min(self.n_launched - self.n_read, self.settings.n_ahead)
+        rows = self.ring.tolist()
+        numbers = range(self.n_launched - n_new, self.n_launched)
+        self.n_read = self.n_launched
+        return [
+            StepRecord(r[0], r[1], r[2], int(r[3]), r[4], r[5] != 0, int(r[6]), r[7] != 0)
+            for r in (rows[number % len(rows)] for number in numbers)
+        ]
+
+    @contextmanager
+    def exactly(self) -> Iterator[None]:
+        """Launch by launch with the exact clip and room for every dead feature: for a batch that was flagged."""
+        settings, auxk, problem = self.settings, self.auxk, self.backward.p
+        n_dead = int((self.since_F >= settings.dead_after).sum())
+        if settings.aux_weight > 0 and n_dead:
+            capacity = min(n_dead, TRITON_CAPACITY)
+            sizes = (self.n_rows, self.F, self.D, capacity, settings.aux_k, settings.aux_weight)
+            self.auxk = DeviceAuxK(*sizes, self.dtype, self.device)
+        extra = None if self.auxk is None else self.auxk.extra
+        self.settings = replace(settings, clip="exact", capacity=0 if self.auxk is None else self.auxk.capacity)
+        self.backward.p = replace(problem, extra=extra)
+        self.control.flag.zero_()
+        try:
+            yield
+        finally:
+            self.settings, self.auxk, self.backward.p = settings, auxk, problem
+            self._flag_dead()
