@@ -42,7 +42,7 @@ def exclusive() -> threading.RLock:
 
 @cache
 def have_triton(device_type: str, index: int | None) -> bool:
-    """Whether Triton kernels run there: a CUDA GPU of capability 8 or more, or the interpreter; says why once if not."""
+    """Whether Triton kernels run there (a CUDA GPU of capability 8 or more, or the interpreter); says once why not."""
     if device_type != "cuda":
         return os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
     why = None

@@ -1,7 +1,13 @@
 """What the cases of every kernel are judged by: float64 truth, and the error of plain PyTorch as the yardstick."""
 
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor
+
+Case = TypeVar("Case")
 
 FLOOR = 4.0
 """Errors below this many units of the dtype's precision pass whatever PyTorch's own error is."""
@@ -21,3 +27,39 @@ def assert_as_good(name: str, got: Tensor, plain: Tensor, exact: Tensor) -> None
         return
     found, allowed = error(got, exact), 2 * error(plain, exact) + FLOOR * torch.finfo(got.dtype).eps
     assert found <= allowed, f"{name}: error {found:.3g} against float64, plain PyTorch allows {allowed:.3g}"
+
+
+def on(device: str, cases: Iterable[Case], most: int | None = None) -> Iterator[Case]:
+    """The cases with their tensors on a device, on which the loop's body also makes its own; made on the CPU, so that
+    they are the same everywhere. `most`: leave out those with a tensor of more elements.
+    """
+    for case in cases:
+        if most is not None and _largest(case) > most:
+            continue
+        if device == "cpu":
+            yield case
+        else:
+            with torch.device(device):
+                yield _moved(case, device)
+
+
+def _moved(value: Any, device: str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)  # keeps strides: what was not contiguous stays so
+    if isinstance(value, tuple):
+        return tuple(_moved(v, device) for v in value)
+    if isinstance(value, dict):
+        return {key: _moved(v, device) for key, v in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _moved(getattr(value, f.name), device) for f in fields(value)})
+    return value
+
+
+def _largest(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.numel()
+    if isinstance(value, tuple):
+        return max(map(_largest, value), default=0)
+    if is_dataclass(value) and not isinstance(value, type):
+        return max((_largest(getattr(value, f.name)) for f in fields(value)), default=0)
+    return 0

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from saetools.kernels.auxk import auxk
 from saetools.kernels.backend import Impl
-from saetools.kernels.oracle import assert_as_good
+from saetools.kernels.oracle import assert_as_good, on
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ def cases() -> Iterator[Case]:
     yield _random("all dead", 16, 5, 30, 30, 8)
 
 
-def verify(impl: Impl) -> None:
+def verify(impl: Impl, device: str = "cpu", most: int | None = None) -> None:
     """AssertionError at the first case that is worse than the plain reference in float32."""
-    for case in cases():
+    for case in on(device, cases(), most):
         results = []
         for which, dtype in ((impl, torch.float32), ("reference", torch.float32), ("reference", torch.float64)):
             x, residual, W_enc, b_enc, W_dec = (t.to(dtype) for t in case.tensors)

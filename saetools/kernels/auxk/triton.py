@@ -16,7 +16,6 @@ from saetools.kernels.backward_adam.triton import Control, Extra
 from saetools.kernels.triton_parts import bisect, next_power, order_key, places
 
 
-
 @triton.jit
 def _keep_largest(pre_ptr, bias_ptr, n_ptr, C, K, WIDTH: tl.constexpr):
     """pre -> code in place: ReLU(pre + b) at the K largest of the first n columns of a row, 0 elsewhere."""
@@ -74,7 +73,9 @@ class DeviceAuxK:
         dtype: torch.dtype, device: torch.device,
     ) -> None:  # fmt: skip
         if not 1 <= capacity <= min(TRITON_CAPACITY, n_features):
-            raise ValueError(f"capacity is {capacity}; AuxK on the GPU helps 1..{min(TRITON_CAPACITY, n_features)} features")
+            raise ValueError(
+                f"capacity is {capacity}; AuxK on the GPU helps 1..{min(TRITON_CAPACITY, n_features)} features"
+            )
         self.capacity, self.k_aux, self.weight = capacity, k_aux, weight
 
         def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from saetools.kernels.backend import Impl
 from saetools.kernels.backward_adam import Batch, ExtraRows, Rule, Weights, backward_adam
 from saetools.kernels.decode_loss import decode_loss
-from saetools.kernels.oracle import assert_as_good
+from saetools.kernels.oracle import assert_as_good, on
 from saetools.kernels.sparse import Sparse
 from saetools.kernels.workspace import Workspace
 
@@ -88,9 +88,9 @@ def cases() -> Iterator[Case]:
     yield _random("extra rows", 21, 9, 70, 8, n_extra=13)
 
 
-def verify(impl: Impl) -> None:
+def verify(impl: Impl, device: str = "cpu", most: int | None = None) -> None:
     """AssertionError at the first case whose update is worse than the plain reference's in float32."""
-    for case in cases():
+    for case in on(device, cases(), most):
         results = []
         for which, dtype in ((impl, torch.float32), ("reference", torch.float32), ("reference", torch.float64)):
             c = case.copy(dtype)

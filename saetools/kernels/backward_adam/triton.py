@@ -206,9 +206,9 @@ def _column_sums(pull_ptr, out_ptr, N, D, stride, per_split, BN: tl.constexpr, B
     for n in range(start, tl.minimum(start + per_split, N), BN):
         rows = n + tl.arange(0, BN)
         both = ((rows < N) & (rows < start + per_split))[:, None] & (d < D)[None, :]
-        total += tl.load(
-            pull_ptr + rows[:, None].to(tl.int64) * stride + d[None, :], mask=both, other=0.0
-        ).to(tl.float32)
+        total += tl.load(pull_ptr + rows[:, None].to(tl.int64) * stride + d[None, :], mask=both, other=0.0).to(
+            tl.float32
+        )
     tl.store(out_ptr + tl.program_id(0) * D + d, tl.sum(total, axis=0), mask=d < D)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from saetools.kernels.backend import Impl
 from saetools.kernels.decode import decode
-from saetools.kernels.oracle import assert_as_good
+from saetools.kernels.oracle import assert_as_good, on
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ def cases() -> Iterator[Case]:
     yield Case("ragged", base.values.reshape(-1)[:16], base.indices.reshape(-1)[:16], base.W_FD, offsets)
 
 
-def verify(impl: Impl, dtype: torch.dtype = torch.float32) -> None:
+def verify(impl: Impl, dtype: torch.dtype = torch.float32, device: str = "cpu", most: int | None = None) -> None:
     """AssertionError at the first case whose value or gradients are worse than plain PyTorch's."""
-    for case in cases():
+    for case in on(device, cases(), most):
         values, W = case.values.to(dtype).requires_grad_(), case.W_FD.to(dtype).requires_grad_()
         out = decode(values, case.indices, W, case.offsets_N1, impl=impl)
         used = Case(case.name, values.detach(), case.indices, W.detach(), case.offsets_N1)

@@ -56,9 +56,7 @@ def gather_sum(values_M: Tensor, indices_M: Tensor, offsets_N1: Tensor, W_FD: Te
     return out_ND
 
 
-def gather_dot(
-    indices_M: Tensor, rows_M: Tensor, g_ND: Tensor, W_FD: Tensor, bias_F: Tensor | None = None
-) -> Tensor:
+def gather_dot(indices_M: Tensor, rows_M: Tensor, g_ND: Tensor, W_FD: Tensor, bias_F: Tensor | None = None) -> Tensor:
     """dots_M: <g[row], W[index]> (+ bias[index]) of each slot."""
     M, D = len(indices_M), W_FD.shape[1]
     dots_M = torch.empty(M, dtype=g_ND.dtype, device=g_ND.device)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from saetools.kernels.backend import Impl
 from saetools.kernels.decode_loss import decode_loss
-from saetools.kernels.oracle import assert_as_good
+from saetools.kernels.oracle import assert_as_good, on
 from saetools.kernels.sparse import Sparse
 from saetools.kernels.workspace import Workspace
 
@@ -52,9 +52,9 @@ def cases() -> Iterator[Case]:
     yield Case("not contiguous", base.x_ND.T.contiguous().T, base.code, base.W_FD.T.contiguous().T, base.b_D)
 
 
-def verify(impl: Impl, dtype: torch.dtype = torch.float32) -> None:
+def verify(impl: Impl, dtype: torch.dtype = torch.float32, device: str = "cpu", most: int | None = None) -> None:
     """AssertionError at the first case whose results are worse than the plain reference's in the same dtype."""
-    for case in cases():
+    for case in on(device, cases(), most):
         results = []
         for which, each in ((impl, dtype), ("reference", dtype), ("reference", torch.float64)):
             c = case.to(each)

@@ -24,7 +24,7 @@ def encode_by_score(
 
     Slots whose score is not positive are unused (value 0, index 0), and so are those whose pre is 0.
     """
-    chosen, workspace = resolve(impl, x_ND, W_FD, b_F), workspace or Workspace()
+    chosen, workspace = resolve(impl, x_ND, W_FD, b_F, triton=False), workspace or Workspace()
     x_ND, W_FD, b_F = x_ND.contiguous(), W_FD.contiguous(), b_F.contiguous()
     N, F = len(x_ND), len(W_FD)
     values_NK = x_ND.new_zeros(N, k)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from saetools.kernels.backend import Impl
 from saetools.kernels.encode_topk import Precision, encode_topk
-from saetools.kernels.oracle import assert_as_good
+from saetools.kernels.oracle import assert_as_good, on
 from saetools.kernels.workspace import Workspace
 
 
@@ -48,9 +48,15 @@ def exact_pre(case: Case) -> Tensor:
     return case.x_ND.double() @ case.W_FD.double().T + case.b_F.double()
 
 
-def verify(impl: Impl, precision: Precision = "fp32", dtype: torch.dtype = torch.float32) -> None:
+def verify(
+    impl: Impl,
+    precision: Precision = "fp32",
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    most: int | None = None,
+) -> None:
     """AssertionError at the first case that `impl` does not solve as well as plain PyTorch."""
-    for case in cases():
+    for case in on(device, cases(), most):
         for relu in (True, False):
             _verify(case, impl, precision, dtype, relu)
 

@@ -160,12 +160,13 @@ def select(
     k: int,
     relu: bool,
     first: int = 0,
+    warps: int | None = None,
 ) -> None:
     """values, indices and sort keys of the k largest of pre (+ b) in each row, from its group maxima."""
     N, F = pre_NF.shape
     n_groups = next_power(max_NG.shape[1])
     capacity = scratch.shape[1]
-    warps = 8 if max(n_groups, capacity * 32) > 2048 else 4
+    warps = warps or (8 if max(n_groups, capacity * 32) > 2048 else 4)
     _select[(N,)](
         pre_NF, b_F if b_F is not None else pre_NF, max_NG, scratch, *out, F, first, K=k, NG=n_groups, GC=capacity,
         KP=next_power(k), RELU=relu, BIAS=b_F is not None, num_warps=warps,

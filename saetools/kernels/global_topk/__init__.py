@@ -37,7 +37,7 @@ def global_topk(
         raise ValueError(f"n_kept is {n_kept}; it cannot be negative")
     x_ND, W_FD, b_F = x_ND.contiguous(), W_FD.contiguous(), b_F.contiguous()
     n_kept = min(n_kept, len(x_ND) * len(W_FD))
-    chosen = resolve(impl, x_ND, W_FD, b_F)
+    chosen = resolve(impl, x_ND, W_FD, b_F, triton=False)
     if n_kept == 0:
         no_indices = torch.zeros(0, dtype=torch.int32, device=x_ND.device)
         return Sparse(x_ND.new_zeros(0), no_indices, no_indices.new_zeros(len(x_ND) + 1, dtype=torch.int64)), 0.0

@@ -9,6 +9,7 @@ from torch import Tensor
 from saetools.kernels.backend import Impl
 from saetools.kernels.encode_topk import Precision
 from saetools.kernels.global_topk import global_topk
+from saetools.kernels.oracle import on
 from saetools.kernels.score import Score
 from saetools.kernels.sparse import Sparse
 from saetools.kernels.workspace import Workspace
@@ -59,9 +60,9 @@ def assert_same(name: str, got: Sparse, expected: Sparse) -> None:
         assert torch.equal(a, b), f"{name}: {part} differ from plain PyTorch's"
 
 
-def verify(impl: Impl, precision: Precision = "fp32") -> None:
+def verify(impl: Impl, precision: Precision = "fp32", device: str = "cpu", most: int | None = None) -> None:
     """AssertionError at the first case where `impl` does not equal the plain reference bit for bit."""
-    for case in cases():
+    for case in on(device, cases(), most):
         arguments = (case.x_ND, case.W_FD, case.b_F)
         most = len(case.x_ND) * len(case.W_FD)
         for n_kept in {0, 1, 7, most // 20, most}:

@@ -50,7 +50,7 @@ def matching_pursuit(
         raise ValueError(f"n_steps is {n_steps} and tolerance {tolerance}; neither can be negative")
     if not reselect and n_steps > len(W_FD):
         raise ValueError(f"n_steps is {n_steps}, but there are only {len(W_FD)} atoms to select once each")
-    chosen = resolve(impl, x_ND, W_FD)
+    chosen = resolve(impl, x_ND, W_FD, triton=False)
     if chosen == "reference":
         return reference.matching_pursuit(x_ND, W_FD, n_steps, rule, tolerance, reselect)
     buffer = None

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from saetools.kernels.backend import Impl
 from saetools.kernels.matching_pursuit import Gram, matching_pursuit
-from saetools.kernels.oracle import assert_as_good
+from saetools.kernels.oracle import assert_as_good, on
 from saetools.kernels.workspace import Workspace
 
 
@@ -43,9 +43,9 @@ def cases() -> Iterator[Case]:
     yield Case("zero rows", torch.cat([torch.zeros(2, 6), base.x_ND]), base.W_FD, 3, {"rule": "absolute"})
 
 
-def verify(impl: Impl, with_gram: bool) -> None:
+def verify(impl: Impl, with_gram: bool, device: str = "cpu", most: int | None = None) -> None:
     """AssertionError at the first case that is worse than the plain reference in float32, gradients included."""
-    for case in cases():
+    for case in on(device, cases(), most):
         results = []
         for which, dtype in ((impl, torch.float32), ("reference", torch.float32), ("reference", torch.float64)):
             x, W = (t.to(dtype).requires_grad_() for t in (case.x_ND, case.W_FD))

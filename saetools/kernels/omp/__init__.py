@@ -41,7 +41,7 @@ def omp(
         raise ValueError(f"rule is {rule!r}; known: absolute, nonnegative")
     if not 0 <= n_steps <= len(W_FD):
         raise ValueError(f"n_steps is {n_steps}; it must lie in 0..{len(W_FD)}, the number of atoms")
-    chosen = resolve(impl, x_ND, W_FD)
+    chosen = resolve(impl, x_ND, W_FD, triton=False)
     if chosen == "reference" or n_steps == 0:
         return reference.omp(x_ND, W_FD, n_steps, rule, tolerance)
     return _OMP.apply(x_ND, W_FD, n_steps, rule, tolerance, gram, workspace or Workspace(), chosen)

@@ -8,7 +8,7 @@ from saetools.kernels.backend import Impl
 from saetools.kernels.gram import Gram
 from saetools.kernels.matching_pursuit.cases import Case, _random
 from saetools.kernels.omp import omp
-from saetools.kernels.oracle import assert_as_good
+from saetools.kernels.oracle import assert_as_good, on
 from saetools.kernels.workspace import Workspace
 
 
@@ -24,9 +24,9 @@ def cases() -> Iterator[Case]:
     yield Case("not contiguous", base.x_ND.T.contiguous().T, base.W_FD.T.contiguous().T, 3)
 
 
-def verify(impl: Impl) -> None:
+def verify(impl: Impl, device: str = "cpu", most: int | None = None) -> None:
     """AssertionError at the first case that is worse than the plain reference in float32, gradients included."""
-    for case in cases():
+    for case in on(device, cases(), most):
         results = []
         for which, dtype in ((impl, torch.float32), ("reference", torch.float32), ("reference", torch.float64)):
             x, W = (t.to(dtype).requires_grad_() for t in (case.x_ND, case.W_FD))

@@ -33,7 +33,7 @@ def per_feature_topm(
     if budget_F.shape != (F,) or (F and not 0 <= int(budget_F.min()) <= int(budget_F.max()) <= N):
         raise ValueError(f"budget_F must hold {F} numbers between 0 and {N}, the number of rows")
     x_ND, W_FD, b_F = x_ND.contiguous(), W_FD.contiguous(), b_F.contiguous()
-    chosen = resolve(impl, x_ND, W_FD, b_F)
+    chosen = resolve(impl, x_ND, W_FD, b_F, triton=False)
     reached_F = None if threshold_F is None else torch.zeros(F, dtype=torch.int64, device=x_ND.device)
     if chosen == "reference" or N == 0 or F == 0:
         pre_NF = x_ND @ W_FD.T + b_F

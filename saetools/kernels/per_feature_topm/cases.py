@@ -4,13 +4,14 @@ import torch
 
 from saetools.kernels.backend import Impl
 from saetools.kernels.global_topk.cases import assert_same, cases
+from saetools.kernels.oracle import on
 from saetools.kernels.per_feature_topm import per_feature_topm
 from saetools.kernels.workspace import Workspace
 
 
-def verify(impl: Impl) -> None:
+def verify(impl: Impl, device: str = "cpu", most: int | None = None) -> None:
     """AssertionError at the first case where `impl` does not equal the plain reference bit for bit."""
-    for case in cases():
+    for case in on(device, cases(), most):
         N, F = len(case.x_ND), len(case.W_FD)
         mixed = torch.arange(F).remainder(min(N, 6) + 1)
         threshold_F = torch.arange(F).remainder(9).double() - 2

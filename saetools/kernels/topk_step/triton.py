@@ -147,7 +147,7 @@ class DeviceStep:
     def load(self, x_ND: Tensor) -> None:
         """Take over the rows of the next batch; not waiting."""
         if x_ND.shape != self.x_ND.shape:
-            raise ValueError(f"the batch has shape {tuple(x_ND.shape)}; this step was made for {tuple(self.x_ND.shape)}")
+            raise ValueError(f"the batch is {tuple(x_ND.shape)}; this step was made for {tuple(self.x_ND.shape)}")
         self.x_ND.copy_(x_ND, non_blocking=True)
 
     def encode(self) -> None:
