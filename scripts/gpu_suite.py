@@ -365,19 +365,35 @@ def time_kernels(report: Report, shape: str, flops: float, rate: float) -> None:
     kernel("column sums", 2 * N * D / rate * 1e3, lambda n: back.column_sums())
     kernel("windows", 0.0, lambda n: back.windows(slots))
     gathers, parameters = 4 * N * k * D, 2 * F * D
-    kernel("features: norm alone", (gathers + 2 * parameters) / rate * 1e3, lambda n: back.features(slots, norm=True))
-    kernel("features: update", (gathers + 26 * parameters) / rate * 1e3,
-           lambda n: back.features(slots, apply=True, count=True))  # fmt: skip
-    kernel("features: norm and update", (gathers + 26 * parameters) / rate * 1e3,
-           lambda n: back.features(slots, norm=True, apply=True, count=True))  # fmt: skip
+    kernel("dots", 2 * N * k * D / rate * 1e3, lambda n: step.dots())
+    kernel(
+        "measure: norm and db_enc W_enc", (gathers + parameters) / rate * 1e3, lambda n: back.measure(slots, norm=True)
+    )
+    kernel("measure: db_enc W_enc", parameters / rate * 1e3, lambda n: back.measure(slots, norm=False))
+    kernel("update", (gathers + 26 * parameters) / rate * 1e3, lambda n: back.update(slots))
+    kernel("update, with the norm", (gathers + 26 * parameters) / rate * 1e3, lambda n: back.update(slots, norm=True))
     kernel("b_dec gradient", 0.0, lambda n: back.b_dec_gradient())
     kernel("decide", 0.0, lambda n: back.decide(lagged=False, before=True))
+
+
+def time_auxk(report: Report, shape: str) -> None:
+    """AuxK at 10 % dead by itself, and its parts."""
+    N, D, F, _ = SHAPES[shape]
+    step, _ = random_step(shape, {"aux_weight": 1 / 32, "capacity": int(F * 0.1)}, 0.1)
+    step.launch()
+    a, x = step.auxk, step.centred_ND
+    report.add(shape, "AuxK at 10 % dead", "time", "ms", times(lambda n: step.help_dead()))
+    report.add(shape, "AuxK: list of the dead", "time", "ms", times(lambda n: a.find_dead(step.since_F, 1 << 30)))
+    report.add(shape, "AuxK: product", "time", "ms", times(lambda n: torch.mm(x, a.rows_enc_CD.T, out=a.code_NC)))
+    report.add(shape, "AuxK: selection", "time", "ms", times(lambda n: a.keep_largest()))
+    report.add(
+        shape, "AuxK: gradient product", "time", "ms", times(lambda n: torch.mm(a.dcode_NC.T, x, out=a.extra.W_enc_AD))
+    )
 
 
 def tune(report: Report, shape: str) -> None:
     """Other launches of the feature kernel."""
     _, D, F, k = SHAPES[shape]
-    width = max(16, encode.next_power(D))
     processors = torch.cuda.get_device_properties(0).multi_processor_count
     step, _ = random_step(shape, {})
     step.launch()
@@ -398,18 +414,23 @@ def tune(report: Report, shape: str) -> None:
                 lambda n, s=scratch, w=warps: encode.select(pre, step.weights.b_enc_F, best, s, out, k, True, warps=w)
             )
             report.add(shape, f"select {rows} rows: {capacity} groups, {warps} warps", "time", "ms", ms)
-    for warps in sorted({max(1, width // 512), max(1, width // 256)}):
-        for unroll in (2, 4):
-            for per in (1, 2, 4):
-                if warps * per > 32:
-                    continue
-                step.backward.shape = Shape(width, warps, unroll, min(F, processors * per))
-                back = type(step.backward)(step.backward.p, step.control, step.rule, step.backward.shape)
-                for what, options in (("norm", {"norm": True}), ("update", {"apply": True, "count": True})):
-                    ms = times(lambda n, o=options, b=back: b.features(slots, **o), repeats=5, warm=2)
-                    report.add(
-                        shape, f"features {what}: {warps} warps, {unroll} rows, {per} a processor", "time", "ms", ms
-                    )
+    for columns, warps, unroll, per in (
+        (256, 1, 2, 64),
+        (256, 1, 4, 16),
+        (256, 1, 4, 64),
+        (256, 1, 8, 64),
+        (512, 2, 4, 64),
+        (512, 1, 4, 64),
+    ):
+        n_chunks = triton.cdiv(D, columns)
+        launch = Shape(columns, warps, unroll, max(1, 24 * processors // n_chunks), min(F, processors * per))
+        back = type(step.backward)(step.backward.p, step.control, step.rule, launch)
+        for what, work in (
+            ("measure", lambda n, b=back: b.measure(slots, norm=True)),
+            ("update", lambda n, b=back: b.update(slots)),
+        ):
+            name = f"{what}: {columns} columns, {warps} warps, {unroll} slots, {per} a processor"
+            report.add(shape, name, "time", "ms", times(work, repeats=5, warm=2))
 
 
 def time_steps(report: Report, shape: str, floor_ms: float) -> dict[str, float]:
@@ -567,6 +588,7 @@ def main() -> int:
         floor = 2 * N * D * F / flops + (2 * N * F + 6 * N * k * D + 26 * 2 * F * D) / rate
         torch.cuda.empty_cache()
         time_kernels(report, shape, flops, rate)
+        time_auxk(report, shape)
         report.write(options.out, known)
         if options.tune:
             torch.cuda.empty_cache()

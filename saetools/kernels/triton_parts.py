@@ -21,6 +21,18 @@ def order_key(v):
 
 
 @triton.jit
+def key_value(keys):
+    """The float32 values of keys (NaN comes back as +inf)."""
+    return tl.where(keys < 0, keys ^ 0x7FFFFFFF, keys).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def mean(a, b):
+    """(a + b) / 2 rounded up, without overflow."""
+    return (a | b) - ((a ^ b) >> 1)
+
+
+@triton.jit
 def bisect(keys, lo, hi, k, most):
     """A t in lo..hi with k <= count(keys >= t) <= most, else the largest t with at least k; at least k must be >= lo.
 
@@ -29,12 +41,22 @@ def bisect(keys, lo, hi, k, most):
     mid = tl.maximum(hi - (1 << 23), lo + 1)
     while lo < hi:
         mid = tl.minimum(mid, hi)
-        n = tl.sum((keys >= mid).to(tl.int32), axis=0)
-        enough = n >= k
-        fits = enough & (n <= most)
-        lo = tl.where(enough, mid, lo)
-        hi = tl.where(fits, mid, tl.where(enough, hi, mid - 1))
-        mid = (lo | hi) - ((lo ^ hi) >> 1)  # the mean, rounded up, without overflow
+        low = mean(lo, mid)
+        high = mean(mid, hi)
+        # three counts in one sum of 64-bit integers, 21 bits each
+        above = (keys >= low).to(tl.int64) + ((keys >= mid).to(tl.int64) << 21) + ((keys >= high).to(tl.int64) << 42)
+        counts = tl.sum(above, axis=0)
+        n_low = (counts & 2097151).to(tl.int32)
+        n_mid = ((counts >> 21) & 2097151).to(tl.int32)
+        n_high = (counts >> 42).to(tl.int32)
+        # the highest of the three that enough reach, and the lowest that too few do
+        best = tl.where(n_high >= k, high, tl.where(n_mid >= k, mid, tl.where(n_low >= k, low, lo)))
+        n_best = tl.where(n_high >= k, n_high, tl.where(n_mid >= k, n_mid, n_low))
+        under = tl.where(n_low < k, low - 1, tl.where(n_mid < k, mid - 1, tl.where(n_high < k, high - 1, hi)))
+        fits = (n_low >= k) & (n_best <= most)
+        lo = best
+        hi = tl.where(fits, best, under)
+        mid = mean(lo, hi)
     return lo
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from saetools.kernels.auxk import TRITON_CAPACITY
 from saetools.kernels.backward_adam.problem import Rule
 from saetools.kernels.backward_adam.triton import Control, Extra
+from saetools.kernels.decode.triton import gather_dot
 from saetools.kernels.triton_parts import bisect, next_power, order_key, places
 
 
@@ -76,6 +77,7 @@ class DeviceAuxK:
             raise ValueError(
                 f"capacity is {capacity}; AuxK on the GPU helps 1..{min(TRITON_CAPACITY, n_features)} features"
             )
+        capacity = min(n_features, triton.cdiv(capacity, 64) * 64)  # rows of odd length slow the products down
         self.capacity, self.k_aux, self.weight = capacity, k_aux, weight
 
         def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
@@ -85,7 +87,7 @@ class DeviceAuxK:
         self.rows_enc_CD, self.rows_dec_CD, self.bias_C = empty(C, D), empty(C, D), empty(C, dtype=torch.float32)
         self.code_NC, self.dcode_NC, self.error_ND = empty(n_rows, C), empty(n_rows, C), empty(n_rows, D)
         place_F = torch.full((n_features + 1,), -1, dtype=torch.int32, device=device)
-        self.extra = Extra(place_F, empty(C, D), empty(C, D), empty(C, dtype=torch.float32), empty(D))
+        self.extra = Extra(place_F, empty(C, D), empty(C, D), empty(C, dtype=torch.float32), empty(D), empty(C))
         self.n_dead = torch.zeros((), dtype=torch.int64, device=device)
         self.numbers_C = torch.arange(C, dtype=torch.int32, device=device)
         self.n_features = n_features
@@ -98,6 +100,14 @@ class DeviceAuxK:
         self.extra.place_F.fill_(-1)
         self.extra.place_F.index_put_((torch.where(age_C >= 0, list_C, self.n_features),), self.numbers_C)
         return list_C
+
+    def keep_largest(self) -> None:
+        """Pre-activations of the dead become their code, in place."""
+        width = next_power(self.capacity)
+        _keep_largest[(len(self.code_NC),)](
+            self.code_NC, self.bias_C, self.n_dead, self.capacity, self.k_aux, WIDTH=width,
+            num_warps=max(1, min(32, width // 512)),
+        )  # fmt: skip
 
     def run(
         self,
@@ -115,16 +125,13 @@ class DeviceAuxK:
     ) -> None:
         """Write the loss, `extra` and control's factor. columns: partial column sums of the residual; main: its sum of
         squares."""
-        (N, D), C, e = x_ND.shape, self.capacity, self.extra
+        (N, D), e = x_ND.shape, self.extra
         list_C = self.find_dead(since_F, dead_after)
         torch.index_select(W_enc_FD, 0, list_C, out=self.rows_enc_CD)
         torch.index_select(W_dec_FD, 0, list_C, out=self.rows_dec_CD)
         torch.index_select(b_enc_F, 0, list_C, out=self.bias_C)
         torch.mm(x_ND, self.rows_enc_CD.T, out=self.code_NC)
-        width = next_power(C)
-        _keep_largest[(N,)](
-            self.code_NC, self.bias_C, self.n_dead, C, self.k_aux, WIDTH=width, num_warps=max(1, min(32, width // 512))
-        )
+        self.keep_largest()
         torch.addmm(residual_ND, self.code_NC, self.rows_dec_CD, alpha=-1, out=self.error_ND)
         norm = torch.linalg.vector_norm(self.error_ND, dtype=torch.float32)
         _scalars[(1,)](
@@ -136,6 +143,7 @@ class DeviceAuxK:
         _mask[(triton.cdiv(n, 4096),)](self.dcode_NC, self.code_NC, n, BLOCK=4096, num_warps=8)
         torch.mm(self.code_NC.T, self.error_ND, out=e.W_dec_AD)
         torch.mm(self.dcode_NC.T, x_ND, out=e.W_enc_AD)
+        gather_dot(self.numbers_C, 1, e.W_dec_AD, self.rows_dec_CD, out=e.along_A)
         torch.sum(self.dcode_NC, dim=0, dtype=torch.float32, out=e.b_enc_A)
         torch.mv(self.rows_enc_CD.T, e.b_enc_A.to(x_ND.dtype).neg(), out=e.b_dec_D)
 
@@ -162,5 +170,5 @@ def auxk(
         *(x_ND, residual_ND, W_enc_FD, b_enc_F.float(), W_dec_FD, since_F, 1, columns, main, control, loss),
     )
     factor, e = control.values[Control.EXTRA], work.extra
-    rows = (e.W_enc_AD, e.W_dec_AD, e.b_enc_A, e.b_dec_D)
+    rows = (e.W_enc_AD[:A], e.W_dec_AD[:A], e.b_enc_A[:A], e.b_dec_D)
     return loss.to(x_ND.dtype), tuple(factor.to(r.dtype) * r for r in rows)  # type: ignore[return-value]

@@ -1,10 +1,11 @@
-"""The way back on the GPU: one program per feature gathers both weight gradients and applies them where they are.
+"""The way back on the GPU: per feature, both weight gradients are gathered and applied where they are.
 
-Slots are sorted by feature (a stable sort, so sums have one order). A program walks a feature's slots: dW_dec += value
-pull, dvalue = -scale <pull, w>, dW_enc += dvalue x; then projection, Adam on both rows, unit norm, bf16 copies. Neither
-dvalues nor gradients exist in memory. A feature that fires often would keep one program busy for long: of the sorted
-slots every whole window of `WINDOW` that lies inside one feature is summed beforehand by a program of its own, and its
-sums are added in order. No atomics.
+Slots are sorted by feature, stably, so that sums have one order. A program walks a feature's slots: dW_dec += value
+pull, dvalue = -scale <pull, w>, dW_enc += dvalue x; then projection, Adam on both rows, unit norm, bf16 copies. With
+the dots known the columns of a row are independent, but for the norm at the end: programs are one warp wide and many.
+Neither dvalues nor gradients exist in memory. A feature that fires often would keep one program busy for long: of the
+sorted slots every whole window of `WINDOW` that lies inside one feature is summed beforehand by programs of its own,
+and its sums are added in order. Floating-point atomics there are none.
 
 What a step decides lies on the device (`Control`): whether the update is applied, the clip coefficient, the step size.
 With the exact clip the gather runs twice, first for the norm alone; with the lagged one the last step's norm is used.
@@ -19,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from saetools.kernels.backward_adam.problem import Batch, ExtraRows, Rule, Weights
-from saetools.kernels.triton_parts import INTERPRETED, n_processors, next_power, stochastic_bf16
+from saetools.kernels.triton_parts import n_processors, next_power, stochastic_bf16
 from saetools.kernels.workspace import Workspace
 
 WINDOW = 128
@@ -30,169 +31,251 @@ SPLITS = 64
 
 @triton.jit
 def _gather(
-    order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, w, start, head, tail, n, scale, shrink, D, d,
-    inside, K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, DOTS: tl.constexpr,
+    order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, start, head, tail, n, scale, shrink, D, d,
+    inside, K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """(dW_dec, dW_enc, db_enc) of n slots: the first `head` of them from `start`, the others from `tail`."""
+    """Of n slots, the first `head` of them from `start`, the others from `tail`: dW_dec and dW_enc in the columns d (if
+    WIDE), db_enc, and <dW_dec, w>."""
     g_dec = tl.zeros([BD], tl.float32)
     g_enc = tl.zeros([BD], tl.float32)
     g_bias = 0.0
+    along = 0.0
     for done in range(0, n, U):
         j = done + tl.arange(0, U)
         there = j < n
         place = tl.where(j < head, start + j, tail + j - head)
         slot = tl.load(order_ptr + place, mask=there, other=0)
         v = tl.load(val_ptr + slot, mask=there, other=0.0).to(tl.float32)
-        if K > 0:
-            row = (slot // K).to(tl.int64)
-        else:
-            row = tl.load(row_ptr + slot, mask=there, other=0).to(tl.int64)
-        pull_row = row
-        if G > 1:
-            pull_row = row * G + tl.load(group_ptr + slot, mask=there, other=0).to(tl.int64)
-        both = there[:, None] & inside[None, :]
-        pull = tl.load(pull_ptr + pull_row[:, None] * D + d[None, :], mask=both, other=0.0).to(tl.float32)
-        x = tl.load(x_ptr + row[:, None] * D + d[None, :], mask=both, other=0.0).to(tl.float32)
-        if DOTS:
-            dot = tl.load(dot_ptr + slot, mask=there, other=0.0).to(tl.float32)
-        else:
-            dot = tl.sum(pull * w[None, :], axis=1)
-        dvalue = tl.where(there, shrink * v - scale * dot, 0.0)
-        g_dec -= tl.sum((scale * v)[:, None] * pull, axis=0)
-        g_enc += tl.sum(dvalue[:, None] * x, axis=0)
+        dot = tl.load(dot_ptr + slot, mask=there, other=0.0).to(tl.float32)
+        dvalue = shrink * v - scale * dot
         g_bias += tl.sum(dvalue, axis=0)
-    return g_dec, g_enc, g_bias
+        along -= tl.sum(scale * v * dot, axis=0)
+        if WIDE:
+            if K > 0:
+                row = (slot // K).to(tl.int64)
+            else:
+                row = tl.load(row_ptr + slot, mask=there, other=0).to(tl.int64)
+            pull_row = row
+            if G > 1:
+                pull_row = row * G + tl.load(group_ptr + slot, mask=there, other=0).to(tl.int64)
+            both = there[:, None] & inside[None, :]
+            pull = tl.load(pull_ptr + pull_row[:, None] * D + d[None, :], mask=both, other=0.0).to(tl.float32)
+            x = tl.load(x_ptr + row[:, None] * D + d[None, :], mask=both, other=0.0).to(tl.float32)
+            g_dec -= tl.sum((scale * v)[:, None] * pull, axis=0)
+            g_enc += tl.sum(dvalue[:, None] * x, axis=0)
+    return g_dec, g_enc, g_bias, along
 
 
 @triton.jit
 def _windows(
-    key_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, w_ptr, sum_ptr, bias_ptr, scale, shrink,
-    F, D, K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, DOTS: tl.constexpr, WIN: tl.constexpr,
+    key_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr, scalar_ptr, scale, shrink, F, D,
+    K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, WIN: tl.constexpr,
 ):  # fmt: skip
     """The sums of a window of sorted slots that lies inside one feature; other windows are left alone."""
     window = tl.program_id(0)
     start = window * WIN
     f = tl.load(key_ptr + start)
     if (f == tl.load(key_ptr + start + WIN - 1)) & (f < F):
-        d = tl.arange(0, BD)
+        d = tl.program_id(1) * BD + tl.arange(0, BD)
         inside = d < D
-        w = tl.load(w_ptr + f.to(tl.int64) * D + d, mask=inside, other=0.0).to(tl.float32)
-        g_dec, g_enc, g_bias = _gather(
-            order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, w, start, WIN, start, WIN, scale, shrink,
-            D, d, inside, K, G, U, BD, DOTS,
+        g_dec, g_enc, g_bias, along = _gather(
+            order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, start, WIN, start, WIN, scale, shrink, D, d,
+            inside, K, G, U, BD, True,
         )  # fmt: skip
-        out = sum_ptr + window.to(tl.int64) * 2 * D + d
+        out = sum_ptr + tl.cast(window, tl.int64) * 2 * D + d
         tl.store(out, g_dec, mask=inside)
         tl.store(out + D, g_enc, mask=inside)
-        tl.store(bias_ptr + window, g_bias)
+        tl.store(scalar_ptr + 2 * window, g_bias)
+        tl.store(scalar_ptr + 2 * window + 1, along)
 
 
 @triton.jit
-def _features(
-    off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr, wbias_ptr,
-    dec_ptr, enc_ptr, bias_ptr, m_dec_ptr, v_dec_ptr, m_enc_ptr, v_enc_ptr, m_bias_ptr, v_bias_ptr,
-    low_dec_ptr, low_enc_ptr, place_ptr, x_enc_ptr, x_dec_ptr, x_bias_ptr, since_ptr, control_ptr, count_ptr,
-    norm_ptr, b_dec_ptr, dead_ptr, out_enc_ptr, out_dec_ptr, out_bias_ptr,
-    scale, shrink, b1, b2, c1, c2, eps, N, F, D, dead_after, tiny,
-    K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, WIN: tl.constexpr, DOTS: tl.constexpr,
-    NORM: tl.constexpr, APPLY: tl.constexpr, EMIT: tl.constexpr, EXTRA: tl.constexpr, LOW: tl.constexpr,
-    COUNT: tl.constexpr, NOISE: tl.constexpr,
+def _gradient(
+    f, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr, scalar_ptr,
+    place_ptr, x_enc_ptr, x_dec_ptr, x_bias_ptr, x_along_ptr, extra_scale, scale, shrink, D, d, inside,
+    K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, WIN: tl.constexpr, EXTRA: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of every n-th feature, and what is asked for: their norm, the update, or the gradients themselves."""
-    pid = tl.program_id(0)
-    d = tl.arange(0, BD)
-    inside = d < D
-    norm = 0.0
-    b_dec = tl.zeros([BD], tl.float32)
-    n_dead = 0
-    applied = tl.load(control_ptr) != 0
-    update = inside & (tl.load(control_ptr + 0 * d) != 0)
-    clip = tl.load(control_ptr + 1)
-    step_size = tl.load(control_ptr + 2)
-    correction = tl.load(control_ptr + 3)
-    extra_scale = tl.load(control_ptr + 6)
-    for f in range(pid, F, tl.num_programs(0)):
-        at = tl.cast(f, tl.int64) * D + d
-        w = tl.load(dec_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        start = tl.load(off_ptr + f)
-        end = tl.load(off_ptr + f + 1)
-        first_window = (start + WIN - 1) // WIN
-        last_window = end // WIN
-        split = first_window < last_window
-        head = tl.where(split, first_window * WIN - start, end - start)
-        tail = tl.where(split, last_window * WIN, end)
-        n = head + end - tail
-        g_dec, g_enc, g_bias = _gather(
-            order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, w, start, head, tail, n, scale, shrink,
-            D, d, inside, K, G, U, BD, DOTS,
-        )  # fmt: skip
-        for window in range(first_window, last_window):
+    """dW_dec and dW_enc of a feature in the columns d, db_enc without and with the extra rows, <dW_dec, w>, its slots."""
+    start = tl.load(off_ptr + f)
+    end = tl.load(off_ptr + f + 1)
+    first_window = (start + WIN - 1) // WIN
+    last_window = end // WIN
+    split = first_window < last_window
+    head = tl.where(split, first_window * WIN - start, end - start)
+    tail = tl.where(split, last_window * WIN, end)
+    g_dec, g_enc, g_bias, along = _gather(
+        order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, start, head, tail, head + end - tail, scale,
+        shrink, D, d, inside, K, G, U, BD, WIDE,
+    )  # fmt: skip
+    for window in range(first_window, last_window):
+        if WIDE:
             sums = sum_ptr + tl.cast(window, tl.int64) * 2 * D + d
             g_dec += tl.load(sums, mask=inside, other=0.0)
             g_enc += tl.load(sums + D, mask=inside, other=0.0)
-            g_bias += tl.load(wbias_ptr + window)
-        through_x = g_bias  # the other loss brings its own gradient of b_dec
-        if EXTRA:
-            place = tl.load(place_ptr + f).to(tl.int64)
-            helped = inside & (tl.load(place_ptr + f + 0 * d) >= 0)
+        g_bias += tl.load(scalar_ptr + 2 * window)
+        along += tl.load(scalar_ptr + 2 * window + 1)
+    own_bias = g_bias
+    if EXTRA:
+        place = tl.load(place_ptr + f).to(tl.int64)
+        helped = inside & (tl.load(place_ptr + f + 0 * d) >= 0)
+        if WIDE:
             g_enc += extra_scale * tl.load(x_enc_ptr + place * D + d, mask=helped, other=0.0).to(tl.float32)
             g_dec += extra_scale * tl.load(x_dec_ptr + place * D + d, mask=helped, other=0.0).to(tl.float32)
-            g_bias += extra_scale * tl.load(x_bias_ptr + place, mask=place >= 0, other=0.0).to(tl.float32)
+        g_bias += extra_scale * tl.load(x_bias_ptr + place, mask=place >= 0, other=0.0).to(tl.float32)
+        along += extra_scale * tl.load(x_along_ptr + place, mask=place >= 0, other=0.0).to(tl.float32)
+    return g_dec, g_enc, own_bias, g_bias, along, end - start
+
+
+@triton.jit
+def _measure(
+    off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr, scalar_ptr,
+    place_ptr, x_enc_ptr, x_dec_ptr, x_bias_ptr, x_along_ptr, enc_ptr, control_ptr, norm_ptr, b_dec_ptr,
+    out_enc_ptr, out_dec_ptr, out_bias_ptr, scale, shrink, F, D,
+    K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, WIN: tl.constexpr, EXTRA: tl.constexpr,
+    NORM: tl.constexpr, EMIT: tl.constexpr,
+):  # fmt: skip
+    """For every n-th feature and some columns: the squared norm of the projected gradient (if NORM), db_enc W_enc, and
+    (if EMIT) the gradient itself. Atoms have unit norm: ||g - <g, w> w||^2 = ||g||^2 - <g, w>^2."""
+    pid = tl.program_id(0)
+    chunk = tl.program_id(1)
+    d = chunk * BD + tl.arange(0, BD)
+    inside = d < D
+    squares = tl.zeros([BD], tl.float32)
+    single = 0.0
+    b_dec = tl.zeros([BD], tl.float32)
+    extra_scale = tl.load(control_ptr + 6)
+    for f in range(pid, F, tl.num_programs(0)):
+        g_dec, g_enc, own_bias, g_bias, along, _ = _gradient(
+            f, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr, scalar_ptr, place_ptr,
+            x_enc_ptr, x_dec_ptr, x_bias_ptr, x_along_ptr, extra_scale, scale, shrink, D, d, inside,
+            K, G, U, BD, WIN, EXTRA, NORM,
+        )  # fmt: skip
+        at = tl.cast(f, tl.int64) * D + d
+        b_dec -= own_bias * tl.load(enc_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        if NORM:
+            squares += g_dec * g_dec + g_enc * g_enc
+            single += g_bias * g_bias - along * along
         if EMIT:
             tl.store(out_dec_ptr + at, g_dec, mask=inside)
             tl.store(out_enc_ptr + at, g_enc, mask=inside)
             tl.store(out_bias_ptr + f, g_bias)
-        g_dec -= tl.sum(g_dec * w, axis=0) * w
-        if NORM:
-            norm += tl.sum(g_dec * g_dec, axis=0) + tl.sum(g_enc * g_enc, axis=0) + g_bias * g_bias
-            b_dec -= through_x * tl.load(enc_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        if COUNT:
-            since = tl.where(end > start, 0, tl.load(since_ptr + f) + N)
-            since = tl.where(applied, since, tl.load(since_ptr + f))
-            tl.store(since_ptr + f, since)
-            n_dead += (since >= dead_after).to(tl.int32)
-        if APPLY:
+    if NORM:
+        square = tl.sum(squares, axis=0)
+        square = tl.where(chunk == 0, square + single, square)
+        tl.store(norm_ptr + pid * tl.num_programs(1) + chunk, square)
+    tl.store(b_dec_ptr + tl.cast(pid, tl.int64) * D + d, b_dec, mask=inside)
+
+
+@triton.jit
+def _adam(p, m_ptr, v_ptr, at, update, g, noise_m, noise_v, b1, b2, c1, c2, step, correction, eps, NOISE: tl.constexpr):
+    """p after Adam's step; the moments are stored."""
+    m = b1 * tl.load(m_ptr + at, mask=update, other=0.0).to(tl.float32) + c1 * g
+    v = b2 * tl.load(v_ptr + at, mask=update, other=0.0).to(tl.float32) + c2 * g * g
+    if NOISE:
+        tl.store(m_ptr + at, stochastic_bf16(m, noise_m), mask=update)
+        tl.store(v_ptr + at, stochastic_bf16(v, noise_v), mask=update)
+    else:
+        tl.store(m_ptr + at, m, mask=update)
+        tl.store(v_ptr + at, v, mask=update)
+    return p - step * m / (tl.sqrt(v) * correction + eps)
+
+
+@triton.jit
+def _update(
+    off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr, scalar_ptr,
+    place_ptr, x_enc_ptr, x_dec_ptr, x_bias_ptr, x_along_ptr,
+    dec_ptr, enc_ptr, bias_ptr, m_dec_ptr, v_dec_ptr, m_enc_ptr, v_enc_ptr, m_bias_ptr, v_bias_ptr,
+    low_dec_ptr, low_enc_ptr, since_ptr, control_ptr, count_ptr, norm_ptr, dead_ptr,
+    scale, shrink, b1, b2, c1, c2, eps, N, F, D, dead_after, tiny,
+    K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, WIN: tl.constexpr, EXTRA: tl.constexpr,
+    NORM: tl.constexpr, LOW: tl.constexpr, COUNT: tl.constexpr, NOISE: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """Adam on both rows of every n-th feature, unit norm, bf16 copies, counters; NORM: the gradient's norm beside it."""
+    pid = tl.program_id(0)
+    lane = tl.arange(0, BD)
+    squares = tl.zeros([BD], tl.float32)
+    single = 0.0
+    n_dead = 0
+    applied = tl.load(control_ptr) != 0
+    live = tl.load(control_ptr + 0 * lane) != 0
+    clip = tl.load(control_ptr + 1)
+    step = tl.load(control_ptr + 2)
+    correction = tl.load(control_ptr + 3)
+    extra_scale = tl.load(control_ptr + 6)
+    seed = tl.load(count_ptr).to(tl.int32)
+    for f in range(pid, F, tl.num_programs(0)):
+        length = tl.zeros([BD], tl.float32)
+        for c in range(CHUNKS):
+            d = c * BD + lane
+            inside = d < D
+            update = inside & live
+            at = tl.cast(f, tl.int64) * D + d
+            g_dec, g_enc, _, g_bias, along, n_slots = _gradient(
+                f, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr, scalar_ptr,
+                place_ptr, x_enc_ptr, x_dec_ptr, x_bias_ptr, x_along_ptr, extra_scale, scale, shrink, D, d, inside,
+                K, G, U, BD, WIN, EXTRA, True,
+            )  # fmt: skip
+            w = tl.load(dec_ptr + at, mask=inside, other=0.0)
+            e = tl.load(enc_ptr + at, mask=inside, other=0.0)
+            g_dec -= along * w
+            if NORM:
+                squares += g_dec * g_dec + g_enc * g_enc
+            n1, n2, n3, n4 = d, d, d, d
             if NOISE:
-                seed = tl.load(count_ptr).to(tl.int32)
-                n1, n2, n3, n4 = tl.randint4x(seed, tl.cast(f, tl.int32) * BD + d)
-            g_dec *= clip
-            m = b1 * tl.load(m_dec_ptr + at, mask=inside, other=0.0).to(tl.float32) + c1 * g_dec
-            v = b2 * tl.load(v_dec_ptr + at, mask=inside, other=0.0).to(tl.float32) + c2 * g_dec * g_dec
-            if NOISE:
-                tl.store(m_dec_ptr + at, stochastic_bf16(m, n1), mask=update)
-                tl.store(v_dec_ptr + at, stochastic_bf16(v, n2), mask=update)
-            else:
-                tl.store(m_dec_ptr + at, m, mask=update)
-                tl.store(v_dec_ptr + at, v, mask=update)
-            w -= step_size * m / (tl.sqrt(v) * correction + eps)
-            w = w / tl.maximum(tl.sqrt(tl.sum(w * w, axis=0)), tiny)
-            tl.store(dec_ptr + at, w, mask=update)
-            if LOW:
-                tl.store(low_dec_ptr + at, w.to(tl.bfloat16), mask=update)
-            g_enc *= clip
-            e = tl.load(enc_ptr + at, mask=inside, other=0.0).to(tl.float32)
-            m = b1 * tl.load(m_enc_ptr + at, mask=inside, other=0.0).to(tl.float32) + c1 * g_enc
-            v = b2 * tl.load(v_enc_ptr + at, mask=inside, other=0.0).to(tl.float32) + c2 * g_enc * g_enc
-            if NOISE:
-                tl.store(m_enc_ptr + at, stochastic_bf16(m, n3), mask=update)
-                tl.store(v_enc_ptr + at, stochastic_bf16(v, n4), mask=update)
-            else:
-                tl.store(m_enc_ptr + at, m, mask=update)
-                tl.store(v_enc_ptr + at, v, mask=update)
-            e -= step_size * m / (tl.sqrt(v) * correction + eps)
+                n1, n2, n3, n4 = tl.randint4x(seed, tl.cast(f, tl.int32) * (CHUNKS * BD) + d)
+            w = _adam(
+                w, m_dec_ptr, v_dec_ptr, at, update, g_dec * clip, n1, n2, b1, b2, c1, c2, step, correction, eps, NOISE
+            )
+            e = _adam(
+                e, m_enc_ptr, v_enc_ptr, at, update, g_enc * clip, n3, n4, b1, b2, c1, c2, step, correction, eps, NOISE
+            )
             tl.store(enc_ptr + at, e, mask=update)
             if LOW:
                 tl.store(low_enc_ptr + at, e.to(tl.bfloat16), mask=update)
-            g_bias *= clip
-            m_bias = b1 * tl.load(m_bias_ptr + f) + c1 * g_bias
-            v_bias = b2 * tl.load(v_bias_ptr + f) + c2 * g_bias * g_bias
-            tl.store(m_bias_ptr + f, m_bias, mask=applied)
-            tl.store(v_bias_ptr + f, v_bias, mask=applied)
-            bias = tl.load(bias_ptr + f) - step_size * m_bias / (tl.sqrt(v_bias) * correction + eps)
-            tl.store(bias_ptr + f, bias, mask=applied)
+            length += tl.where(inside, w * w, 0.0)
+            if CHUNKS > 1:
+                tl.store(dec_ptr + at, w, mask=update)
+            if c == 0:
+                single += g_bias * g_bias
+                b = tl.load(bias_ptr + f)
+                b = _adam(
+                    b,
+                    m_bias_ptr,
+                    v_bias_ptr,
+                    f,
+                    applied,
+                    g_bias * clip,
+                    0,
+                    0,
+                    b1,
+                    b2,
+                    c1,
+                    c2,
+                    step,
+                    correction,
+                    eps,
+                    False,
+                )
+                tl.store(bias_ptr + f, b, mask=applied)
+                if COUNT:
+                    before = tl.load(since_ptr + f)
+                    since = tl.where(applied, tl.where(n_slots > 0, 0, before + N), before)
+                    tl.store(since_ptr + f, since)
+                    n_dead += (since >= dead_after).to(tl.int32)
+        length_1 = tl.maximum(tl.sqrt(tl.sum(length, axis=0)), tiny)
+        for c in range(CHUNKS):
+            d = c * BD + lane
+            update = (d < D) & live
+            at = tl.cast(f, tl.int64) * D + d
+            if CHUNKS > 1:
+                w = tl.load(dec_ptr + at, mask=update, other=0.0)
+            w = w / length_1
+            tl.store(dec_ptr + at, w, mask=update)
+            if LOW:
+                tl.store(low_dec_ptr + at, w.to(tl.bfloat16), mask=update)
     if NORM:
-        tl.store(norm_ptr + pid, norm)
-        tl.store(b_dec_ptr + tl.cast(pid, tl.int64) * D + d, b_dec, mask=inside)
+        tl.store(norm_ptr + pid, tl.sum(squares, axis=0) + single)
     if COUNT:
         tl.store(dead_ptr + pid, n_dead)
 
@@ -296,15 +379,67 @@ class Sorted:
     """Slots in feature order: keys ascending (F: not in use), their slots, and where each feature's begin."""
 
     keys_M: Tensor  # int32
-    order_M: Tensor  # int64
-    offsets_F1: Tensor  # int32
+    order_M: Tensor  # int32
+    offsets_F1: Tensor  # int32; the last is the number of slots in use
 
 
-def sort_slots(keys_M: Tensor, n_features: int) -> Sorted:
-    """Stable, so that a feature's slots keep their order; no synchronisation."""
-    keys, order = torch.sort(keys_M, stable=True)
-    ends = torch.arange(n_features + 1, dtype=torch.int32, device=keys.device)
-    return Sorted(keys, order, torch.searchsorted(keys, ends, out_int32=True))
+@triton.jit
+def _rank_atomically(key_ptr, count_ptr, rank_ptr, M, BLOCK: tl.constexpr):
+    """Counts of each key, and some rank of each slot among its equals."""
+    m = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    key = tl.load(key_ptr + m, mask=m < M, other=0)
+    rank = tl.atomic_add(count_ptr + key, 1, mask=m < M)
+    tl.store(rank_ptr + m, rank, mask=m < M)
+
+
+@triton.jit
+def _place(key_ptr, rank_ptr, end_ptr, count_ptr, loose_ptr, sorted_ptr, M, BLOCK: tl.constexpr):
+    """Slots by key, in any order among equals; the keys in order."""
+    m = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    key = tl.load(key_ptr + m, mask=m < M, other=0)
+    start = tl.load(end_ptr + key, mask=m < M, other=0) - tl.load(count_ptr + key, mask=m < M, other=0)
+    place = start + tl.load(rank_ptr + m, mask=m < M, other=0)
+    tl.store(loose_ptr + place, m, mask=m < M)
+    tl.store(sorted_ptr + place, key, mask=m < M)
+
+
+@triton.jit
+def _settle(sorted_ptr, loose_ptr, end_ptr, count_ptr, order_ptr, M, F, BLOCK: tl.constexpr):
+    """Among equals, slots ascending: each goes as far from the start as there are lower ones. Keys F need no order."""
+    p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    slot = tl.load(loose_ptr + p, mask=p < M, other=0)
+    key = tl.load(sorted_ptr + p, mask=p < M, other=F)
+    n = tl.where(key < F, tl.load(count_ptr + key, mask=p < M, other=0), 0)
+    start = tl.load(end_ptr + key, mask=p < M, other=0) - n
+    lower = tl.zeros([BLOCK], tl.int32)
+    for j in range(tl.max(n, axis=0)):
+        other = tl.load(loose_ptr + start + j, mask=j < n, other=2147483647)
+        lower += (other < slot).to(tl.int32)
+    tl.store(order_ptr + tl.where(key < F, start + lower, p), slot, mask=p < M)
+
+
+def sort_slots(keys_M: Tensor, n_features: int, workspace: Workspace | None = None) -> Sorted:
+    """A counting sort, stable, by integer atomics whose order does not reach the result; no synchronisation.
+
+    Three passes over the slots instead of a radix sort's many. The last one's work is the sum of squared counts, at
+    most slots x rows. Slots with key n_features come last, in no certain order.
+    """
+    get, device, M = (workspace or Workspace()).get, keys_M.device, len(keys_M)
+    counts = get("sort.counts", (n_features + 1,), torch.int32, device).zero_()
+    rank, loose, keys, order = (
+        get(f"sort.{name}", (M,), torch.int32, device) for name in ("rank", "loose", "keys", "order")
+    )
+    offsets = get("sort.offsets", (n_features + 2,), torch.int32, device)
+    if M == 0:
+        return Sorted(keys, order, offsets[: n_features + 1].zero_())
+    block = 256
+    grid = (triton.cdiv(M, block),)
+    _rank_atomically[grid](keys_M, counts, rank, M, BLOCK=block)
+    offsets[:1].zero_()
+    torch.cumsum(counts, dim=0, dtype=torch.int32, out=offsets[1:])
+    _place[grid](keys_M, rank, offsets[1:], counts, loose, keys, M, BLOCK=block)
+    _settle[grid](keys, loose, offsets[1:], counts, order, M, n_features, BLOCK=block)
+    return Sorted(keys, order, offsets[: n_features + 1])
 
 
 @dataclass(frozen=True)
@@ -341,6 +476,7 @@ class Extra:
     W_dec_AD: Tensor
     b_enc_A: Tensor
     b_dec_D: Tensor
+    along_A: Tensor  # <row of W_dec_AD, atom> for each
 
 
 @dataclass(frozen=True)
@@ -353,11 +489,11 @@ class Problem:
     x_ND: Tensor
     pull_NGD: Tensor
     values_M: Tensor
+    dots_M: Tensor  # <pull, atom> of each slot
     k: int  # slots of each row; 0: rows_M says
     scale: float
     rows_M: Tensor | None = None
     group_M: Tensor | None = None
-    dots_M: Tensor | None = None
     shrink: float = 0.0
     low: tuple[Tensor, Tensor] | None = None
     extra: Extra | None = None
@@ -368,20 +504,21 @@ class Problem:
 
 @dataclass(frozen=True)
 class Shape:
-    """How the feature kernels are launched."""
+    """How the feature kernels are launched: columns at a time, warps, slots gathered at once, programs of each."""
 
-    width: int
+    columns: int
     warps: int
     unroll: int
-    n_programs: int
+    n_measuring: int  # per block of columns
+    n_updating: int
 
     @staticmethod
     def of(n_features: int, d_model: int, device: torch.device) -> "Shape":
-        width = max(16, next_power(d_model))
-        warps = max(1, min(16, width // 256))
-        per_processor = max(1, 16 // warps)
-        n_programs = min(n_features, n_processors(device) * per_processor)
-        return Shape(width, warps, 2 if INTERPRETED else 4, n_programs)
+        columns = min(256, max(16, next_power(d_model)))
+        n_chunks = triton.cdiv(d_model, columns)
+        n = n_processors(device)
+        n_measuring = min(n_features, max(1, 24 * n // n_chunks))  # as many as are resident: each leaves a row of sums
+        return Shape(columns, 1, 4, n_measuring, min(n_features, 64 * n))
 
 
 class Backward:
@@ -392,94 +529,90 @@ class Backward:
         self.F, self.D = problem.weights.W_enc_FD.shape
         device = problem.x_ND.device
         self.shape = shape or Shape.of(self.F, self.D, device)
+        self.n_chunks = triton.cdiv(self.D, self.shape.columns)
+        self.n_norms = 0  # parts of the norm that were last written
         get = problem.workspace.get
         n_windows = max(1, len(problem.values_M) // WINDOW)
-        P = self.shape.n_programs
+        n_parts = max(self.shape.n_measuring * self.n_chunks, self.shape.n_updating)
         self.window_sums = get("back.windows", (n_windows, 2, self.D), torch.float32, device)
-        self.window_bias = get("back.window_bias", (n_windows,), torch.float32, device)
-        self.norm_parts = get("back.norm", (P,), torch.float32, device)
-        self.b_dec_parts = get("back.b_dec", (P, self.D), torch.float32, device)
-        self.dead_parts = get("back.dead", (P,), torch.int32, device)
+        self.window_scalars = get("back.scalars", (n_windows, 2), torch.float32, device)
+        self.norm_parts = get("back.norm", (n_parts,), torch.float32, device)
+        self.b_dec_parts = get("back.b_dec", (self.shape.n_measuring, self.D), torch.float32, device)
+        self.dead_parts = get("back.dead", (self.shape.n_updating,), torch.int32, device)
         self.columns = get("back.columns", (SPLITS, self.D), torch.float32, device)
         self.g_b_dec = get("back.g_b_dec", (self.D,), torch.float32, device)
 
     def _slots(self, slots: Sorted) -> tuple[Tensor, ...]:
         p, none = self.p, self.p.values_M
-        return (
-            slots.order_M,
-            p.values_M,
-            none if p.rows_M is None else p.rows_M,
-            none if p.group_M is None else p.group_M,
-            p.pull_NGD,
-            p.x_ND,
-            none if p.dots_M is None else p.dots_M,
-        )
+        rows = none if p.rows_M is None else p.rows_M
+        groups = none if p.group_M is None else p.group_M
+        return slots.order_M, p.values_M, rows, groups, p.pull_NGD, p.x_ND, p.dots_M
 
-    def _constants(self) -> dict[str, int | bool]:
-        p = self.p
-        return {
-            "K": p.k,
-            "G": p.pull_NGD.shape[1],
-            "U": self.shape.unroll,
-            "BD": self.shape.width,
-            "WIN": WINDOW,
-            "DOTS": p.dots_M is not None,
-            "num_warps": self.shape.warps,
-        }
+    def _extra(self) -> tuple[Tensor, ...]:
+        e = self.p.extra
+        if e is None:
+            return (self.p.values_M,) * 5
+        return e.place_F, e.W_enc_AD, e.W_dec_AD, e.b_enc_A, e.along_A
+
+    def _constants(self) -> dict[str, int]:
+        shape = self.shape
+        sizes = {"K": self.p.k, "G": self.p.pull_NGD.shape[1], "U": shape.unroll, "BD": shape.columns, "WIN": WINDOW}
+        return sizes | {"num_warps": shape.warps}
 
     def windows(self, slots: Sorted) -> None:
         """Sums of the whole windows inside one feature."""
         n = len(self.p.values_M) // WINDOW
         if n:
-            w = self.p.weights.W_dec_FD if self.p.low is None else self.p.low[1]
-            _windows[(n,)](
-                slots.keys_M, *self._slots(slots), w, self.window_sums, self.window_bias, self.p.scale, self.p.shrink,
+            _windows[(n, self.n_chunks)](
+                slots.keys_M, *self._slots(slots), self.window_sums, self.window_scalars, self.p.scale, self.p.shrink,
                 self.F, self.D, **self._constants(),
             )  # fmt: skip
 
-    def features(
-        self,
-        slots: Sorted,
-        *,
-        norm: bool = False,
-        apply: bool = False,
-        count: bool = False,
-        emit: Weights | None = None,
-    ) -> None:
-        """Gradients of all features: their norm, their update, or both; `emit`: write them there."""
-        p, c, w = self.p, self.control, self.p.weights
-        (b1, b2), extra, none = self.rule.betas, self.p.extra, self.p.values_M
-        dec, enc = w.W_dec_FD, w.W_enc_FD
-        if p.low is not None and norm and not apply:
-            enc, dec = p.low  # half the bytes
-        rows = (none,) * 4 if extra is None else (extra.place_F, extra.W_enc_AD, extra.W_dec_AD, extra.b_enc_A)
+    def measure(self, slots: Sorted, *, norm: bool, emit: Weights | None = None) -> None:
+        """What b_dec's gradient takes from the encoder, and (`norm`) the norm of all gradients; `emit`: write them."""
+        p, none = self.p, self.p.values_M
+        enc = p.weights.W_enc_FD if p.low is None else p.low[0]  # half the bytes
         out = (none,) * 3 if emit is None else (emit.W_enc_FD, emit.W_dec_FD, emit.b_enc_F)
-        low = p.low or (none, none)
-        _features[(self.shape.n_programs,)](
-            slots.offsets_F1, *self._slots(slots), self.window_sums, self.window_bias, dec, enc, w.b_enc_F,
-            p.first.W_dec_FD, p.second.W_dec_FD, p.first.W_enc_FD, p.second.W_enc_FD, p.first.b_enc_F,
-            p.second.b_enc_F, low[1], low[0], *rows, none if p.since_F is None else p.since_F, c.values, c.counts,
-            self.norm_parts, self.b_dec_parts, self.dead_parts, *out, p.scale, p.shrink, b1, b2, 1 - b1, 1 - b2,
-            self.rule.eps, len(p.x_ND), self.F, self.D, p.dead_after, torch.finfo(torch.float32).tiny,
-            NORM=norm, APPLY=apply, EMIT=emit is not None, EXTRA=extra is not None, LOW=p.low is not None,
-            COUNT=count and p.since_F is not None, NOISE=p.first.W_enc_FD.dtype == torch.bfloat16,
-            **self._constants(),
+        _measure[(self.shape.n_measuring, self.n_chunks)](
+            slots.offsets_F1, *self._slots(slots), self.window_sums, self.window_scalars, *self._extra(), enc,
+            self.control.values, self.norm_parts, self.b_dec_parts, *out, p.scale, p.shrink, self.F, self.D,
+            EXTRA=p.extra is not None, NORM=norm or emit is not None, EMIT=emit is not None, **self._constants(),
         )  # fmt: skip
+        if norm:
+            self.n_norms = self.shape.n_measuring * self.n_chunks
+
+    def update(self, slots: Sorted, *, norm: bool = False, count: bool = True) -> None:
+        """Adam on all features; `norm`: the norm of their gradients too."""
+        p, c, w, none = self.p, self.control, self.p.weights, self.p.values_M
+        b1, b2 = self.rule.betas
+        low = p.low or (none, none)
+        _update[(self.shape.n_updating,)](
+            slots.offsets_F1, *self._slots(slots), self.window_sums, self.window_scalars, *self._extra(),
+            w.W_dec_FD, w.W_enc_FD, w.b_enc_F, p.first.W_dec_FD, p.second.W_dec_FD, p.first.W_enc_FD,
+            p.second.W_enc_FD, p.first.b_enc_F, p.second.b_enc_F, low[1], low[0],
+            none if p.since_F is None else p.since_F, c.values, c.counts, self.norm_parts, self.dead_parts,
+            p.scale, p.shrink, b1, b2, 1 - b1, 1 - b2, self.rule.eps, len(p.x_ND), self.F, self.D, p.dead_after,
+            torch.finfo(torch.float32).tiny, EXTRA=p.extra is not None, NORM=norm, LOW=p.low is not None,
+            COUNT=count and p.since_F is not None, NOISE=p.first.W_enc_FD.dtype == torch.bfloat16,
+            CHUNKS=self.n_chunks, **self._constants(),
+        )  # fmt: skip
+        if norm:
+            self.n_norms = self.shape.n_updating
 
     def column_sums(self) -> None:
         """Sums of pull over rows, in parts."""
         N, G, D = self.p.pull_NGD.shape
         per_split = triton.cdiv(max(N, 1), SPLITS)
-        block = min(128, self.shape.width)
+        block = min(128, self.shape.columns)
         _column_sums[(SPLITS, triton.cdiv(D, block))](
             self.p.pull_NGD, self.columns, N, D, G * D, per_split, BN=min(16, next_power(per_split)), BD=block
         )
 
     def b_dec_gradient(self) -> None:
-        """The gradient of b_dec, after `features(norm=True)` and `column_sums`."""
-        block, extra = min(64, self.shape.width), self.p.extra
+        """The gradient of b_dec, after `measure` and `column_sums`."""
+        block, extra = min(64, self.shape.columns), self.p.extra
         _b_dec_gradient[(triton.cdiv(self.D, block),)](
-            self.b_dec_parts, self.shape.n_programs, self.columns, SPLITS,
+            self.b_dec_parts, self.shape.n_measuring, self.columns, SPLITS,
             self.g_b_dec if extra is None else extra.b_dec_D, self.control.values, self.g_b_dec, self.p.scale, self.D,
             BN=32, BD=block, EXTRA=extra is not None,
         )  # fmt: skip
@@ -489,26 +622,21 @@ class Backward:
         p, c, rule = self.p, self.control, self.rule
         b1, b2 = rule.betas
         _decide[(1,)](
-            c.values, c.counts, c.powers, c.lr, c.loss, c.flag, self.norm_parts, self.shape.n_programs, self.g_b_dec,
+            c.values, c.counts, c.powers, c.lr, c.loss, c.flag, self.norm_parts, self.n_norms, self.g_b_dec,
             p.weights.b_dec_D, p.first.b_dec_D, p.second.b_dec_D, rule.clip_norm, b1, b2, 1 - b1, 1 - b2, rule.eps,
-            len(c.lr), self.D, LAGGED_BOUND, PARTS=next_power(self.shape.n_programs), BD=self.shape.width,
-            NORM=not (lagged and before), DECIDE=before, LAGGED=lagged, num_warps=4,
+            len(c.lr), self.D, LAGGED_BOUND, PARTS=next_power(len(self.norm_parts)), BD=max(16, next_power(self.D)),
+            NORM=not (lagged and before), DECIDE=before, LAGGED=lagged, num_warps=16,
         )  # fmt: skip
 
     def run(self, slots: Sorted, *, lagged: bool = False) -> None:
-        """The whole way back: one launch after the other."""
-        self.column_sums()
+        """The whole way back, after `column_sums`: one launch after the other."""
         self.windows(slots)
+        self.measure(slots, norm=not lagged)
+        self.b_dec_gradient()
+        self.decide(lagged=lagged, before=True)
+        self.update(slots, norm=lagged)
         if lagged:
-            self.decide(lagged=True, before=True)
-            self.features(slots, norm=True, apply=True, count=True)
-            self.b_dec_gradient()
             self.decide(lagged=True, before=False)
-        else:
-            self.features(slots, norm=True)
-            self.b_dec_gradient()
-            self.decide(lagged=False, before=True)
-            self.features(slots, apply=True, count=True)
 
 
 LAGGED_BOUND = 1e7
@@ -525,12 +653,13 @@ def problem_of(
     if extra is not None:
         place_F = torch.full((F,), -1, dtype=torch.int32, device=device)
         place_F[extra.features_A] = torch.arange(len(extra.features_A), dtype=torch.int32, device=device)
-        rows = Extra(place_F, extra.W_enc_AD, extra.W_dec_AD, extra.b_enc_A, extra.b_dec_D)
+        along_A = (extra.W_dec_AD * weights.W_dec_FD[extra.features_A]).sum(1)
+        rows = Extra(place_F, extra.W_enc_AD, extra.W_dec_AD, extra.b_enc_A, extra.b_dec_D, along_A)
     problem = Problem(
-        *(weights, first, second, batch.x_ND.contiguous(), batch.pull_NGD.contiguous(), code.values_M, 0, batch.scale),
+        *(weights, first, second, batch.x_ND.contiguous(), batch.pull_NGD.contiguous()),
+        *(code.values_M, batch.dots_M, 0, batch.scale),
         rows_M=code.rows(),
         group_M=batch.groups(),
-        dots_M=batch.dots_M,
         shrink=batch.shrink,
         extra=rows,
         workspace=workspace,
@@ -550,7 +679,9 @@ def backward_adam(
     """As the reference."""
     problem, slots = problem_of(weights, first, second, batch, extra, workspace)
     control = Control.make(rule, batch.x_ND.device)
-    Backward(problem, control, rule).run(slots)
+    back = Backward(problem, control, rule)
+    back.column_sums()
+    back.run(slots)
     return float(control.values[Control.NORM])
 
 
@@ -561,7 +692,7 @@ def gradients(weights: Weights, batch: Batch, extra: ExtraRows | None, workspace
     out = Weights(*(torch.empty_like(w) for w in weights))
     back.column_sums()
     back.windows(slots)
-    back.features(slots, norm=True, emit=out)
+    back.measure(slots, norm=False, emit=out)
     back.b_dec_gradient()
     out.b_dec_D.copy_(back.g_b_dec)
     return out

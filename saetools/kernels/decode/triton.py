@@ -29,18 +29,31 @@ def _gather_sum(
 
 
 @triton.jit
-def _gather_dot(idx_ptr, row_ptr, g_ptr, w_ptr, bias_ptr, out_ptr, D, WIDTH: tl.constexpr, BIASED: tl.constexpr):
-    """<g[row], W[index]> (+ bias[index]) of one slot."""
-    slot = tl.program_id(0).to(tl.int64)
-    i = tl.load(idx_ptr + slot).to(tl.int64)
-    row = tl.load(row_ptr + slot).to(tl.int64)
-    d = tl.arange(0, WIDTH)
-    g = tl.load(g_ptr + row * D + d, mask=d < D, other=0.0).to(tl.float32)
-    w = tl.load(w_ptr + i * D + d, mask=d < D, other=0.0).to(tl.float32)
-    dot = tl.sum(g * w, axis=0)
+def _gather_dot(
+    idx_ptr, row_ptr, g_ptr, w_ptr, bias_ptr, val_ptr, out_ptr, M, D,
+    K: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr, BIASED: tl.constexpr, USED: tl.constexpr,
+):  # fmt: skip
+    """<g[row], W[index]> (+ bias[index]) of S slots, a warp each; USED: 0 where the slot's value is 0."""
+    slot = tl.program_id(0).to(tl.int64) * S + tl.arange(0, S)
+    there = slot < M
+    if USED:
+        there = there & (tl.load(val_ptr + slot, mask=there, other=0.0) != 0)
+    i = tl.load(idx_ptr + slot, mask=there, other=0).to(tl.int64)
+    if K > 0:
+        row = slot // K
+    else:
+        row = tl.load(row_ptr + slot, mask=there, other=0).to(tl.int64)
+    products = tl.zeros([S, BLOCK], tl.float32)
+    for d0 in range(0, D, BLOCK):
+        d = d0 + tl.arange(0, BLOCK)
+        both = there[:, None] & (d < D)[None, :]
+        g = tl.load(g_ptr + row[:, None] * D + d[None, :], mask=both, other=0.0).to(tl.float32)
+        w = tl.load(w_ptr + i[:, None] * D + d[None, :], mask=both, other=0.0).to(tl.float32)
+        products += g * w
+    dot = tl.sum(products, axis=1)
     if BIASED:
-        dot += tl.load(bias_ptr + i)
-    tl.store(out_ptr + slot, dot.to(out_ptr.dtype.element_ty))
+        dot += tl.load(bias_ptr + i, mask=there, other=0.0)
+    tl.store(out_ptr + slot, dot.to(out_ptr.dtype.element_ty), mask=slot < M)
 
 
 def gather_sum(values_M: Tensor, indices_M: Tensor, offsets_N1: Tensor, W_FD: Tensor) -> Tensor:
@@ -56,14 +69,25 @@ def gather_sum(values_M: Tensor, indices_M: Tensor, offsets_N1: Tensor, W_FD: Te
     return out_ND
 
 
-def gather_dot(indices_M: Tensor, rows_M: Tensor, g_ND: Tensor, W_FD: Tensor, bias_F: Tensor | None = None) -> Tensor:
-    """dots_M: <g[row], W[index]> (+ bias[index]) of each slot."""
+def gather_dot(
+    indices_M: Tensor,
+    rows_M: Tensor | int,
+    g_ND: Tensor,
+    W_FD: Tensor,
+    bias_F: Tensor | None = None,
+    used_M: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """dots_M: <g[row], W[index]> (+ bias[index]) of each slot. rows_M may be the number of slots of each row; used_M:
+    values, 0 where the result is to be 0."""
     M, D = len(indices_M), W_FD.shape[1]
-    dots_M = torch.empty(M, dtype=g_ND.dtype, device=g_ND.device)
+    dots_M = torch.empty(M, dtype=g_ND.dtype, device=g_ND.device) if out is None else out
     if M:
-        width = max(16, next_power(D))
-        _gather_dot[(M,)](
-            indices_M, rows_M, g_ND, W_FD, W_FD if bias_F is None else bias_F, dots_M, D,
-            WIDTH=width, BIASED=bias_F is not None, num_warps=max(1, min(8, width // 256)),
+        per_row, rows = (rows_M, indices_M) if isinstance(rows_M, int) else (0, rows_M)
+        slots = 8
+        _gather_dot[(triton.cdiv(M, slots),)](
+            indices_M, rows, g_ND, W_FD, W_FD if bias_F is None else bias_F, indices_M if used_M is None else used_M,
+            dots_M, M, D, K=per_row, S=slots, BLOCK=min(256, max(16, next_power(D))), BIASED=bias_F is not None,
+            USED=used_M is not None, num_warps=slots,
         )  # fmt: skip
     return dots_M

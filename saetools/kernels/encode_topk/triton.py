@@ -2,7 +2,7 @@
 
 The k largest elements of a row lie inside the k groups with the largest maxima: if an element of the top k were in
 another group, k groups would each hold a larger (or an equal, earlier) one. So selection reads one maximum in 32 and
-then k groups, never the whole row again. Groups are chosen by a threshold that leaves at most `2 k` of them, then
+then k groups, never the whole row again. Groups are chosen by a threshold that leaves `GC` of them at most, then
 elements by an exact threshold. Ties go to the lowest index in both stages.
 
 Two routes give pre-activations and maxima: a cuBLAS product followed by one pass (`group_max`), or one kernel that
@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from saetools.kernels.triton_parts import INTERPRETED, bisect, next_power, order_key, places
+from saetools.kernels.triton_parts import INTERPRETED, bisect, key_value, next_power, order_key, places
 from saetools.kernels.workspace import Workspace
 
 Route = Literal["auto", "cublas", "fused"]
@@ -104,16 +104,18 @@ def _select(
     v = tl.load(pre_ptr + row * F + columns, mask=there, other=float("-inf")).to(tl.float32)
     if BIAS:
         v += tl.load(b_ptr + columns, mask=there, other=0.0)
-    v = tl.reshape(v, [GC * 32])
-    columns = tl.reshape(columns, [GC * 32])
-    there = tl.reshape(there, [GC * 32])
-    keys = tl.where(there, order_key(v), -2147483648)
+    keys = tl.reshape(tl.where(there, order_key(v), -2147483648), [GC * 32])
     if n_groups < K:  # the groups' threshold says nothing of the elements'
-        threshold = tl.minimum(0 if RELU else tl.min(tl.where(there, keys, hi), axis=0), hi)
+        threshold = tl.minimum(0 if RELU else tl.min(tl.where(keys > -2147483648, keys, hi), axis=0), hi)
     threshold = bisect(keys, threshold, hi, K, K)
     taken, place = places(keys, threshold, K)
+    v = key_value(keys)
+    columns = tl.reshape(
+        tl.load(scratch_ptr + row * GC + slot, mask=slot < n_taken, other=0)[:, None] * 32 + tl.arange(0, 32)[None, :],
+        [GC * 32],
+    )
     if RELU:
-        used = (v > 0) | (v != v)
+        used = v > 0
         v = tl.where(used, v, 0.0)
         tl.store(idx_ptr + row * K + place, tl.where(used, columns + first, 0), mask=taken)
         tl.store(key_ptr + row * K + place, tl.where(used, columns, F), mask=taken)
@@ -166,7 +168,7 @@ def select(
     N, F = pre_NF.shape
     n_groups = next_power(max_NG.shape[1])
     capacity = scratch.shape[1]
-    warps = warps or (8 if max(n_groups, capacity * 32) > 2048 else 4)
+    warps = warps or (8 if max(n_groups, capacity * 32) > 4096 else 4)
     _select[(N,)](
         pre_NF, b_F if b_F is not None else pre_NF, max_NG, scratch, *out, F, first, K=k, NG=n_groups, GC=capacity,
         KP=next_power(k), RELU=relu, BIAS=b_F is not None, num_warps=warps,
@@ -175,7 +177,7 @@ def select(
 
 def group_capacity(k: int, n_features: int) -> int:
     """How many groups the second stage of selection holds."""
-    return min(next_power(2 * k), next_power(triton.cdiv(n_features, GROUP)))
+    return min(next_power(k), next_power(triton.cdiv(n_features, GROUP)))
 
 
 def chunk_rows(n_rows: int, n_features: int, element_size: int, chunk_bytes: int = CHUNK_BYTES) -> int:

@@ -120,8 +120,10 @@ class DeviceStep:
         self.auxk = (
             DeviceAuxK(n_rows, F, D, s.capacity, s.aux_k, s.aux_weight, self.dtype, device) if with_aux else None
         )
+        self.dots_M = empty(n_rows * k, dtype=torch.float32)
         problem = Problem(
-            *(weights, first, second, self.centred_ND, self.pull_NGD, self.values_NK.view(-1), k, 2 * self.scale),
+            *(weights, first, second, self.centred_ND, self.pull_NGD),
+            *(self.values_NK.view(-1), self.dots_M, k, 2 * self.scale),
             low=self.low,
             extra=None if self.auxk is None else self.auxk.extra,
             since_F=since_F,
@@ -129,7 +131,6 @@ class DeviceStep:
             workspace=self.workspace,
         )
         self.backward = Backward(problem, self.control, self.rule, shape)
-        self.rows_M = torch.arange(n_rows * k, device=device) // k if s.exact_values else None
         self.graph: torch.cuda.CUDAGraph | None = None
         self.n_read = self.n_launched = 0
         self._flag_dead()
@@ -167,10 +168,10 @@ class DeviceStep:
             route=s.route,
             chunk_bytes=s.chunk_bytes,
         )
-        if self.rows_M is not None:
+        if s.exact_values:
             x_ND = self.x_ND.float() - w.b_dec_D
-            again = gather_dot(self.indices_NK.view(-1), self.rows_M, x_ND, w.W_enc_FD, w.b_enc_F)
-            self.values_NK.copy_(torch.where(self.values_NK > 0, again.view_as(self.values_NK).relu(), 0))
+            again_M = gather_dot(self.indices_NK.view(-1), s.k, x_ND, w.W_enc_FD, w.b_enc_F, self.values_NK.view(-1))
+            self.values_NK.copy_(torch.where(self.values_NK != 0, again_M.view_as(self.values_NK).relu(), 0))
             self.keys_NK.copy_(torch.where(self.values_NK > 0, self.indices_NK, self.F))
 
     def decode(self) -> None:
@@ -181,7 +182,20 @@ class DeviceStep:
             self.x_ND, self.values_NK, self.indices_NK, None, dec, w.b_dec_D, None, self.ones,
             (self.pull_NGD, self.loss_NGB),
         )  # fmt: skip
+        self.dots()
         torch.sum(self.loss_NGB.view(-1), dim=0, out=self.sum)
+
+    def dots(self) -> None:
+        """<residual, atom> of every slot."""
+        dec = self.weights.W_dec_FD if self.low is None else self.low[1]
+        gather_dot(
+            self.indices_NK.view(-1),
+            self.settings.k,
+            self.pull_NGD,
+            dec,
+            used_M=self.values_NK.view(-1),
+            out=self.dots_M,
+        )
 
     def help_dead(self) -> None:
         """AuxK, where it takes part; and the weighted loss."""
@@ -198,29 +212,20 @@ class DeviceStep:
         """The whole step for the batch that was loaded, launch by launch."""
         s, back = self.settings, self.backward
         self.encode()
-        slots = sort_slots(self.keys_NK.view(-1), self.F)
+        slots = sort_slots(self.keys_NK.view(-1), self.F, self.workspace)
         self.decode()
         back.column_sums()
         self.help_dead()
-        back.windows(slots)
         if s.clip == "lagged":
             torch.amax(self.values_NK.view(-1), dim=0, out=self.control.values[Control.LARGEST])
-            back.decide(lagged=True, before=True)
-            back.features(slots, norm=True, apply=True, count=True)
-            back.b_dec_gradient()
-            back.decide(lagged=True, before=False)
-        else:
-            back.features(slots, norm=True)
-            back.b_dec_gradient()
-            back.decide(lagged=False, before=True)
-            back.features(slots, apply=True, count=True)
+        back.run(slots, lagged=s.clip == "lagged")
         a = self.auxk
-        P = back.shape.n_programs
+        P = back.shape.n_updating
         _record[(1,)](
             self.ring, len(self.ring), self.control.values, self.control.counts, self.sum, self.aux_loss,
             self.control.flag, slots.offsets_F1, back.dead_parts, P, self.sum if a is None else a.n_dead, self.scale,
             self.n_rows, self.F, s.capacity, PARTS=next_power(P), AUX=a is not None,
-            HELP=a is None and s.aux_weight > 0,
+            HELP=a is None and s.aux_weight > 0, num_warps=16,
         )  # fmt: skip
         self.n_launched += 1
 
