@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from saetools.kernels.auxk import cases as auxk_cases
 from saetools.kernels.backward_adam import Weights
 from saetools.kernels.backward_adam import cases as backward_cases
-from saetools.kernels.backward_adam.triton import Shape, sort_slots
+from saetools.kernels.backward_adam.triton import Sorted, Tile, sort_slots
 from saetools.kernels.decode import cases as decode_cases
 from saetools.kernels.decode_loss import cases as decode_loss_cases
 from saetools.kernels.encode_topk import cases as encode_cases
@@ -128,7 +128,7 @@ def check_encode(route: str, dtype: torch.dtype, N: int = 777, D: int = 768, F: 
     pre = torch.full((N, F), torch.nan, dtype=dtype, device=DEVICE)
     best = torch.full((N, F // 32), torch.nan, device=DEVICE)
     out = (torch.full((N, k), torch.nan, device=DEVICE), *(torch.full((N, k), -7, device=DEVICE).int() for _ in "ik"))
-    scratch = torch.empty(N, encode.group_capacity(k, F), dtype=torch.int32, device=DEVICE)
+    scratch = torch.empty(N, encode.scratch_columns(k, F), dtype=torch.int32, device=DEVICE)
     if route == "fused":
         encode.encode_group_max(x, W, b, pre, best)
         seen = pre.float()
@@ -306,10 +306,7 @@ def random_step(shape: str, settings: dict[str, Any], dead: float = 0.0, moments
         weights.W_enc_FD[: int(F * dead)] *= 0.3  # they never reach the k largest, and half of them are positive
         since[: int(F * dead)] = 1 << 40
     base = StepSettings(k=k, variance=float(D), aux_k=AUX_K, dead_after=1 << 30)
-    options = {name: value for name, value in settings.items() if name != "shape"}
-    step = DeviceStep(
-        weights, first, second, since, StepSettings(**(base.__dict__ | options)), N, shape=settings.get("shape")
-    )
+    step = DeviceStep(weights, first, second, since, StepSettings(**(base.__dict__ | settings)), N)
     step.set_rates([1e-4] * step.settings.n_ahead)
     batches = [torch.randn(N, D, device=DEVICE, dtype=torch.bfloat16) for _ in range(N_BATCHES)]
     step.load(batches[0])
@@ -324,7 +321,7 @@ def time_kernels(report: Report, shape: str, flops: float, rate: float) -> None:
     step.launch()
     pre = step.workspace.get("encode.pre", (rows, F), torch.bfloat16, step.device)
     best = step.workspace.get("encode.max", (rows, F // 32), torch.float32, step.device)
-    scratch = step.workspace.get("encode.groups", (rows, encode.group_capacity(k, F)), torch.int32, step.device)
+    scratch = step.workspace.get("encode.groups", (rows, encode.scratch_columns(k, F)), torch.int32, step.device)
     W, b = step.low[0], step.weights.b_enc_F
     x = [t[:rows] for t in batches]
     out = tuple(t[:rows] for t in (step.values_NK, step.indices_NK, step.keys_NK))
@@ -378,7 +375,7 @@ def time_kernels(report: Report, shape: str, flops: float, rate: float) -> None:
 
 def time_auxk(report: Report, shape: str) -> None:
     """AuxK at 10 % dead by itself, and its parts."""
-    N, D, F, _ = SHAPES[shape]
+    F = SHAPES[shape][2]
     step, _ = random_step(shape, {"aux_weight": 1 / 32, "capacity": int(F * 0.1)}, 0.1)
     step.launch()
     a, x = step.auxk, step.centred_ND
@@ -407,30 +404,29 @@ def tune(report: Report, shape: str) -> None:
     pre = step.workspace.get("encode.pre", (rows, F), torch.bfloat16, step.device)
     best = step.workspace.get("encode.max", (rows, F // 32), torch.float32, step.device)
     out = tuple(t[:rows] for t in (step.values_NK, step.indices_NK, step.keys_NK))
-    for capacity in (encode.next_power(k), 2 * encode.next_power(k)):
-        scratch = torch.empty(rows, capacity, dtype=torch.int32, device=DEVICE)
-        for warps in (2, 4, 8):
-            ms = times(
-                lambda n, s=scratch, w=warps: encode.select(pre, step.weights.b_enc_F, best, s, out, k, True, warps=w)
-            )
-            report.add(shape, f"select {rows} rows: {capacity} groups, {warps} warps", "time", "ms", ms)
-    for columns, warps, unroll, per in (
-        (256, 1, 2, 64),
-        (256, 1, 4, 16),
-        (256, 1, 4, 64),
-        (256, 1, 8, 64),
-        (512, 2, 4, 64),
-        (512, 1, 4, 64),
-    ):
-        n_chunks = triton.cdiv(D, columns)
-        launch = Shape(columns, warps, unroll, max(1, 24 * processors // n_chunks), min(F, processors * per))
-        back = type(step.backward)(step.backward.p, step.control, step.rule, launch)
-        for what, work in (
-            ("measure", lambda n, b=back: b.measure(slots, norm=True)),
-            ("update", lambda n, b=back: b.update(slots)),
-        ):
-            name = f"{what}: {columns} columns, {warps} warps, {unroll} slots, {per} a processor"
-            report.add(shape, name, "time", "ms", times(work, repeats=5, warm=2))
+    for block, warps in ((1024, 1), (2048, 2), (2048, 4), (4096, 4), (4096, 8), (8192, 8)):
+        ms = times(lambda n, b=block, w=warps: encode.group_max(pre, step.weights.b_enc_F, best, b, w))
+        report.add(shape, f"group maxima: {block} columns, {warps} warps", "time", "ms", ms)
+    none = Sorted(slots.keys_M, slots.order_M, torch.zeros_like(slots.offsets_F1))
+    report.add(shape, "update without slots", "time", "ms", times(lambda n: step.backward.update(none)))
+    report.add(shape, "measure without slots", "time", "ms", times(lambda n: step.backward.measure(none, norm=True)))
+    scratch = torch.empty(rows, encode.scratch_columns(k, F), dtype=torch.int32, device=DEVICE)
+    for warps in (1, 2, 4, 8):
+        ms = times(lambda n, w=warps: encode.select(pre, step.weights.b_enc_F, best, scratch, out, k, True, warps=w))
+        report.add(shape, f"select {rows} rows: {warps} warps", "time", "ms", ms)
+    for columns, warps, slots_at_once, per in (
+        (256, 1, 2, 24), (256, 1, 8, 24), (512, 1, 4, 24), (512, 1, 2, 24), (1024, 2, 4, 24), (512, 1, 8, 24),
+    ):  # fmt: skip
+        tile = Tile(columns, warps, slots_at_once, max(1, per * processors // triton.cdiv(D, columns)))
+        back = type(step.backward)(step.backward.p, step.control, step.rule, (tile, step.backward.updating))
+        report.add(shape, f"measure: {tile}", "time", "ms", times(lambda n, b=back: b.measure(slots, norm=True), 5, 2))
+    for columns, warps, slots_at_once, per in (
+        (256, 1, 2, 64), (256, 1, 4, 64), (256, 1, 8, 64), (512, 2, 2, 64), (512, 2, 4, 64), (512, 2, 8, 64),
+        (1024, 4, 2, 64), (1024, 4, 4, 64), (512, 2, 4, 512),
+    ):  # fmt: skip
+        tile = Tile(columns, warps, slots_at_once, min(F, processors * per))
+        back = type(step.backward)(step.backward.p, step.control, step.rule, (step.backward.measuring, tile))
+        report.add(shape, f"update: {tile}", "time", "ms", times(lambda n, b=back: b.update(slots), 5, 2))
 
 
 def time_steps(report: Report, shape: str, floor_ms: float) -> dict[str, float]:

@@ -59,8 +59,12 @@ def _gather(
             if G > 1:
                 pull_row = row * G + tl.load(group_ptr + slot, mask=there, other=0).to(tl.int64)
             both = there[:, None] & inside[None, :]
-            pull = tl.load(pull_ptr + pull_row[:, None] * D + d[None, :], mask=both, other=0.0).to(tl.float32)
-            x = tl.load(x_ptr + row[:, None] * D + d[None, :], mask=both, other=0.0).to(tl.float32)
+            pull = tl.load(
+                pull_ptr + pull_row[:, None] * D + d[None, :], mask=both, other=0.0, eviction_policy="evict_last"
+            ).to(tl.float32)
+            x = tl.load(x_ptr + row[:, None] * D + d[None, :], mask=both, other=0.0, eviction_policy="evict_last").to(
+                tl.float32
+            )
             g_dec -= tl.sum((scale * v)[:, None] * pull, axis=0)
             g_enc += tl.sum(dvalue[:, None] * x, axis=0)
     return g_dec, g_enc, g_bias, along
@@ -79,8 +83,8 @@ def _windows(
         d = tl.program_id(1) * BD + tl.arange(0, BD)
         inside = d < D
         g_dec, g_enc, g_bias, along = _gather(
-            order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, start, WIN, start, WIN, scale, shrink, D, d,
-            inside, K, G, U, BD, True,
+            order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, start, WIN, start, WIN, scale, shrink, D,
+            d, inside, K, G, U, BD, True,
         )  # fmt: skip
         out = sum_ptr + tl.cast(window, tl.int64) * 2 * D + d
         tl.store(out, g_dec, mask=inside)
@@ -96,7 +100,7 @@ def _gradient(
     K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, WIN: tl.constexpr, EXTRA: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """dW_dec and dW_enc of a feature in the columns d, db_enc without and with the extra rows, <dW_dec, w>, its slots."""
+    """dW_dec and dW_enc of a feature in the columns d; db_enc without and with extra rows; <dW_dec, w>; n of slots."""
     start = tl.load(off_ptr + f)
     end = tl.load(off_ptr + f + 1)
     first_window = (start + WIN - 1) // WIN
@@ -147,8 +151,8 @@ def _measure(
     extra_scale = tl.load(control_ptr + 6)
     for f in range(pid, F, tl.num_programs(0)):
         g_dec, g_enc, own_bias, g_bias, along, _ = _gradient(
-            f, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr, scalar_ptr, place_ptr,
-            x_enc_ptr, x_dec_ptr, x_bias_ptr, x_along_ptr, extra_scale, scale, shrink, D, d, inside,
+            f, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr, scalar_ptr,
+            place_ptr, x_enc_ptr, x_dec_ptr, x_bias_ptr, x_along_ptr, extra_scale, scale, shrink, D, d, inside,
             K, G, U, BD, WIN, EXTRA, NORM,
         )  # fmt: skip
         at = tl.cast(f, tl.int64) * D + d
@@ -168,16 +172,18 @@ def _measure(
 
 
 @triton.jit
-def _adam(p, m_ptr, v_ptr, at, update, g, noise_m, noise_v, b1, b2, c1, c2, step, correction, eps, NOISE: tl.constexpr):
-    """p after Adam's step; the moments are stored."""
-    m = b1 * tl.load(m_ptr + at, mask=update, other=0.0).to(tl.float32) + c1 * g
-    v = b2 * tl.load(v_ptr + at, mask=update, other=0.0).to(tl.float32) + c2 * g * g
+def _adam(
+    p, m, v, m_ptr, v_ptr, at, update, g, noise_m, noise_v, b1, b2, c1, c2, step, correction, eps, NOISE: tl.constexpr
+):  # fmt: skip
+    """p after Adam's step from moments m and v; the new moments are stored."""
+    m = b1 * m.to(tl.float32) + c1 * g
+    v = b2 * v.to(tl.float32) + c2 * g * g
     if NOISE:
-        tl.store(m_ptr + at, stochastic_bf16(m, noise_m), mask=update)
-        tl.store(v_ptr + at, stochastic_bf16(v, noise_v), mask=update)
+        tl.store(m_ptr + at, stochastic_bf16(m, noise_m), mask=update, eviction_policy="evict_first")
+        tl.store(v_ptr + at, stochastic_bf16(v, noise_v), mask=update, eviction_policy="evict_first")
     else:
-        tl.store(m_ptr + at, m, mask=update)
-        tl.store(v_ptr + at, v, mask=update)
+        tl.store(m_ptr + at, m, mask=update, eviction_policy="evict_first")
+        tl.store(v_ptr + at, v, mask=update, eviction_policy="evict_first")
     return p - step * m / (tl.sqrt(v) * correction + eps)
 
 
@@ -191,7 +197,7 @@ def _update(
     K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, WIN: tl.constexpr, EXTRA: tl.constexpr,
     NORM: tl.constexpr, LOW: tl.constexpr, COUNT: tl.constexpr, NOISE: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """Adam on both rows of every n-th feature, unit norm, bf16 copies, counters; NORM: the gradient's norm beside it."""
+    """Adam on both rows of every n-th feature, unit norm, bf16 copies, counters; NORM: the gradient's norm too."""
     pid = tl.program_id(0)
     lane = tl.arange(0, BD)
     squares = tl.zeros([BD], tl.float32)
@@ -211,13 +217,18 @@ def _update(
             inside = d < D
             update = inside & live
             at = tl.cast(f, tl.int64) * D + d
+            # what streams through is asked for before the gather, and leaves the cache to the rows that are gathered
+            w = tl.load(dec_ptr + at, mask=inside, other=0.0)
+            m_dec = tl.load(m_dec_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first")
+            v_dec = tl.load(v_dec_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first")
+            e = tl.load(enc_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first")
+            m_enc = tl.load(m_enc_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first")
+            v_enc = tl.load(v_enc_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first")
             g_dec, g_enc, _, g_bias, along, n_slots = _gradient(
                 f, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr, scalar_ptr,
                 place_ptr, x_enc_ptr, x_dec_ptr, x_bias_ptr, x_along_ptr, extra_scale, scale, shrink, D, d, inside,
                 K, G, U, BD, WIN, EXTRA, True,
             )  # fmt: skip
-            w = tl.load(dec_ptr + at, mask=inside, other=0.0)
-            e = tl.load(enc_ptr + at, mask=inside, other=0.0)
             g_dec -= along * w
             if NORM:
                 squares += g_dec * g_dec + g_enc * g_enc
@@ -225,38 +236,24 @@ def _update(
             if NOISE:
                 n1, n2, n3, n4 = tl.randint4x(seed, tl.cast(f, tl.int32) * (CHUNKS * BD) + d)
             w = _adam(
-                w, m_dec_ptr, v_dec_ptr, at, update, g_dec * clip, n1, n2, b1, b2, c1, c2, step, correction, eps, NOISE
-            )
+                w, m_dec, v_dec, m_dec_ptr, v_dec_ptr, at, update, g_dec * clip, n1, n2, b1, b2, c1, c2, step,
+                correction, eps, NOISE,
+            )  # fmt: skip
+            tl.store(dec_ptr + at, w, mask=update)
             e = _adam(
-                e, m_enc_ptr, v_enc_ptr, at, update, g_enc * clip, n3, n4, b1, b2, c1, c2, step, correction, eps, NOISE
-            )
-            tl.store(enc_ptr + at, e, mask=update)
+                e, m_enc, v_enc, m_enc_ptr, v_enc_ptr, at, update, g_enc * clip, n3, n4, b1, b2, c1, c2, step,
+                correction, eps, NOISE,
+            )  # fmt: skip
+            tl.store(enc_ptr + at, e, mask=update, eviction_policy="evict_first")
             if LOW:
-                tl.store(low_enc_ptr + at, e.to(tl.bfloat16), mask=update)
+                tl.store(low_enc_ptr + at, e.to(tl.bfloat16), mask=update, eviction_policy="evict_first")
             length += tl.where(inside, w * w, 0.0)
-            if CHUNKS > 1:
-                tl.store(dec_ptr + at, w, mask=update)
             if c == 0:
                 single += g_bias * g_bias
-                b = tl.load(bias_ptr + f)
                 b = _adam(
-                    b,
-                    m_bias_ptr,
-                    v_bias_ptr,
-                    f,
-                    applied,
-                    g_bias * clip,
-                    0,
-                    0,
-                    b1,
-                    b2,
-                    c1,
-                    c2,
-                    step,
-                    correction,
-                    eps,
-                    False,
-                )
+                    tl.load(bias_ptr + f), tl.load(m_bias_ptr + f), tl.load(v_bias_ptr + f), m_bias_ptr, v_bias_ptr, f,
+                    applied, g_bias * clip, 0, 0, b1, b2, c1, c2, step, correction, eps, False,
+                )  # fmt: skip
                 tl.store(bias_ptr + f, b, mask=applied)
                 if COUNT:
                     before = tl.load(since_ptr + f)
@@ -268,12 +265,10 @@ def _update(
             d = c * BD + lane
             update = (d < D) & live
             at = tl.cast(f, tl.int64) * D + d
-            if CHUNKS > 1:
-                w = tl.load(dec_ptr + at, mask=update, other=0.0)
-            w = w / length_1
-            tl.store(dec_ptr + at, w, mask=update)
+            w = tl.load(dec_ptr + at, mask=update, other=0.0) / length_1
+            tl.store(dec_ptr + at, w, mask=update, eviction_policy="evict_first")
             if LOW:
-                tl.store(low_dec_ptr + at, w.to(tl.bfloat16), mask=update)
+                tl.store(low_dec_ptr + at, w.to(tl.bfloat16), mask=update, eviction_policy="evict_first")
     if NORM:
         tl.store(norm_ptr + pid, tl.sum(squares, axis=0) + single)
     if COUNT:
@@ -503,42 +498,43 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Shape:
-    """How the feature kernels are launched: columns at a time, warps, slots gathered at once, programs of each."""
+class Tile:
+    """How a feature kernel is launched: columns at a time, warps, slots gathered at once, programs (per columns)."""
 
     columns: int
     warps: int
-    unroll: int
-    n_measuring: int  # per block of columns
-    n_updating: int
+    slots: int
+    n_programs: int
 
-    @staticmethod
-    def of(n_features: int, d_model: int, device: torch.device) -> "Shape":
-        columns = min(256, max(16, next_power(d_model)))
-        n_chunks = triton.cdiv(d_model, columns)
-        n = n_processors(device)
-        n_measuring = min(n_features, max(1, 24 * n // n_chunks))  # as many as are resident: each leaves a row of sums
-        return Shape(columns, 1, 4, n_measuring, min(n_features, 64 * n))
+
+def tiles(n_features: int, d_model: int, device: torch.device) -> tuple[Tile, Tile]:
+    """For measuring and for updating. Found by `gpu_suite.py --tune` on an H200."""
+    n = n_processors(device)
+    wide = d_model > 1024
+    columns = min(512 if wide else 256, max(16, next_power(d_model)))
+    n_measuring = max(1, 24 * n // triton.cdiv(d_model, columns))  # as many as are resident: each leaves a row of sums
+    measuring = Tile(columns, 1, 4 if wide else 2, min(n_features, n_measuring))
+    columns = min(512, max(16, next_power(d_model)))
+    return measuring, Tile(columns, max(1, columns // 256), 4, min(n_features, 64 * n))
 
 
 class Backward:
     """The kernels of one way back over fixed tensors; every method launches work and none waits for it."""
 
-    def __init__(self, problem: Problem, control: Control, rule: Rule, shape: Shape | None = None) -> None:
+    def __init__(self, problem: Problem, control: Control, rule: Rule, shapes: tuple[Tile, Tile] | None = None) -> None:
         self.p, self.control, self.rule = problem, control, rule
         self.F, self.D = problem.weights.W_enc_FD.shape
         device = problem.x_ND.device
-        self.shape = shape or Shape.of(self.F, self.D, device)
-        self.n_chunks = triton.cdiv(self.D, self.shape.columns)
+        self.measuring, self.updating = shapes or tiles(self.F, self.D, device)
         self.n_norms = 0  # parts of the norm that were last written
         get = problem.workspace.get
         n_windows = max(1, len(problem.values_M) // WINDOW)
-        n_parts = max(self.shape.n_measuring * self.n_chunks, self.shape.n_updating)
+        n_parts = max(self.measuring.n_programs * self._n_blocks(self.measuring), self.updating.n_programs)
         self.window_sums = get("back.windows", (n_windows, 2, self.D), torch.float32, device)
         self.window_scalars = get("back.scalars", (n_windows, 2), torch.float32, device)
         self.norm_parts = get("back.norm", (n_parts,), torch.float32, device)
-        self.b_dec_parts = get("back.b_dec", (self.shape.n_measuring, self.D), torch.float32, device)
-        self.dead_parts = get("back.dead", (self.shape.n_updating,), torch.int32, device)
+        self.b_dec_parts = get("back.b_dec", (self.measuring.n_programs, self.D), torch.float32, device)
+        self.dead_parts = get("back.dead", (self.updating.n_programs,), torch.int32, device)
         self.columns = get("back.columns", (SPLITS, self.D), torch.float32, device)
         self.g_b_dec = get("back.g_b_dec", (self.D,), torch.float32, device)
 
@@ -554,18 +550,20 @@ class Backward:
             return (self.p.values_M,) * 5
         return e.place_F, e.W_enc_AD, e.W_dec_AD, e.b_enc_A, e.along_A
 
-    def _constants(self) -> dict[str, int]:
-        shape = self.shape
-        sizes = {"K": self.p.k, "G": self.p.pull_NGD.shape[1], "U": shape.unroll, "BD": shape.columns, "WIN": WINDOW}
-        return sizes | {"num_warps": shape.warps}
+    def _n_blocks(self, tile: Tile) -> int:
+        return triton.cdiv(self.D, tile.columns)
+
+    def _constants(self, tile: Tile) -> dict[str, int]:
+        sizes = {"K": self.p.k, "G": self.p.pull_NGD.shape[1], "U": tile.slots, "BD": tile.columns, "WIN": WINDOW}
+        return sizes | {"num_warps": tile.warps}
 
     def windows(self, slots: Sorted) -> None:
         """Sums of the whole windows inside one feature."""
         n = len(self.p.values_M) // WINDOW
         if n:
-            _windows[(n, self.n_chunks)](
+            _windows[(n, self._n_blocks(self.measuring))](
                 slots.keys_M, *self._slots(slots), self.window_sums, self.window_scalars, self.p.scale, self.p.shrink,
-                self.F, self.D, **self._constants(),
+                self.F, self.D, **self._constants(self.measuring),
             )  # fmt: skip
 
     def measure(self, slots: Sorted, *, norm: bool, emit: Weights | None = None) -> None:
@@ -573,20 +571,21 @@ class Backward:
         p, none = self.p, self.p.values_M
         enc = p.weights.W_enc_FD if p.low is None else p.low[0]  # half the bytes
         out = (none,) * 3 if emit is None else (emit.W_enc_FD, emit.W_dec_FD, emit.b_enc_F)
-        _measure[(self.shape.n_measuring, self.n_chunks)](
+        _measure[(self.measuring.n_programs, self._n_blocks(self.measuring))](
             slots.offsets_F1, *self._slots(slots), self.window_sums, self.window_scalars, *self._extra(), enc,
             self.control.values, self.norm_parts, self.b_dec_parts, *out, p.scale, p.shrink, self.F, self.D,
-            EXTRA=p.extra is not None, NORM=norm or emit is not None, EMIT=emit is not None, **self._constants(),
+            EXTRA=p.extra is not None, NORM=norm or emit is not None, EMIT=emit is not None,
+            **self._constants(self.measuring),
         )  # fmt: skip
         if norm:
-            self.n_norms = self.shape.n_measuring * self.n_chunks
+            self.n_norms = self.measuring.n_programs * self._n_blocks(self.measuring)
 
     def update(self, slots: Sorted, *, norm: bool = False, count: bool = True) -> None:
         """Adam on all features; `norm`: the norm of their gradients too."""
         p, c, w, none = self.p, self.control, self.p.weights, self.p.values_M
         b1, b2 = self.rule.betas
         low = p.low or (none, none)
-        _update[(self.shape.n_updating,)](
+        _update[(self.updating.n_programs,)](
             slots.offsets_F1, *self._slots(slots), self.window_sums, self.window_scalars, *self._extra(),
             w.W_dec_FD, w.W_enc_FD, w.b_enc_F, p.first.W_dec_FD, p.second.W_dec_FD, p.first.W_enc_FD,
             p.second.W_enc_FD, p.first.b_enc_F, p.second.b_enc_F, low[1], low[0],
@@ -594,25 +593,25 @@ class Backward:
             p.scale, p.shrink, b1, b2, 1 - b1, 1 - b2, self.rule.eps, len(p.x_ND), self.F, self.D, p.dead_after,
             torch.finfo(torch.float32).tiny, EXTRA=p.extra is not None, NORM=norm, LOW=p.low is not None,
             COUNT=count and p.since_F is not None, NOISE=p.first.W_enc_FD.dtype == torch.bfloat16,
-            CHUNKS=self.n_chunks, **self._constants(),
+            CHUNKS=self._n_blocks(self.updating), **self._constants(self.updating),
         )  # fmt: skip
         if norm:
-            self.n_norms = self.shape.n_updating
+            self.n_norms = self.updating.n_programs
 
     def column_sums(self) -> None:
         """Sums of pull over rows, in parts."""
         N, G, D = self.p.pull_NGD.shape
         per_split = triton.cdiv(max(N, 1), SPLITS)
-        block = min(128, self.shape.columns)
+        block = min(128, self.measuring.columns)
         _column_sums[(SPLITS, triton.cdiv(D, block))](
             self.p.pull_NGD, self.columns, N, D, G * D, per_split, BN=min(16, next_power(per_split)), BD=block
         )
 
     def b_dec_gradient(self) -> None:
         """The gradient of b_dec, after `measure` and `column_sums`."""
-        block, extra = min(64, self.shape.columns), self.p.extra
+        block, extra = min(64, self.measuring.columns), self.p.extra
         _b_dec_gradient[(triton.cdiv(self.D, block),)](
-            self.b_dec_parts, self.shape.n_measuring, self.columns, SPLITS,
+            self.b_dec_parts, len(self.b_dec_parts), self.columns, SPLITS,
             self.g_b_dec if extra is None else extra.b_dec_D, self.control.values, self.g_b_dec, self.p.scale, self.D,
             BN=32, BD=block, EXTRA=extra is not None,
         )  # fmt: skip

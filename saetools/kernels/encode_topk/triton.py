@@ -2,8 +2,8 @@
 
 The k largest elements of a row lie inside the k groups with the largest maxima: if an element of the top k were in
 another group, k groups would each hold a larger (or an equal, earlier) one. So selection reads one maximum in 32 and
-then k groups, never the whole row again. Groups are chosen by a threshold that leaves `GC` of them at most, then
-elements by an exact threshold. Ties go to the lowest index in both stages.
+then k groups, never the whole row again. Groups are chosen by a threshold, then the few elements that reach it, then
+among these the k largest. Ties go to the lowest index in every stage.
 
 Two routes give pre-activations and maxima: a cuBLAS product followed by one pass (`group_max`), or one kernel that
 does both (`encode_group_max`); `route` says which, "auto" measures once per shape. Rows are worked on in chunks, so
@@ -81,7 +81,8 @@ def _group_max(pre_ptr, b_ptr, max_ptr, F, BLOCK: tl.constexpr):
 @triton.jit
 def _select(
     pre_ptr, b_ptr, max_ptr, scratch_ptr, val_ptr, idx_ptr, key_ptr, F, first,
-    K: tl.constexpr, NG: tl.constexpr, GC: tl.constexpr, KP: tl.constexpr, RELU: tl.constexpr, BIAS: tl.constexpr,
+    K: tl.constexpr, NG: tl.constexpr, GC: tl.constexpr, S: tl.constexpr, KP: tl.constexpr, RELU: tl.constexpr,
+    BIAS: tl.constexpr,
 ):  # fmt: skip
     """The K largest of a row, from its group maxima; key: the feature, or F for a slot that is not in use."""
     row = tl.program_id(0).to(tl.int64)
@@ -94,11 +95,12 @@ def _select(
     lo = tl.minimum(lo, hi)
     threshold = bisect(group_keys, lo, hi, wanted, GC)
     taken, place = places(tl.where(g < n_groups, group_keys, -2147483648), threshold, GC)
-    tl.store(scratch_ptr + row * GC + place, g, mask=taken)
+    scratch = scratch_ptr + row * (GC + 2 * S)
+    tl.store(scratch + place, g, mask=taken)
     n_taken = tl.sum(taken.to(tl.int32), axis=0)
     tl.debug_barrier()
     slot = tl.arange(0, GC)
-    chosen = tl.load(scratch_ptr + row * GC + slot, mask=slot < n_taken, other=0)
+    chosen = tl.load(scratch + slot, mask=slot < n_taken, other=0)
     columns = chosen[:, None] * 32 + tl.arange(0, 32)[None, :]
     there = (slot < n_taken)[:, None] & (columns < F)
     v = tl.load(pre_ptr + row * F + columns, mask=there, other=float("-inf")).to(tl.float32)
@@ -107,22 +109,29 @@ def _select(
     keys = tl.reshape(tl.where(there, order_key(v), -2147483648), [GC * 32])
     if n_groups < K:  # the groups' threshold says nothing of the elements'
         threshold = tl.minimum(0 if RELU else tl.min(tl.where(keys > -2147483648, keys, hi), axis=0), hi)
-    threshold = bisect(keys, threshold, hi, K, K)
-    taken, place = places(keys, threshold, K)
-    v = key_value(keys)
-    columns = tl.reshape(
-        tl.load(scratch_ptr + row * GC + slot, mask=slot < n_taken, other=0)[:, None] * 32 + tl.arange(0, 32)[None, :],
-        [GC * 32],
-    )
+    # few elements reach the groups' threshold (1.07 k of Gaussian ones): those are written together, and chosen from
+    if tl.sum((keys >= threshold).to(tl.int32), axis=0) > S:
+        threshold = bisect(keys, threshold, hi, K, S)
+    taken, place = places(keys, threshold, S)
+    tl.store(scratch + GC + place, tl.reshape(columns, [GC * 32]), mask=taken)
+    tl.store(scratch + GC + S + place, keys, mask=taken)
+    n_taken = tl.sum(taken.to(tl.int32), axis=0)
+    tl.debug_barrier()
+    s = tl.arange(0, S)
+    columns_s = tl.load(scratch + GC + s, mask=s < n_taken, other=0)
+    keys_s = tl.load(scratch + GC + S + s, mask=s < n_taken, other=-2147483648)
+    threshold = bisect(keys_s, tl.minimum(threshold, hi), hi, K, K)
+    taken, place = places(keys_s, threshold, K)
+    values = key_value(keys_s)
     if RELU:
-        used = v > 0
-        v = tl.where(used, v, 0.0)
-        tl.store(idx_ptr + row * K + place, tl.where(used, columns + first, 0), mask=taken)
-        tl.store(key_ptr + row * K + place, tl.where(used, columns, F), mask=taken)
+        used = values > 0
+        values = tl.where(used, values, 0.0)
+        tl.store(idx_ptr + row * K + place, tl.where(used, columns_s + first, 0), mask=taken)
+        tl.store(key_ptr + row * K + place, tl.where(used, columns_s, F), mask=taken)
     else:
-        tl.store(idx_ptr + row * K + place, columns + first, mask=taken)
-        tl.store(key_ptr + row * K + place, columns, mask=taken)
-    tl.store(val_ptr + row * K + place, v, mask=taken)
+        tl.store(idx_ptr + row * K + place, columns_s + first, mask=taken)
+        tl.store(key_ptr + row * K + place, columns_s, mask=taken)
+    tl.store(val_ptr + row * K + place, values, mask=taken)
     k = tl.arange(0, KP)
     rest = (k >= tl.sum(taken.to(tl.int32), axis=0)) & (k < K)
     tl.store(val_ptr + row * K + k, tl.zeros([KP], tl.float32), mask=rest)
@@ -146,11 +155,11 @@ def encode_group_max(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, pre_NF: Tensor, ma
     )
 
 
-def group_max(pre_NF: Tensor, b_F: Tensor, max_NG: Tensor) -> None:
+def group_max(pre_NF: Tensor, b_F: Tensor, max_NG: Tensor, block: int = 4096, warps: int = 4) -> None:
     """The maximum of every 32 of pre + b."""
     N, F = pre_NF.shape
-    block = min(4096, max(32, next_power(F)))
-    _group_max[(N, triton.cdiv(F, block))](pre_NF, b_F, max_NG, F, BLOCK=block, num_warps=4)
+    block = min(block, max(32, next_power(F)))
+    _group_max[(N, triton.cdiv(F, block))](pre_NF, b_F, max_NG, F, BLOCK=block, num_warps=warps)
 
 
 def select(
@@ -167,17 +176,27 @@ def select(
     """values, indices and sort keys of the k largest of pre (+ b) in each row, from its group maxima."""
     N, F = pre_NF.shape
     n_groups = next_power(max_NG.shape[1])
-    capacity = scratch.shape[1]
+    capacity, survivors = group_capacity(k, F), survivor_capacity(k, F)
     warps = warps or (8 if max(n_groups, capacity * 32) > 4096 else 4)
     _select[(N,)](
         pre_NF, b_F if b_F is not None else pre_NF, max_NG, scratch, *out, F, first, K=k, NG=n_groups, GC=capacity,
-        KP=next_power(k), RELU=relu, BIAS=b_F is not None, num_warps=warps,
+        S=survivors, KP=next_power(k), RELU=relu, BIAS=b_F is not None, num_warps=warps,
     )  # fmt: skip
 
 
 def group_capacity(k: int, n_features: int) -> int:
     """How many groups the second stage of selection holds."""
     return min(next_power(k), next_power(triton.cdiv(n_features, GROUP)))
+
+
+def survivor_capacity(k: int, n_features: int) -> int:
+    """How many elements the last stage holds."""
+    return min(max(16, next_power(2 * k)), 32 * group_capacity(k, n_features))
+
+
+def scratch_columns(k: int, n_features: int) -> int:
+    """Integers that the selection of a row writes for itself."""
+    return group_capacity(k, n_features) + 2 * survivor_capacity(k, n_features)
 
 
 def chunk_rows(n_rows: int, n_features: int, element_size: int, chunk_bytes: int = CHUNK_BYTES) -> int:
@@ -206,7 +225,7 @@ def encode_into(
     rows = chunk_rows(N, F, x_ND.element_size(), chunk_bytes)
     pre_CF = workspace.get("encode.pre", (rows, F), x_ND.dtype, x_ND.device)
     max_CG = workspace.get("encode.max", (rows, triton.cdiv(F, GROUP)), torch.float32, x_ND.device)
-    scratch = workspace.get("encode.groups", (rows, group_capacity(k, F)), torch.int32, x_ND.device)
+    scratch = workspace.get("encode.groups", (rows, scratch_columns(k, F)), torch.int32, x_ND.device)
     if route == "auto":
         route = fastest_route(x_ND[:rows], W_FD, b_F, pre_CF, max_CG)
     for start in range(0, N, rows):

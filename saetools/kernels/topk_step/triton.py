@@ -17,7 +17,7 @@ from torch import Tensor
 from saetools.kernels.auxk import TRITON_CAPACITY
 from saetools.kernels.auxk.triton import DeviceAuxK
 from saetools.kernels.backward_adam.problem import Rule, Weights
-from saetools.kernels.backward_adam.triton import Backward, Control, Problem, Shape, sort_slots
+from saetools.kernels.backward_adam.triton import Backward, Control, Problem, Tile, sort_slots
 from saetools.kernels.decode.triton import gather_dot
 from saetools.kernels.decode_loss.triton import decode_loss_into, n_blocks
 from saetools.kernels.encode_topk.triton import encode_into
@@ -91,7 +91,7 @@ class DeviceStep:
         n_rows: int,
         n_steps: int = 0,
         row_dtype: torch.dtype | None = None,
-        shape: Shape | None = None,
+        tiles: tuple[Tile, Tile] | None = None,
     ) -> None:
         self.weights, self.settings, self.n_rows = weights, settings, n_rows
         (F, D), device = weights.W_enc_FD.shape, weights.W_enc_FD.device
@@ -130,7 +130,7 @@ class DeviceStep:
             dead_after=s.dead_after,
             workspace=self.workspace,
         )
-        self.backward = Backward(problem, self.control, self.rule, shape)
+        self.backward = Backward(problem, self.control, self.rule, tiles)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.n_read = self.n_launched = 0
         self._flag_dead()
@@ -220,7 +220,7 @@ class DeviceStep:
             torch.amax(self.values_NK.view(-1), dim=0, out=self.control.values[Control.LARGEST])
         back.run(slots, lagged=s.clip == "lagged")
         a = self.auxk
-        P = back.shape.n_updating
+        P = len(back.dead_parts)
         _record[(1,)](
             self.ring, len(self.ring), self.control.values, self.control.counts, self.sum, self.aux_loss,
             self.control.flag, slots.offsets_F1, back.dead_parts, P, self.sum if a is None else a.n_dead, self.scale,
