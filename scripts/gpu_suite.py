@@ -318,7 +318,8 @@ def time_kernels(report: Report, shape: str, flops: float, rate: float) -> None:
     N, D, F, k = SHAPES[shape]
     step, batches = random_step(shape, {})
     rows = encode.chunk_rows(N, F, 2, step.settings.chunk_bytes)
-    step.launch()
+    step.capture()
+    print(f"   tiles: {step.backward.measuring}, {step.backward.updating}")
     pre = step.workspace.get("encode.pre", (rows, F), torch.bfloat16, step.device)
     best = step.workspace.get("encode.max", (rows, F // 32), torch.float32, step.device)
     scratch = step.workspace.get("encode.groups", (rows, encode.scratch_columns(k, F)), torch.int32, step.device)
@@ -504,8 +505,8 @@ def time_baselines(report: Report, shape: str, ours: dict[str, float]) -> None:
             what = f"{design.name}{', AuxK at 10 % dead' if dead else ''}"
             try:
                 ms = times(lambda n, s=step, b=batches: s(b[n % len(b)]), repeats=5, warm=2)
-            except torch.OutOfMemoryError:
-                report.add(shape, what, "out of memory", "", [0.0])
+            except Exception as error:
+                report.add(shape, what, "failed", "", [0.0], f"{type(error).__name__}: {str(error)[:80]}")
                 continue
             finally:
                 torch.cuda.reset_peak_memory_stats()
@@ -532,13 +533,17 @@ def check_baselines() -> str:
     return ""
 
 
-def facts() -> dict[str, Any]:
-    """Where and with what this was measured."""
+def current_commit() -> str:
+    """What is checked out, where git can tell."""
     try:
         command = ["git", "rev-parse", "--short", "HEAD"]
-        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
+        return "unknown"
+
+
+def facts(commit: str) -> dict[str, Any]:
+    """Where and with what this was measured."""
     return {
         "device": torch.cuda.get_device_name(0),
         "torch": torch.__version__,
@@ -555,12 +560,13 @@ def main() -> int:
     parser.add_argument("--skip-checks", action="store_true", help="time without checking (for tuning; not reported)")
     parser.add_argument("--skip-baselines", action="store_true")
     parser.add_argument("--tune", action="store_true", help="also time other launches of the feature kernel")
+    parser.add_argument("--commit", help="what to record, where git cannot tell")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("no CUDA device is visible to torch; without one, `pytest tests/kernels` interprets the kernels")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.manual_seed(0)
-    known = facts()
+    known = facts(options.commit or current_commit())
     print(known, flush=True)
     report = Report()
     flops, rate = ceilings(report)

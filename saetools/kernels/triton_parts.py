@@ -4,6 +4,8 @@ Imported by `triton.py` files alone, so triton is needed only where it runs. Wit
 environment the same kernels run on CPU tensors, slowly: that is how the tests check them without a GPU.
 """
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -88,3 +90,16 @@ def next_power(n: int) -> int:
 def n_processors(device: torch.device) -> int:
     """Streaming multiprocessors of the GPU; 2 for the interpreter."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
+def milliseconds(work: Callable[[], object], repeats: int = 5) -> float:
+    """Least time of a few runs, by device events."""
+    times = []
+    for _ in range(repeats + 2):
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        events[0].record()
+        work()
+        events[1].record()
+        events[1].synchronize()
+        times.append(events[0].elapsed_time(events[1]))
+    return min(times[2:])

@@ -13,6 +13,7 @@ Source: the identity for b_dec is that of openai/sparse_autoencoder; the rest is
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import triton
@@ -20,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from saetools.kernels.backward_adam.problem import Batch, ExtraRows, Rule, Weights
-from saetools.kernels.triton_parts import n_processors, next_power, stochastic_bf16
+from saetools.kernels.triton_parts import milliseconds, n_processors, next_power, stochastic_bf16
 from saetools.kernels.workspace import Workspace
 
 WINDOW = 128
@@ -505,17 +506,41 @@ class Tile:
     warps: int
     slots: int
     n_programs: int
+    registers: int | None = None  # at most so many per thread
 
 
 def tiles(n_features: int, d_model: int, device: torch.device) -> tuple[Tile, Tile]:
-    """For measuring and for updating. Found by `gpu_suite.py --tune` on an H200."""
+    """For measuring and for updating, unless they are measured: the best on an H200 of `gpu_suite.py --tune`."""
     n = n_processors(device)
     wide = d_model > 1024
     columns = min(512 if wide else 256, max(16, next_power(d_model)))
     n_measuring = max(1, 24 * n // triton.cdiv(d_model, columns))  # as many as are resident: each leaves a row of sums
     measuring = Tile(columns, 1, 4 if wide else 2, min(n_features, n_measuring))
-    columns = min(512, max(16, next_power(d_model)))
-    return measuring, Tile(columns, max(1, columns // 256), 4, min(n_features, 64 * n))
+    return measuring, Tile(min(256, max(16, next_power(d_model))), 1, 2, min(n_features, 64 * n))
+
+
+def other_tiles(n_features: int, d_model: int, device: torch.device) -> tuple[list[Tile], list[Tile]]:
+    """What else is worth a try, for measuring and for updating."""
+    n = n_processors(device)
+    measuring = [
+        Tile(columns, 1, slots, min(n_features, max(1, 24 * n // triton.cdiv(d_model, columns))))
+        for columns, slots in ((256, 2), (512, 4))
+    ]
+    updating = [
+        Tile(columns, warps, slots, min(n_features, 64 * n), registers)
+        for columns, warps, slots, registers in (
+            (256, 1, 2, None),
+            (256, 1, 2, 96),
+            (256, 1, 4, 112),
+            (512, 2, 4, None),
+            (512, 2, 2, 128),
+        )
+    ]
+    return measuring, updating
+
+
+_TILES: dict[tuple[Any, ...], tuple[Tile, Tile]] = {}
+"""The best tiles by shape, once measured."""
 
 
 class Backward:
@@ -525,18 +550,43 @@ class Backward:
         self.p, self.control, self.rule = problem, control, rule
         self.F, self.D = problem.weights.W_enc_FD.shape
         device = problem.x_ND.device
-        self.measuring, self.updating = shapes or tiles(self.F, self.D, device)
+        self._key = (self.F, self.D, problem.k, problem.x_ND.dtype, problem.first.W_enc_FD.dtype, device)
         self.n_norms = 0  # parts of the norm that were last written
         get = problem.workspace.get
         n_windows = max(1, len(problem.values_M) // WINDOW)
-        n_parts = max(self.measuring.n_programs * self._n_blocks(self.measuring), self.updating.n_programs)
         self.window_sums = get("back.windows", (n_windows, 2, self.D), torch.float32, device)
         self.window_scalars = get("back.scalars", (n_windows, 2), torch.float32, device)
-        self.norm_parts = get("back.norm", (n_parts,), torch.float32, device)
-        self.b_dec_parts = get("back.b_dec", (self.measuring.n_programs, self.D), torch.float32, device)
-        self.dead_parts = get("back.dead", (self.updating.n_programs,), torch.int32, device)
         self.columns = get("back.columns", (SPLITS, self.D), torch.float32, device)
         self.g_b_dec = get("back.g_b_dec", (self.D,), torch.float32, device)
+        self.use(*(shapes or _TILES.get(self._key) or tiles(self.F, self.D, device)))
+
+    def use(self, measuring: Tile, updating: Tile) -> None:
+        """Launch by these tiles from now on."""
+        self.measuring, self.updating = measuring, updating
+        get, device = self.p.workspace.get, self.p.x_ND.device
+        n_parts = max(measuring.n_programs * self._n_blocks(measuring), updating.n_programs)
+        self.norm_parts = get("back.norm", (n_parts,), torch.float32, device)
+        self.b_dec_parts = get("back.b_dec", (measuring.n_programs, self.D), torch.float32, device)
+        self.dead_parts = get("back.dead", (updating.n_programs,), torch.int32, device)
+
+    def choose_tiles(self, slots: Sorted) -> None:
+        """Measure which tiles are fastest at this shape, once per shape; weights stay as they are."""
+        if self._key not in _TILES:
+            kept = self.control.values.clone()
+            self.control.values[Control.APPLIED] = 0
+            measuring, updating = other_tiles(self.F, self.D, self.p.x_ND.device)
+
+            def measured(tile: Tile) -> float:
+                self.use(tile, self.updating)
+                return milliseconds(lambda: self.measure(slots, norm=True))
+
+            def updated(tile: Tile) -> float:
+                self.use(self.measuring, tile)
+                return milliseconds(lambda: self.update(slots))
+
+            _TILES[self._key] = min(measuring, key=measured), min(updating, key=updated)
+            self.control.values.copy_(kept)
+        self.use(*_TILES[self._key])
 
     def _slots(self, slots: Sorted) -> tuple[Tensor, ...]:
         p, none = self.p, self.p.values_M
@@ -555,7 +605,7 @@ class Backward:
 
     def _constants(self, tile: Tile) -> dict[str, int]:
         sizes = {"K": self.p.k, "G": self.p.pull_NGD.shape[1], "U": tile.slots, "BD": tile.columns, "WIN": WINDOW}
-        return sizes | {"num_warps": tile.warps}
+        return sizes | {"num_warps": tile.warps} | ({"maxnreg": tile.registers} if tile.registers else {})
 
     def windows(self, slots: Sorted) -> None:
         """Sums of the whole windows inside one feature."""

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from saetools.kernels.triton_parts import INTERPRETED, bisect, key_value, next_power, order_key, places
+from saetools.kernels.triton_parts import INTERPRETED, bisect, key_value, milliseconds, next_power, order_key, places
 from saetools.kernels.workspace import Workspace
 
 Route = Literal["auto", "cublas", "fused"]
@@ -155,7 +155,7 @@ def encode_group_max(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, pre_NF: Tensor, ma
     )
 
 
-def group_max(pre_NF: Tensor, b_F: Tensor, max_NG: Tensor, block: int = 4096, warps: int = 4) -> None:
+def group_max(pre_NF: Tensor, b_F: Tensor, max_NG: Tensor, block: int = 2048, warps: int = 4) -> None:
     """The maximum of every 32 of pre + b."""
     N, F = pre_NF.shape
     block = min(block, max(32, next_power(F)))
@@ -267,21 +267,8 @@ def fastest_route(x_CD: Tensor, W_FD: Tensor, b_F: Tensor, pre_CF: Tensor, max_C
             group_max(pre_CF, b_F, max_CG)
 
         times = {
-            "cublas": _milliseconds(product_then_pass),
-            "fused": _milliseconds(lambda: encode_group_max(x_CD, W_FD, b_F, pre_CF, max_CG)),
+            "cublas": milliseconds(product_then_pass),
+            "fused": milliseconds(lambda: encode_group_max(x_CD, W_FD, b_F, pre_CF, max_CG)),
         }
         _ROUTES[key] = min(times, key=times.__getitem__)  # type: ignore[assignment]
     return _ROUTES[key]
-
-
-def _milliseconds(work: Any, repeats: int = 5) -> float:
-    """Least time of a few runs, by device events."""
-    times = []
-    for _ in range(repeats + 2):
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-        events[0].record()
-        work()
-        events[1].record()
-        events[1].synchronize()
-        times.append(events[0].elapsed_time(events[1]))
-    return min(times[2:])

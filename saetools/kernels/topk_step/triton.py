@@ -17,7 +17,7 @@ from torch import Tensor
 from saetools.kernels.auxk import TRITON_CAPACITY
 from saetools.kernels.auxk.triton import DeviceAuxK
 from saetools.kernels.backward_adam.problem import Rule, Weights
-from saetools.kernels.backward_adam.triton import Backward, Control, Problem, Tile, sort_slots
+from saetools.kernels.backward_adam.triton import Backward, Control, Problem, Sorted, Tile, sort_slots
 from saetools.kernels.decode.triton import gather_dot
 from saetools.kernels.decode_loss.triton import decode_loss_into, n_blocks
 from saetools.kernels.encode_topk.triton import encode_into
@@ -208,8 +208,8 @@ class DeviceStep:
             )
         _total[(1,)](self.sum, self.aux_loss, self.control.loss, self.scale, s.aux_weight, AUX=a is not None)
 
-    def launch(self) -> None:
-        """The whole step for the batch that was loaded, launch by launch."""
+    def launch(self) -> Sorted:
+        """The whole step for the batch that was loaded, launch by launch; its slots by feature."""
         s, back = self.settings, self.backward
         self.encode()
         slots = sort_slots(self.keys_NK.view(-1), self.F, self.workspace)
@@ -228,6 +228,7 @@ class DeviceStep:
             HELP=a is None and s.aux_weight > 0, num_warps=16,
         )  # fmt: skip
         self.n_launched += 1
+        return slots
 
     def capture(self) -> None:
         """Record the step as a CUDA graph; the batch that is loaded is not trained on."""
@@ -236,8 +237,9 @@ class DeviceStep:
         stream.wait_stream(torch.cuda.current_stream())
         n_launched = self.n_launched
         with torch.cuda.stream(stream):
-            for _ in range(2):  # compile, choose a route, fill caches
-                self.launch()
+            for _ in range(2):  # compile, choose routes and tiles, fill caches
+                slots = self.launch()
+                self.backward.choose_tiles(slots)
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
