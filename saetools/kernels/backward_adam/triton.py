@@ -531,9 +531,8 @@ def other_tiles(n_features: int, d_model: int, device: torch.device) -> tuple[li
         for columns, warps, slots, registers in (
             (256, 1, 2, None),
             (256, 1, 2, 96),
-            (256, 1, 4, 112),
+            (512, 2, 2, None),
             (512, 2, 4, None),
-            (512, 2, 2, 128),
         )
     ]
     return measuring, updating
@@ -570,10 +569,9 @@ class Backward:
         self.dead_parts = get("back.dead", (updating.n_programs,), torch.int32, device)
 
     def choose_tiles(self, slots: Sorted) -> None:
-        """Measure which tiles are fastest at this shape, once per shape; weights stay as they are."""
+        """Measure which tiles are fastest at this shape, once per shape. Weights and moments change: restore them."""
         if self._key not in _TILES:
-            kept = self.control.values.clone()
-            self.control.values[Control.APPLIED] = 0
+            self.control.values[Control.APPLIED] = 1
             measuring, updating = other_tiles(self.F, self.D, self.p.x_ND.device)
 
             def measured(tile: Tile) -> float:
@@ -585,7 +583,6 @@ class Backward:
                 return milliseconds(lambda: self.update(slots))
 
             _TILES[self._key] = min(measuring, key=measured), min(updating, key=updated)
-            self.control.values.copy_(kept)
         self.use(*_TILES[self._key])
 
     def _slots(self, slots: Sorted) -> tuple[Tensor, ...]:
