@@ -94,12 +94,16 @@ class Data:
         )
 
     def source(self, split: Split, calibration: Calibration | None = None) -> RowSource:
-        """Rows of one split. Held-out rows of a store's run come from the host: a store holds training rows."""
+        """Rows of one split. Held-out rows of a store's run come from the host: a store holds training rows.
+
+        They come without gradients, since whoever uses a dictionary has none.
+        """
         from saetools.activations.sources import make_source
 
         activations = self.config.activations
-        if split == "heldout" and activations.source == "cached":
-            activations = activations.model_copy(update={"source": "live"})
+        if split == "heldout":
+            source = "live" if activations.source == "cached" else activations.source
+            activations = activations.model_copy(update={"source": source, "gradients": False})
         live = activations.source == "live"
         return make_source(
             activations,

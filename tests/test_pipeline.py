@@ -69,6 +69,21 @@ def test_a_run_on_the_store_equals_the_live_run(common: list[str], live: Path, s
         assert (tmp_path / "run" / name).read_bytes() == (live / name).read_bytes()
 
 
+def test_gradients_train_a_run_live_and_from_a_store_alike(common: list[str], tmp_path: Path) -> None:
+    settings = [*common, "--training.n_tokens", "2000"]
+    assert main(["train", "gradient", *settings, "--run.dir", str(tmp_path / "live")]) == 0
+    assert main(["harvest", "gradient", "--out", str(tmp_path / "store"), *settings, "--run.dir", "unused"]) == 0
+    (path,) = (tmp_path / "store").iterdir()
+    changes = ["--activations.source", "cached", "--activations.path", str(path), "--run.dir", str(tmp_path / "cached")]
+    assert main(["train", "gradient", *settings, *changes]) == 0
+    first, second = (tmp_path / run / "dictionary" / "model.safetensors" for run in ("live", "cached"))
+    assert first.read_bytes() == second.read_bytes()
+    dictionary = saetools.load(tmp_path / "cached")
+    assert dictionary.gradient_share == 1
+    assert dictionary.gradient_rms == dictionary.calibration.gradient_rms > 0
+    assert main(["evaluate", str(tmp_path / "cached")]) == 0
+
+
 def test_evaluation_and_page(live: Path) -> None:
     assert main(["evaluate", str(live)]) == 0
     records = {record["name"]: record["value"] for record in json.loads((live / "eval.json").read_text())}

@@ -208,8 +208,8 @@ class _Bench:
         for w in self.windows:
             targets_BT = torch.zeros_like(w.counted_BT)
             targets_BT[:, 1:] = w.counted_BT[:, :-1]
-            x_BTD, g_BTD = self.parts.host.activations_and_gradients(w.ids_BT, self.parts.point, targets_BT)
-            found.append((x_BTD.detach(), g_BTD.detach()))
+            point = self.parts.point
+            found.append(self.parts.host.activations_and_gradients(w.ids_BT, [point], targets_BT)[point])
         return found
 
     def ablation(self, feature: int) -> tuple[float, float]:

@@ -80,7 +80,7 @@ def check_configs(configs: Sequence[Any]) -> None:
 
 def _stream(config: Any, source: RowSource) -> ShuffledRows:
     settings = config.activations
-    n_bytes = ring_bytes(settings.ring_rows, source.spec.d_model, settings.dtype)
+    n_bytes = ring_bytes(settings.ring_rows, source.spec.d_model, settings.dtype, int(settings.gradients))
     _logger.info("the shuffle ring takes %.1f MB for %d rows", n_bytes / 1e6, settings.ring_rows)
     return ShuffledRows(source, settings.ring_rows, config.run.seed)
 

@@ -144,7 +144,7 @@ class Run:
         """Raise RunError where the disk cannot hold the checkpoints kept and the one being written."""
         trainer, settings = self.trainer, self.config.activations
         tensors = [*trainer.dictionary.state_dict().values(), *trainer.optimizer.tensors().values()]
-        ring = ring_bytes(settings.ring_rows, self.source.spec.d_model, settings.dtype)
+        ring = ring_bytes(settings.ring_rows, self.source.spec.d_model, settings.dtype, int(settings.gradients))
         n_checkpoints = self.config.training.keep_checkpoints + 1
         needed = n_checkpoints * (ring + sum(tensor.nbytes for tensor in tensors))
         free = shutil.disk_usage(self.directory.path).free

@@ -74,12 +74,13 @@ class LinearHost:
             x = edit(x)
         return (x + 0.1 * x.cumsum(1)) @ self.U.T
 
-    def activations_and_gradients(self, ids_BT, point, keep_BT):
+    def activations_and_gradients(self, ids_BT, points, keep_BT):
         with torch.enable_grad():
             x = self._resid(ids_BT).requires_grad_()
             log_q = torch.log_softmax((x + 0.1 * x.cumsum(1)) @ self.U.T, -1)
             losses = -log_q[:, :-1].gather(2, ids_BT[:, 1:, None])[..., 0]
-            return x.detach(), torch.autograd.grad((losses * keep_BT[:, 1:]).sum(), x)[0]
+            g = torch.autograd.grad((losses * keep_BT[:, 1:]).sum(), x)[0]
+            return {point: (x.detach(), g) for point in points}
 
     @contextmanager
     def editing(self, edits):
