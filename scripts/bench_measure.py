@@ -42,10 +42,11 @@ class Setting:
 
     def start(self) -> "Setting":
         """Set it in this process; the allocator as it could be set."""
-        from saetools.kernels.backend import set_threads
+        import torch
+
         from saetools.kernels.workspace import keep_freed_memory
 
-        set_threads(self.threads)
+        torch.set_num_threads(self.threads)
         return Setting(self.threads, keep_freed_memory() if self.allocator == "keep-freed" else "default")
 
 

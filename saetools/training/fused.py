@@ -16,7 +16,7 @@ from saetools.functional.losses import mean_of_rows
 from saetools.functional.statistics import dead_F
 from saetools.kernels.auxk import auxk
 from saetools.kernels.backend import Impl as KernelImpl
-from saetools.kernels.backend import import_numba, resolve
+from saetools.kernels.backend import resolve
 from saetools.kernels.backward_adam import Batch, ExtraRows, Rule, Weights, backward_adam, gradients
 from saetools.kernels.decode_loss import decode_loss
 from saetools.kernels.encode_topk import Precision, preferred_precision
@@ -80,8 +80,6 @@ class FusedStep:
         self.impl: KernelImpl = impl
         self.workspace = Workspace()
         chosen = resolve(impl, dictionary.W_enc_FD)
-        if chosen == "numba":
-            import_numba()
         precision = preferred_precision(chosen) if precision == "auto" else precision
         self.selector = Selector(plan, precision, impl, self.workspace)
         self.provider = f"fused-{chosen}-{precision}"

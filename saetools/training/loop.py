@@ -49,7 +49,6 @@ def train(configs: Sequence[Any], make_source: MakeSource, allow_inexact: bool =
         for config, directory in zip(configs, directories, strict=True):
             runs.append(Run(config, directory, source, allow_inexact))
             stack.callback(runs[-1].close)
-        set_threads(shared.run.threads)  # again, for what making the steps has imported
         request = stack.enter_context(stop_on_signals())
         if not all(run.trainer.finished for run in runs):
             stream = _stream(shared, source)

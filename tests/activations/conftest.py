@@ -15,14 +15,6 @@ from saetools.text.packing import TokenPlan
 VOCABULARY, D_MODEL, WINDOWS, CONTEXT = 50, 8, 4, 12
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class FakeHost:
     """Two points: an embedding, and a causal mixture of it whose bits depend on the whole batch's shape."""
 

@@ -1,7 +1,6 @@
 """What holds for every registered kind of dictionary, over all of its example configs."""
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,14 +24,6 @@ CASES = [
     for number, config in enumerate(cls.examples())
 ]
 pytestmark = pytest.mark.parametrize("config", CASES)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def rows(n: int = 64, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

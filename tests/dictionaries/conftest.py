@@ -1,7 +1,5 @@
 """Rows made of known atoms, and a small training loop, for the tests of single kinds: the fixture `planted`."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -52,11 +50,3 @@ class Planted:
 @pytest.fixture(scope="session")
 def planted() -> Planted:
     return Planted()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

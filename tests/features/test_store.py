@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 
 import pytest
-import torch
 from toy import SPEC, WORDS, SignedDictionary, ToyHost, ToyPlan, ToySource
 
 from saetools.errors import DataError, FormatError
@@ -19,7 +18,6 @@ SETTINGS = CollectSettings(n_top=4, n_random=6, n_uniform=2, before=5, after=3)
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StoreInfo, list[Entry]]:
-    torch.set_num_threads(1)
     plan = ToyPlan(n_batches=12)
     dictionary = SignedDictionary()
     collected = collect(dictionary, ToySource(plan), plan, SETTINGS)
