@@ -1,4 +1,4 @@
-"""The command line: `saetools train | harvest | evaluate | dashboard | quickstart | doctor`."""
+"""The command line: `saetools train | harvest | evaluate | dashboard | convert | quickstart | doctor`."""
 
 import argparse
 import logging
@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from saetools.errors import ConfigError, SaetoolsError
+from saetools.errors import ConfigError, RunError, SaetoolsError
 
 PROGRAM = "saetools"
 OVERRIDES = "Any field of the config is set as --section.field VALUE; `saetools train --help` lists them all."
@@ -98,6 +98,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--config", type=Path, help="config that names host, corpus and point, for a bare dictionary")
     sub.add_argument("--fresh", action="store_true", help="collect again what is there")
 
+    sub = command(
+        "convert", _convert, "Read a dictionary of any known layout, and write it as ours or another library's."
+    )
+    sub.add_argument("source", help="directory, file, or hf://organisation/repository[/directory][@revision]")
+    sub.add_argument("--out", type=Path, required=True, help="directory to write; it must not exist")
+    sub.add_argument(
+        "--to", default="saetools dictionary", metavar="FORMAT", help="saelens, sparsify, ...; default: ours"
+    )
+    sub.add_argument("--from-pt", action="store_true", help="open a .pt file, in a sandbox that takes tensors alone")
+    sub.add_argument("--k", type=int, help="features per row, for layouts whose files do not say")
+    sub.add_argument("--not-strict", action="store_true", help="warn of unknown settings and tensors, and go on")
+
     command("quickstart", _quickstart, "Train, evaluate and show a dictionary of the embedded model.")
     command("doctor", _doctor, "Print versions, devices, memory and disk.")
     return parser
@@ -183,6 +195,20 @@ def _config_for(source: Path, config: Path | None, overrides: Sequence[str]) -> 
     from saetools import pipeline
 
     return pipeline.read_config(config, overrides) if config else pipeline.config_of(source, overrides)
+
+
+def _convert(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from saetools.formats.load import load, save_as
+
+    if options.out.exists():
+        raise RunError(f"{options.out} already exists. Remove it or choose another directory.")
+    dictionary = load(options.source, strict=not options.not_strict, allow_pt=options.from_pt, k=options.k)
+    save_as(dictionary, options.out, options.to)
+    layout = dictionary.provenance.get("layout", "a saetools dictionary")
+    sys.stdout.write(
+        f"{options.source} ({layout}) -> {options.out}: {dictionary.kind}, {dictionary.config.n_features} features of "
+        f"width {dictionary.d_model}\n"
+    )
 
 
 def _quickstart(options: argparse.Namespace, overrides: Sequence[str]) -> None:

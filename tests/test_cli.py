@@ -148,3 +148,16 @@ def test_dry_run_writes_nothing(rows: Path, tmp_path: Path, capsys: pytest.Captu
 def test_fields_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--fields", "topk"]) == 0 and main(["doctor"]) == 0
     assert "--training.n_tokens" in capsys.readouterr().out
+
+
+def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    golden = Path(__file__).parent / "formats" / "golden"
+    assert main(["convert", str(golden / "sparsify-f32"), "--out", str(tmp_path / "d")]) == 0
+    assert "(sparsify) -> " in capsys.readouterr().out
+    assert main(["convert", str(tmp_path / "d"), "--to", "saelens", "--out", str(tmp_path / "s")]) == 0
+    assert (tmp_path / "s" / "sae_weights.safetensors").is_file()
+    assert main(["convert", str(tmp_path / "d"), "--to", "saelens", "--out", str(tmp_path / "s")]) == 2
+    assert "already exists" in capsys.readouterr().err
+    pickled = ["convert", str(golden / "dl-topk-f32"), "--out", str(tmp_path / "p")]
+    assert main(pickled) == 2 and "--from-pt" in capsys.readouterr().err
+    assert main([*pickled, "--from-pt"]) == 0 and (tmp_path / "p" / "model.safetensors").is_file()

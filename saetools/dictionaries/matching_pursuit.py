@@ -7,7 +7,8 @@
 Rules: `nonnegative` takes the largest positive c and stops where there is none, `signed` the largest c whatever its
 sign, `absolute` the largest |c| with its sign. Atoms have unit norm, so that ||r_t||^2 = ||r_{t-1}||^2 - v_t^2. With
 `reselect` an atom may be chosen again, so that a row may have fewer than k active features. A row stops early where
-||r|| <= tolerance * sqrt(V). `inference_steps` may differ from k: a dictionary goes on improving with more steps.
+||r|| <= tolerance * sqrt(V), and with `stop_at_repeat` after the first atom that comes a second time (as in SAELens).
+`inference_steps` may differ from k: a dictionary goes on improving with more steps.
 
 Source: Costa et al. 2025, "From Flat to Hierarchical: Extracting Sparse Representations with Matching Pursuit", arXiv
 2506.03093. Differs from it in: the gradient by running the pursuit backwards (kernels/matching_pursuit); a
@@ -16,7 +17,6 @@ on the last residual, coded by their correlation with it (overcomplete subtracts
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from pydantic import Field
@@ -25,9 +25,9 @@ from torch import Tensor
 from saetools.dictionaries.base import Dictionary, Progress, SparseCode, State, Terms
 from saetools.dictionaries.settings import WithAuxK, WithK
 from saetools.errors import ConfigError
-from saetools.functional.linear import scatter_rows
+from saetools.functional.linear import gather_sum, scatter_rows
 from saetools.functional.losses import auxk, reconstruction
-from saetools.functional.selection import merged_slots
+from saetools.functional.selection import merged_slots, until_repeat
 from saetools.functional.statistics import dead_F
 from saetools.kernels.matching_pursuit import Rule, matching_pursuit
 
@@ -43,11 +43,14 @@ class MatchingPursuit(Dictionary, kind="matching_pursuit"):
 
         rule: Rule = Field("nonnegative", description="which correlation is largest: positive, signed or absolute")
         reselect: bool = Field(True, description="whether a row may take an atom again")
+        stop_at_repeat: bool = Field(False, description="whether a row ends with the first atom that it takes again")
         tolerance: float = Field(0.0, ge=0, description="norm of the residual at which a row stops, in sqrt(V)")
         inference_steps: int | None = Field(None, gt=0, description="steps of encoding; None: k, as in training")
 
         def validate_for(self, d_model: int) -> None:
             super().validate_for(d_model)
+            if self.stop_at_repeat and not self.reselect:
+                raise ConfigError("stop_at_repeat needs reselect: without it no atom comes a second time.")
             if not self.reselect and (self.inference_steps or 0) > self.n_features:
                 raise ConfigError(
                     f"inference_steps = {self.inference_steps} without reselect is more than n_features = "
@@ -69,6 +72,8 @@ class MatchingPursuit(Dictionary, kind="matching_pursuit"):
             reselect=self.config.reselect,
             impl="reference",
         )
+        if self.config.stop_at_repeat:
+            values_NK = values_NK * until_repeat(indices_NK)
         return scatter_rows(values_NK, indices_NK, self.config.n_features)
 
     def loss_terms(
@@ -91,6 +96,7 @@ class MatchingPursuit(Dictionary, kind="matching_pursuit"):
             cls.configure(n_features=40, k=4),
             cls.configure(n_features=40, k=6, rule="absolute", reselect=False, tolerance=0.3),
             cls.configure(n_features=24, k=3, rule="signed", inference_steps=6, aux_weight=0),
+            cls.configure(n_features=20, k=16, stop_at_repeat=True, aux_weight=0),
         ]
 
     def _pursue(self, x_ND: Tensor, n_steps: int) -> tuple[SparseCode, Tensor]:
@@ -103,8 +109,15 @@ class MatchingPursuit(Dictionary, kind="matching_pursuit"):
             tolerance=self._tolerance(),
             reselect=self.config.reselect,
         )
+        if self.config.stop_at_repeat:
+            values_NK = values_NK * until_repeat(indices_NK)
+            used = slice(int((values_NK != 0).any(0).nonzero().max()) + 1 if values_NK.any() else 0)
+            values_NK, indices_NK = values_NK[:, used], indices_NK[:, used]
+            left_ND = x_ND - self.b_dec_D - gather_sum(values_NK, indices_NK, self.W_dec_FD)
+        if self.config.reselect:
+            values_NK = merged_slots(values_NK, indices_NK)
         code = SparseCode(values_NK, indices_NK, self.config.n_features)
-        return replace(code, values=merged_slots(values_NK, indices_NK)) if self.config.reselect else code, left_ND
+        return code.to_ragged() if self.config.stop_at_repeat else code, left_ND
 
     def _tolerance(self) -> float:
         return self.config.tolerance * float(self.total_variance) ** 0.5
