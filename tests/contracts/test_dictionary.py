@@ -60,8 +60,8 @@ def trained(config: Dictionary.Config, dtype: torch.dtype = torch.float64) -> Di
     if dictionary.trained_by == "nothing":
         return dictionary
     dictionary.constrain_()
-    terms = loss(dictionary, dictionary.initial_state())
-    dictionary.absorb_(terms.new_state)
+    if dictionary.trained_by == "gradient":
+        dictionary.absorb_(loss(dictionary, dictionary.initial_state()).new_state)
     return dictionary
 
 
