@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from saetools.dictionaries.base import Dictionary, Progress, State, Terms
+from saetools.functional.matching import hungarian_match
 
 
 class Planted:
@@ -43,8 +44,8 @@ class Planted:
         return state, terms
 
     def recovered(self, dictionary: Dictionary) -> float:
-        """The fraction of atoms with a direction of cosine above 0.9."""
-        return (self.atoms @ dictionary.directions().T).max(dim=1).values.gt(0.9).float().mean().item()
+        """The fraction of atoms whose direction, paired one to one (Hungarian), has a cosine above 0.9."""
+        return float(hungarian_match(self.atoms, dictionary.directions()).cosine_P.gt(0.9).float().mean())
 
 
 @pytest.fixture(scope="session")
