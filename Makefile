@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dash,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dash,map,dev]"
 	touch $(STAMP)
 
 demo: $(STAMP)  ## train, evaluate and show a dictionary of the embedded model

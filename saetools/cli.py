@@ -87,16 +87,25 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--fresh", action="store_true", help="compute again what is there")
     sub.add_argument("--csv", type=Path, metavar="FILE", help="write every figure of all dictionaries to a CSV file")
 
-    sub = command("dashboard", _dashboard, "Make the page of a run's features, or serve them live.")
-    sub.add_argument("source", type=Path, help="run or dictionary directory")
-    sub.add_argument("--export", type=Path, help="the page's file; default: dashboard.html in the run directory")
-    sub.add_argument("--live", action="store_true", help="serve the live app instead (needs the extra dash)")
-    sub.add_argument("--compare", type=Path, help="another run or dictionary to show beside it in the live app")
-    sub.add_argument("--host", default="127.0.0.1", help="address of the live app; any but this machine needs --token")
-    sub.add_argument("--port", type=int, default=8050, help="port of the live app")
-    sub.add_argument("--token", help="what a browser must give once; auto: make one and print it")
+    sub = command("dashboard", _dashboard, "Explore a run's features: a live app on this machine, or a page to mail.")
+    sub.add_argument("source", type=Path, help="run or dictionary directory; a run that still trains, too")
+    sub.add_argument(
+        "--export",
+        type=Path,
+        metavar="PATH",
+        help="write a page instead: PATH.html is one file with a sample of the features, any other a folder with all",
+    )
+    sub.add_argument("--features", type=int, metavar="N", help="features in the page; default: 200, in a folder all")
+    sub.add_argument(
+        "--compare", type=Path, metavar="OTHER", help="show another run, checkpoint or dictionary beside it"
+    )
+    sub.add_argument("--loss-effects", type=int, default=0, metavar="N", help="ablate N features in their top contexts")
+    sub.add_argument("--map", choices=["pca", "umap"], default="pca", help="places on the map; umap: the extra map")
+    sub.add_argument("--fresh", action="store_true", help="collect again what is there; the two above need it then")
     sub.add_argument("--config", type=Path, help="config that names host, corpus and point, for a bare dictionary")
-    sub.add_argument("--fresh", action="store_true", help="collect again what is there")
+    sub.add_argument("--host", default="127.0.0.1", help="address of the app; any but this machine needs --token")
+    sub.add_argument("--port", type=int, default=8050, help="port of the app")
+    sub.add_argument("--token", help="what a browser must give once; auto: make one and print it")
 
     sub = command(
         "convert", _convert, "Read a dictionary of any known layout, and write it as ours or another library's."
@@ -170,25 +179,21 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _dashboard(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from saetools import pipeline
+    from saetools import exploring
 
     config = _config_for(options.source, options.config, overrides)
-    if options.live:
-        _serve(options, config)
+    how = exploring.Collecting(options.fresh, options.map, options.loss_effects)
+    if options.export is not None:
+        page = exploring.export(options.source, config, options.export, options.features, options.compare, how)
+        sys.stdout.write(f"features: {page}   (open it in a browser)\n")
         return
-    page = pipeline.dashboard(options.source, config, options.export, fresh=options.fresh)
-    sys.stdout.write(f"features: {page}\n")
-
-
-def _serve(options: argparse.Namespace, config: Any) -> None:
-    from saetools.exploring import serve
 
     def started(address: str) -> None:
-        sys.stdout.write(f"features: {address}   (ctrl-c stops)\n")
+        sys.stdout.write(f"features: {address}   (open it in a browser; ctrl-c stops)\n")
         sys.stdout.flush()
 
     where = (options.host, options.port, options.token)
-    serve(options.source, config, options.compare, *where, fresh=options.fresh, started=started)
+    exploring.serve(options.source, config, options.compare, *where, how=how, started=started)
 
 
 def _config_for(source: Path, config: Path | None, overrides: Sequence[str]) -> Any:
@@ -212,17 +217,17 @@ def _convert(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _quickstart(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from saetools import pipeline
+    from saetools import exploring, pipeline
 
     config = pipeline.read_config("quickstart", overrides)
     pipeline.train([config])
     sys.stdout.write(pipeline.evaluate(config.run.dir, config) + "\n")
-    page = pipeline.dashboard(config.run.dir, config)
+    page = exploring.export(config.run.dir, config)
     sys.stdout.write(
         f"dictionary: {config.run.dir / 'dictionary'}   (saetools.load({str(config.run.dir)!r}))\n"
         f"figures:    {config.run.dir / 'eval.json'}\n"
         f"features:   {page}   (open it in a browser)\n"
-        f"live app:   saetools dashboard {config.run.dir} --live   (also prompts, steering, labels)\n"
+        f"live app:   saetools dashboard {config.run.dir}   (also prompts, steering, labels)\n"
     )
 
 

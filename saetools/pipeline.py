@@ -183,41 +183,9 @@ def compare(sources: Sequence[Path], csv_file: Path | None = None) -> str:
     return comparison_table(named)
 
 
-def dashboard(source: Path, config: Any, page: Path | None = None, fresh: bool = False) -> Path:
-    """Collect what the features of the dictionary at `source` do (`features/`), and write the page that shows it."""
-    from saetools.dashboard.export import export_page
-    from saetools.features.store import FeatureStore
-
-    directory = run_directory(source)
-    page = page or directory / "dashboard.html"
-    store_path = directory / "features"
-    if fresh or not store_path.exists():
-        collect_features(load_subject(source, config), config, store_path, title=directory.name)
-    store = FeatureStore.open(store_path)
-    try:
-        export_page(store, page, n_features=config.evaluation.n_features, seed=config.run.seed)
-    finally:
-        store.close()
-    return page
-
-
 def run_directory(source: Path) -> Path:
     """Where results on the dictionary at `source` go: the run directory, or the one around a bare dictionary."""
     return source if (source / CONFIG_FILE).exists() or not (source / "model.safetensors").exists() else source.parent
-
-
-def collect_features(subject: Subject, config: Any, path: Path, title: str) -> None:
-    """Read held-out rows once and write the feature store of a dictionary to `path`."""
-    from saetools.features.collect import CollectSettings, collect
-    from saetools.features.entries import describe
-    from saetools.features.write import write_store
-
-    settings = CollectSettings(n_tokens=config.evaluation.n_tokens, seed=config.run.seed)
-    collected = collect(subject.dictionary, subject.heldout, subject.tokens, settings)
-    info, entries = describe(
-        collected, subject.dictionary, subject.spec, subject.host, title, f"{config.corpus.name}, held-out documents"
-    )
-    write_store(path, info, entries)
 
 
 def load_subject(source: Path, config: Any) -> Subject:

@@ -89,8 +89,8 @@ def test_evaluation_and_page(live: Path) -> None:
     records = {record["name"]: record["value"] for record in json.loads((live / "eval.json").read_text())}
     expected = {"fvu", "l0_mean", "dead_fraction", "ce_recovered_zero", "ce_recovered_mean", "kl_recovered_zero"}
     assert expected <= set(records) and 0 < records["fvu"] < 1 and records["l0_mean"] <= 4
-    assert main(["dashboard", str(live)]) == 0
-    assert "document" in (live / "dashboard.html").read_text()
+    assert main(["dashboard", str(live), "--export", str(live / "page.html"), "--features", "3"]) == 0
+    assert "document" in (live / "page.html").read_text()
     assert saetools.load(live).spec.point == "blocks.0.hook_out"
 
 

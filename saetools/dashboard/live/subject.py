@@ -6,8 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from saetools.dashboard.comparison import Comparison
 from saetools.errors import DataError
 from saetools.features.records import PromptFirings
 from saetools.features.store import FeatureStore
@@ -30,25 +29,20 @@ class Steering:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Another dictionary beside this one: for each feature its partner there (-1: none) and their cosine."""
-
-    title: str
-    partner_F: np.ndarray
-    cosine_F: np.ndarray
-    store: FeatureStore | None = None  # of the other dictionary, where there is one
+Fire = Callable[[str], PromptFirings]
+Steer = Callable[[Steering], tuple[str, str]]  # (baseline, steered) continuations
 
 
 @dataclass(frozen=True)
 class Subject:
     """What the app shows. Parts that are None have no tab."""
 
-    store: FeatureStore
-    fire: Callable[[str], PromptFirings] | None = None
-    steer: Callable[[Steering], tuple[str, str]] | None = None  # (baseline, steered) continuations
+    store: FeatureStore | None  # None: a run that trains and has no checkpoint yet
+    fire: Fire | None = None
+    steer: Steer | None = None
     comparison: Comparison | None = None
     metrics: Path | None = None
+    title: str = ""  # where there is no store to name it
 
 
 class OneAtATime:
