@@ -91,6 +91,7 @@ def _neighbours(record: FeatureRecord) -> list[dict[str, Any]]:
         ("Similar encoder rows", "cosine", record.encoder_neighbours),
         ("Fires together", "Jaccard: both / either", record.jaccard),
         ("Fires together, against chance", "PMI in nats", record.pmi),
+        ("Correlated values", "Pearson r over all tokens", record.pearson),
     ]
     return [
         {"title": title, "unit": unit, "items": [[n.feature, _short(n.value)] for n in neighbours[:10]]}

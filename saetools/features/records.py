@@ -88,6 +88,7 @@ class FeatureRecord(FrozenModel):
     encoder_neighbours: tuple[Neighbour, ...] = Field((), description="by cosine of encoder rows")
     jaccard: tuple[Neighbour, ...] = Field((), description="co-firing: |both| / |either|")
     pmi: tuple[Neighbour, ...] = Field((), description="ln P(both) / (P(one) P(other)), nats")
+    pearson: tuple[Neighbour, ...] = Field((), description="correlation of the values over all tokens")
     map_xy: tuple[float, float] | None = Field(None, description="place on the map, see StoreInfo.map_note")
 
 

@@ -9,7 +9,7 @@ import pytest
 from payloads import PAYLOADS
 
 from saetools.dashboard.live.app import make_app, make_guarded
-from saetools.dashboard.live.subject import MAX_WAITING, OneAtATime, Subject
+from saetools.dashboard.live.subject import MAX_PER_MINUTE, MAX_WAITING, OneAtATime, Subject
 from saetools.errors import ConfigError, DataError
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # SQLite's UTF-8 holds none
@@ -83,6 +83,19 @@ def test_the_model_is_used_by_one_and_waited_for_by_few() -> None:
             pass
     for _ in range(MAX_WAITING):
         queue._waiting.release()
+    with queue.turn():
+        pass
+
+
+def test_few_requests_start_in_a_minute() -> None:
+    now = [0.0]
+    queue = OneAtATime(clock=lambda: now[0])
+    for _ in range(MAX_PER_MINUTE):
+        with queue.turn():
+            now[0] += 0.1
+    with pytest.raises(DataError, match="in a minute"), queue.turn():
+        pass
+    now[0] = 60.0
     with queue.turn():
         pass
 
