@@ -85,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("source", nargs="+", type=Path, help="run or dictionary directories")
     sub.add_argument("--config", type=Path, help="config that names host, corpus and point, for a bare dictionary")
     sub.add_argument("--fresh", action="store_true", help="compute again what is there")
-    sub.add_argument("--csv", type=Path, metavar="FILE", help="write every figure of all dictionaries to a CSV file")
+    sub.add_argument(
+        "--out", type=Path, help="directory of the comparison (CSV, page); default: `comparison` beside the first run"
+    )
 
     sub = command("dashboard", _dashboard, "Explore a run's features: a live app on this machine, or a page to mail.")
     sub.add_argument("source", type=Path, help="run or dictionary directory; a run that still trains, too")
@@ -174,8 +176,8 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         config = _config_for(source, options.config, overrides)
         others = [other for other in options.source if other != source]
         sys.stdout.write(pipeline.evaluate(source, config, fresh=options.fresh, others=others) + "\n")
-    if len(options.source) > 1 or options.csv is not None:
-        sys.stdout.write(pipeline.compare(options.source, options.csv) + "\n")
+    if len(options.source) > 1 or options.out is not None:
+        sys.stdout.write(pipeline.compare(options.source, options.out) + "\n")
 
 
 def _dashboard(options: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -171,16 +171,34 @@ def evaluate(source: Path, config: Any, fresh: bool = False, others: Sequence[Pa
     return table(records, title=f"{source}: {subject.dictionary.kind} on held-out data")
 
 
-def compare(sources: Sequence[Path], csv_file: Path | None = None) -> str:
-    """The evaluated dictionaries side by side, from the `eval.json` of each; also as CSV where a file is named."""
-    from saetools.atomic import write_text
+def compare(sources: Sequence[Path], out: Path | None = None) -> str:
+    """The evaluated dictionaries side by side, from the `eval.json` of each: a table to print, CSV and a page in `out`.
+
+    Without `out` they go to `comparison/` beside the first run.
+    """
+    from saetools.atomic import make_directory, write_text
+    from saetools.dashboard.evaluations import comparison_page
     from saetools.evals.comparison import comparison_csv, comparison_table
     from saetools.evals.run import EVAL_FILE, read_records
 
-    named = {str(source): read_records(run_directory(source) / EVAL_FILE) for source in sources}
-    if csv_file is not None:
-        write_text(csv_file, comparison_csv(named))
-    return comparison_table(named)
+    directories = [run_directory(source) for source in sources]
+    named = {
+        name: read_records(directory / EVAL_FILE)
+        for name, directory in zip(distinct_names(sources), directories, strict=True)
+    }
+    out = make_directory(out or directories[0].absolute().parent / "comparison")
+    write_text(out / "comparison.csv", comparison_csv(named))
+    comparison_page(named, out / "comparison.html")
+    return f"{comparison_table(named)}\ncomparison: {out / 'comparison.html'}, {out / 'comparison.csv'}"
+
+
+def distinct_names(sources: Sequence[Path]) -> list[str]:
+    """What tells the paths apart: each without the directories that all of them share."""
+    parts = [source.parts for source in sources]
+    shared = 0
+    while all(len(p) > shared + 1 for p in parts) and len({p[: shared + 1] for p in parts}) == 1:
+        shared += 1
+    return ["/".join(p[shared:]) for p in parts]
 
 
 def run_directory(source: Path) -> Path:

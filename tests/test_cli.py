@@ -76,13 +76,14 @@ def test_evaluation_without_a_host_lists_what_it_skipped(run: Path, capsys: pyte
 def test_several_dictionaries_are_compared(
     run: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other, table = tmp_path / "other", tmp_path / "all.csv"
+    other, out = tmp_path / "other", tmp_path / "both"
     assert main(arguments(rows, other, run__seed="1")) == 0
     names = "--evaluation.run=[reconstruction, stability]"
-    assert main(["evaluate", str(run), str(other), names, "--csv", str(table)]) == 0
+    assert main(["evaluate", str(run), str(other), names, "--out", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "comparison" in shown and "shared_features_chance" in shown
-    lines = table.read_text().splitlines()
+    assert "<title>Comparison of dictionaries</title>" in (out / "comparison.html").read_text()
+    lines = (out / "comparison.csv").read_text().splitlines()
     assert sum(line.split(",")[1] == "fvu" for line in lines) == 2
     records = {record["name"]: record for record in json.loads((other / "eval.json").read_text())}
     assert list(records["matched_cosine"]["series"]) == [str(run)]

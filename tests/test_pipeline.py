@@ -1,6 +1,10 @@
 """The whole way on a tiny host: harvest, train live and from the store, evaluate, page; and what does not belong."""
 
 import json
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -92,6 +96,31 @@ def test_evaluation_and_page(live: Path) -> None:
     assert main(["dashboard", str(live), "--export", str(live / "page.html"), "--features", "3"]) == 0
     assert "document" in (live / "page.html").read_text()
     assert saetools.load(live).spec.point == "blocks.0.hook_out"
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_was_killed_goes_on_with_what_is_missing(live: Path, tmp_path: Path) -> None:
+    """kill -9 as soon as one is on disk: what was finished is left as it was, and the end is the same."""
+    runs = [Path(shutil.copytree(live, tmp_path / name)) for name in ("killed", "straight")]
+    arguments = ["--evaluation.run=[geometry, loss_recovered, steering]", "--fresh"]
+    for run in runs:
+        shutil.rmtree(run / "evaluations", ignore_errors=True)
+        (run / "eval.json").unlink(missing_ok=True)
+    program = subprocess.Popen([sys.executable, "-m", "saetools.cli", "evaluate", str(runs[0]), *arguments])
+    while not (done := list(runs[0].glob("evaluations/*.json"))) and program.poll() is None:
+        time.sleep(0.01)
+    program.kill()
+    program.wait()
+    written = {path: path.stat().st_mtime_ns for path in done}
+    assert written and not (runs[0] / "eval.json").exists()
+    for run in runs:
+        assert main(["evaluate", str(run), arguments[0]]) == 0
+    assert written == {path: path.stat().st_mtime_ns for path in written}, "it was not computed again"
+    killed, straight = (json.loads((run / "eval.json").read_text()) for run in runs)
+    values = [
+        [(r["name"], r["value"]) for r in found if not r["name"].startswith("cost_")] for found in (killed, straight)
+    ]
+    assert values[0] == values[1] and len(values[0]) > 30
 
 
 @pytest.mark.parametrize(
