@@ -12,6 +12,7 @@ import sys
 import bench_ops
 import bench_steps
 from bench_measure import Setting, report
+from bench_peers import CLOCKS
 
 from saetools.kernels.auxk import cases as auxk_cases
 from saetools.kernels.backward_adam import cases as backward_adam_cases
@@ -46,6 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--over", choices=tuple(bench_steps.GROWING), default="features", help="what grows in `growth`")
     parser.add_argument("--data", help=".npy of rows [N, D] instead of synthetic ones")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="cpu: of a thread, on a busy machine")
     parser.add_argument("--allocator", choices=("default", "keep-freed"), default="keep-freed")
     parser.add_argument("--providers", nargs="+", choices=tuple(bench_steps.PROVIDERS), help="steps to time")
     parser.add_argument("--no-rss", action="store_true", help="do not start processes to measure peak memory")
@@ -77,7 +79,7 @@ def gate(what: str) -> None:
 
 def main() -> None:
     a = arguments()
-    setting = Setting(a.threads, a.allocator).start()
+    setting = Setting(a.threads, a.allocator, a.clock).start()
     if a.what in INNER:
         INNER[a.what](a)
         return

@@ -91,7 +91,7 @@ def run_ops(a: argparse.Namespace, setting: Setting) -> list[Timing]:
     config = {name: getattr(a, name) for name in ("d", "features", "k", "batch")}
     results = []
     for op, variants in groups.items():
-        times = interleaved({"gemm": groups["encode"]["gemm"], **variants}, a.repeats)
+        times = interleaved({"gemm": groups["encode"]["gemm"], **variants}, a.repeats, a.clock)
         gemm = times["gemm"]
         alone = {name: ms for name, ms in times.items() if name != "gemm" or op == "encode"}
         for name, ms in alone.items():
@@ -151,7 +151,7 @@ def run_mp(a: argparse.Namespace, setting: Setting) -> list[Timing]:
     results = []
     for op, variants, n_rows in (("mp encode", encode, a.batch), ("mp step", steps, len(some))):
         with torch.set_grad_enabled(op == "mp step"):
-            times = interleaved(variants, max(3, a.repeats // 5), warmup=1)
+            times = interleaved(variants, max(3, a.repeats // 5), a.clock, warmup=1)
         results += [
             Timing(op, name, config | {"batch": n_rows}, ms, times["gemm"], n_rows) for name, ms in times.items()
         ]
@@ -190,7 +190,7 @@ def run_loader(a: argparse.Namespace, setting: Setting) -> list[Timing]:
         for _ in range(n_blocks):
             ring.next_block()
 
-    times = interleaved({"shuffle ring": mix, "gather from a permutation": permute}, a.repeats)
+    times = interleaved({"shuffle ring": mix, "gather from a permutation": permute}, a.repeats, a.clock)
     config = {"d": d, "dtype": "bfloat16", "ring_rows": ring_rows}
     return [Timing("loader", name, config, ms, [], n_blocks * 1024) for name, ms in times.items()]
 

@@ -5,7 +5,6 @@ import json
 import math
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import bench_ops
 import torch
 from bench_measure import ROOT, Setting, Timing, interleaved
-from bench_peers import PEERS, Batches, fvu, peak_rss_mb
+from bench_peers import CLOCKS, PEERS, Batches, fvu, peak_rss_mb
 from bench_turns import in_turn, run_peer
 
 from saetools.dictionaries.base import Dictionary, Progress, dictionary_class
@@ -79,7 +78,7 @@ def run_step(a: argparse.Namespace, setting: Setting) -> list[Timing]:
         "gemm bf16": encode_matmul(a, torch.bfloat16),
     }
     variants |= {provider: StepRunner(a, provider) for provider in providers}
-    times = interleaved(variants, a.repeats)
+    times = interleaved(variants, a.repeats, a.clock)
     config = {name: getattr(a, name) for name in ("dictionary", *SHAPE, "dead", "clip_norm")}
     results = []
     for provider, ms in times.items():
@@ -113,7 +112,7 @@ def run_child(a: argparse.Namespace) -> None:
         own = StepRunner(argparse.Namespace(**{**vars(a), "dictionary": "matching_pursuit"}), "plain autograd")
     else:
         own = StepRunner(a, a.own)
-    times = interleaved({"gemm": encode_matmul(a, torch.float32), "own": own}, 8)
+    times = interleaved({"gemm": encode_matmul(a, torch.float32), "own": own}, 8, a.clock)
     print(json.dumps({"ms": times["own"], "gemm_ms": times["gemm"], "peak_rss_mb": round(peak_rss_mb(), 1)}))
 
 
@@ -121,17 +120,17 @@ def run_quality(a: argparse.Namespace, setting: Setting) -> list[Timing]:
     """FVU on held-out rows after the same steps on the same rows, by each provider (and by peers)."""
     config = {name: getattr(a, name) for name in ("dictionary", *SHAPE, "steps", "lr")}
     config |= {"data": "synthetic" if a.data is None else "rows of a file"}
-    results = []
+    results, now = [], CLOCKS[a.clock]
     for provider in a.providers or ["fused fp32", "fused bf16-screen", "plain autograd"]:
         runner, ms = StepRunner(a, provider), []
         for number in range(a.steps):
             x_ND = runner.batches(number)
-            start = time.perf_counter()
+            start = now()
             runner.take(number, x_ND)
-            ms.append((time.perf_counter() - start) * 1e3)
+            ms.append((now() - start) * 1e3)
         found = {"fvu": round(fvu(runner.dictionary, runner.batches.held), 5)}
         results.append(Timing("quality", provider, config, ms, [], a.batch, found))
-    shared = [f"--{name}={getattr(a, name)}" for name in (*SHAPE, "steps", "lr", "threads", "allocator")]
+    shared = [f"--{name}={getattr(a, name)}" for name in (*SHAPE, "steps", "lr", "threads", "allocator", "clock")]
     shared += [f"--data={a.data}"] if a.data else []
     for peer in PEERS if a.peers else ():
         result = run_peer(a.peers_python, peer, "step", shared)

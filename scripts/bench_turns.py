@@ -20,7 +20,7 @@ def in_turn(a: argparse.Namespace, setting: Setting, task: str, batch: int) -> l
     """
     config = {name: getattr(a, name) for name in NAMES} | {"batch": batch}
     shared = [f"--{name}={value}" for name, value in config.items()]
-    shared += [f"--threads={setting.threads}", f"--allocator={setting.allocator}"]
+    shared += [f"--threads={setting.threads}", f"--allocator={setting.allocator}", f"--clock={setting.clock}"]
     peers = PEERS if task == "step" else PURSUITS
     calls = ["--steps=6"] if task == "step" else ["--steps=2"]
     found: dict[str, dict[str, Any]] = {}
