@@ -59,6 +59,31 @@ def test_what_was_trained_can_be_loaded(run: Path, rows: Path) -> None:
     assert {"config.yaml", "run.json", "calibration.json"} <= {path.name for path in run.iterdir()}
 
 
+@pytest.mark.parametrize("config", sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_config_trains_on_a_rows_file(config: Path, rows: Path, tmp_path: Path) -> None:
+    values = {
+        "activations.source": "rows",
+        "activations.path": rows,
+        "activations.ring_rows": 2048,
+        "activations.calibration_rows": 1000,
+        "dictionary.n_features": 64,
+        "training.n_tokens": 1024,
+        "training.batch_rows": 256,
+        "logging.progress": "false",
+        "run.dir": tmp_path / "run",
+    }
+    if "k: " in config.read_text():
+        values["dictionary.k"] = 4
+    assert main(["train", str(config), *(part for name, v in values.items() for part in (f"--{name}", str(v)))]) == 0
+    dictionary = saetools.load(tmp_path / "run")
+    x_ND = torch.randn(5, 16)
+    assert dictionary(x_ND).shape == (5, 16) and len(dictionary.encode(x_ND)) == 5
+    atoms_FD = dictionary.directions()[dictionary.directions().any(dim=1)]
+    torch.testing.assert_close(atoms_FD.norm(dim=1), torch.ones(len(atoms_FD)))
+    if dictionary.kind == "gradient":
+        assert dictionary.gradient_share == 0, "rows without gradients are recorded as such"
+
+
 def test_a_finished_run_is_left_as_it_is(run: Path, rows: Path) -> None:
     before = (run / "dictionary" / "model.safetensors").read_bytes()
     assert main(arguments(rows, run)) == 0

@@ -318,6 +318,9 @@ def test_save_and_load_are_bit_equal(config: Dictionary.Config, tmp_path: Path) 
     assert record.scale == SCALE and loaded.config == config and loaded.provenance == {"n_tokens": 64}
     for name, tensor in dictionary.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor) and loaded.state_dict()[name].dtype == tensor.dtype
+    if dictionary.trained_by != "nothing":  # atoms are unit vectors (or not in use) after loading too
+        norms_F = loaded.directions().norm(dim=1)
+        torch.testing.assert_close(norms_F[norms_F > 0], torch.ones_like(norms_F[norms_F > 0]))
     save_dictionary(loaded, tmp_path / "again", spec=None, scale=SCALE, provenance={"n_tokens": 64})
     for file in (tmp_path / "saved").iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
