@@ -93,7 +93,8 @@ class RowsSource:
     """Rows of a file as a RowSource. Held-out rows are those of `heldout_path`, else the last 10 % of `path`.
 
     Batches hold 4096 rows of the file each, in its order, rounded to `dtype`, fields too; the train split repeats for
-    ever. A row that is not finite raises DataError. Without a calibration nothing is dropped as an outlier.
+    ever; without `gradients` a `grad` of the file is left out. A row that is not finite raises DataError. Without a
+    calibration nothing is dropped as an outlier.
     """
 
     def __init__(
@@ -105,9 +106,10 @@ class RowsSource:
         calibration: Calibration | None = None,
         drop_outliers: bool = True,
         batch_rows: int = BATCH_ROWS,
+        gradients: bool = True,
     ) -> None:
         self.file = RowsFile(heldout_path if split == "heldout" and heldout_path else path)
-        self.split, self.dtype, self.batch_rows = split, dtype, batch_rows
+        self.split, self.dtype, self.batch_rows, self._gradients = split, dtype, batch_rows, gradients
         self.first, self.end = _range_of(self.file, split, whole=heldout_path is not None)
         self.n_batches = math.ceil((self.end - self.first) / batch_rows)
         self.spec = PointSpec(host="rows", point="rows", d_model=self.file.d_model)
@@ -139,6 +141,7 @@ class RowsSource:
                 "batch_rows": self.batch_rows,
                 "outliers_above": limit,
             }
+            | ({} if self._gradients else {"gradients": False})
         )
 
     def _batch(self, i: int) -> ActivationBatch:
@@ -147,7 +150,7 @@ class RowsSource:
         rounded = ActivationBatch(
             self._round(raw.x_ND, "x", first),
             raw.where_N2,
-            {name: self._round(value, name, first) for name, value in raw.fields.items()},
+            {name: self._round(value, name, first) for name, value in raw.fields.items() if self._gradients},
         )
         kept = rounded
         if self._drops_outliers and self._calibration is not None:

@@ -99,7 +99,15 @@ def _rows(
     def source(of: Split, calibrated: Calibration | None) -> RowsSource:
         settings = activations
         assert settings.path is not None
-        return RowsSource(settings.path, settings.heldout_path, of, settings.dtype, calibrated, settings.drop_outliers)
+        return RowsSource(
+            settings.path,
+            settings.heldout_path,
+            of,
+            settings.dtype,
+            calibrated,
+            settings.drop_outliers,
+            gradients=of == "train" or settings.gradients,
+        )
 
     return source(split, calibration or calibrate(source("train", None), activations.calibration_rows))
 

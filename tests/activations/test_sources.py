@@ -120,6 +120,17 @@ def test_rows_need_nothing_but_their_file(tmp_path):
     assert sum(len(rows) for _, rows in heldout.batches()) == 20
 
 
+def test_gradients_of_a_file_are_for_training_unless_asked_for(tmp_path):
+    path, x = tmp_path / "rows.safetensors", torch.randn(200, 4)
+    save_file({"x": x, "grad": 2 * x}, path)
+    settings = config(source="rows", path=path)
+    asked = config(source="rows", path=path, gradients=True)
+    assert next(make_source(settings, "train").batches())[1].fields["grad"].equal(2 * x[:180])
+    assert make_source(settings, "train").calibration.gradient_rms > 0
+    assert not next(make_source(settings, "heldout").batches())[1].fields
+    assert next(make_source(asked, "heldout").batches())[1].fields["grad"].equal(2 * x[180:])
+
+
 @pytest.mark.parametrize("source", ["live", "cached", "rows"])
 def test_what_is_missing_is_said(source):
     with pytest.raises(ConfigError, match=f"activations.source {source} needs"):
