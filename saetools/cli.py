@@ -11,7 +11,7 @@ from typing import Any
 from saetools.errors import ConfigError, RunError, SaetoolsError
 
 PROGRAM = "saetools"
-OVERRIDES = "Any field of the config is set as --section.field VALUE; `saetools train --help` lists them all."
+OVERRIDES = "Any field of the config is set as --section.field VALUE; `saetools train --fields topk` lists them all."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saetools.arguments import parse_run
-from saetools.errors import ConfigError, FormatError, MismatchError
+from saetools.errors import ConfigError, FormatError, MismatchError, nearest
 from saetools.records import Calibration, FrozenModel, PointSpec
 
 if TYPE_CHECKING:
@@ -35,9 +35,10 @@ def dictionary_configs() -> dict[str, type[FrozenModel]]:
     return {name: kind.Config for name, kind in available_dictionaries().items()}
 
 
-def shipped_config(name: str) -> Path:
-    """The path of a config that comes with the package, by its name without `.yaml`."""
-    return Path(str(resources.files("saetools") / "configs" / f"{name}.yaml"))
+def shipped_configs() -> dict[str, Path]:
+    """The configs that come with the package, by name without `.yaml`."""
+    directory = Path(str(resources.files("saetools") / "configs"))
+    return {path.stem: path for path in sorted(directory.glob("*.yaml"))}
 
 
 def read_config(source: Path | str, overrides: Sequence[str] = ()) -> Any:
@@ -47,8 +48,14 @@ def read_config(source: Path | str, overrides: Sequence[str] = ()) -> Any:
         path = path / CONFIG_FILE
         if not path.exists():
             raise ConfigError(f"{source} is not a run directory: it has no {CONFIG_FILE}. Give a YAML file or a run.")
-    elif not path.exists() and path.suffix == "" and shipped_config(path.name).exists():
-        path = shipped_config(path.name)
+    elif not path.exists():
+        shipped = shipped_configs()
+        if str(source) not in shipped:
+            raise ConfigError(
+                f"there is no config {source}: neither a file, nor a run directory, nor a shipped config."
+                f"{nearest(str(source), shipped)} Shipped: {', '.join(shipped)}."
+            )
+        path = shipped[str(source)]
     return parse_run(path, overrides, dictionary_configs())
 
 
@@ -118,10 +125,20 @@ def train(configs: Sequence[Any], allow_inexact: bool = False) -> None:
     """Train one dictionary per config, several of them on one stream; a run that was begun goes on."""
     from saetools.training.loop import train as train_runs
 
+    for config in configs:
+        _check_evaluations(config)
     data = Data(configs[0])
     if configs[0].activations.source == "cached":
         _check_store(configs)
     train_runs(configs, lambda calibration: data.source("train", calibration), allow_inexact)
+
+
+def _check_evaluations(config: Any) -> None:
+    """Refuse names of evaluations that do not exist before hours of training, not after; they take 3 s to import."""
+    if config.evaluation.run != type(config.evaluation)().run:
+        from saetools.evals.run import default_evaluations
+
+        default_evaluations(config.evaluation)
 
 
 def rows_needed(config: Any) -> int:

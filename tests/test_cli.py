@@ -136,6 +136,11 @@ def test_several_dictionaries_on_one_stream_equal_each_alone(rows: Path, run: Pa
         ({"activations__ring_rows": "100"}, "ring"),
         ({"activations__path": "/nowhere/x.npy"}, "/nowhere/x.npy"),
         ({"training__lrr": "1"}, "training.lr"),
+        ({"training__init_from": "/nowhere"}, "/nowhere does not exist"),
+        ({"evaluation__run": "[reconstructoin]"}, 'Did you mean "reconstruction"?'),
+        ({"run__device": "cuda"}, "run.device is cuda")
+        if not torch.cuda.is_available()
+        else ({"run__device": "x"}, "auto"),
         ({"dictionary__kind": "topkk"}, "topk"),
     ],
 )
@@ -147,6 +152,17 @@ def test_bad_input(
     error = capsys.readouterr().err
     assert expected in error and error.count("\n") <= 3 and "Traceback" not in error
     assert not (out / "dictionary").exists() and not (out / "config.yaml").exists(), "nothing half-written"
+
+
+def test_a_config_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, expected in (
+        ("quickstar", 'Did you mean "quickstart"? Shipped:'),
+        ("a/b.yaml", "there is no config a/b"),
+    ):
+        assert main(["train", name]) == 2
+        assert expected in capsys.readouterr().err
+    assert main(["train"]) == 2
+    assert "Name a config" in capsys.readouterr().err
 
 
 def test_rows_that_are_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

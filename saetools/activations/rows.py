@@ -39,7 +39,8 @@ class RowsFile:
             ".npy": _open_npy,
         }
         if path.suffix not in readers:
-            raise FormatError(f"{path} is a {path.suffix or 'nameless'} file; rows are read from {', '.join(readers)}.")
+            what = "a directory" if path.is_dir() else f"no {' or '.join(readers)} file"
+            raise FormatError(f"{path} is {what}; rows are read from {' and '.join(readers)} files.")
         if not path.is_file():
             raise FormatError(f"The rows file {path} does not exist.")
         tensors = readers[path.suffix](path)
@@ -79,8 +80,8 @@ class RowsFile:
         )
         if len(candidates) != 1:
             raise FormatError(
-                f"{self.path} holds {shapes}; rows are the matrix `x` [N, D], or the only matrix of the file. "
-                "Save the rows under the name x."
+                f"{self.path} holds arrays of the shapes {shapes}; rows are the matrix `x` [N, D], or the only matrix "
+                "of the file. Save the rows as one matrix, in a .safetensors file under the name x."
             )
         return candidates[0]
 
@@ -227,7 +228,10 @@ def _npy_header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
         raise FormatError(f"{path} is not a readable .npy file: {error}. Write it again with numpy.save.") from error
     if is_fortran or dtype.kind != "f":
         order = "Fortran" if is_fortran else "C"
-        raise FormatError(f"{path} is a {dtype} array in {order} order; rows are floating-point numbers in C order.")
+        raise FormatError(
+            f"{path} is a {dtype} array in {order} order; rows are floating-point numbers in C order. Save "
+            "numpy.ascontiguousarray(x, dtype=numpy.float32)."
+        )
     needed, present = offset + math.prod(shape) * dtype.itemsize, path.stat().st_size
     if needed != present:
         raise FormatError(f"{path} has {present} bytes and its header needs {needed}: it is damaged. Write it again.")
