@@ -1,10 +1,13 @@
 """The whole way on a tiny host: harvest, train live and from the store, evaluate, page; and what does not belong."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -177,3 +180,48 @@ def test_an_empty_corpus(common: list[str], tmp_path: Path, capsys: pytest.Captu
     changes = ["--corpus.name", str(tmp_path / "corpus"), "--run.dir", str(tmp_path / "run")]
     assert main(["train", "quickstart", *common, *changes]) == 2
     assert str(tmp_path / "corpus") in capsys.readouterr().err
+
+
+# --- kill -9 from outside ------------------------------------------------------------------------------------
+
+LONG = ("--training.n_tokens=40000", "--training.checkpoint_every_tokens=1500", "--logging.every_steps=1")
+
+
+def kill_while_training(arguments: Sequence[str], run: Path) -> None:
+    """Start the command line in a process of its own, and kill it once a few steps are logged."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "saetools.cli", *arguments],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        stderr=subprocess.PIPE,
+    )
+    metrics = run / "metrics.jsonl"
+    while child.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < 7):
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    _, error = child.communicate()
+    assert child.returncode == -signal.SIGKILL, error
+
+
+@pytest.fixture(scope="module")
+def straight(common: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("straight") / "run"
+    assert main(["train", "quickstart", *common, *LONG, "--run.dir", str(out)]) == 0
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["live", "prefetched", "cached"])
+def test_killed_on_a_transformer_and_resumed(common: list[str], straight: Path, tmp_path: Path, source: str) -> None:
+    arguments = ["train", "quickstart", *common, *LONG, "--run.dir", str(tmp_path / "run")]
+    if source == "prefetched":
+        arguments += ["--activations.prefetch", "2"]
+    if source == "cached":
+        harvest = ["harvest", "quickstart", *common, *LONG, "--out", str(tmp_path / "store"), "--run.dir", "unused"]
+        assert main(harvest) == 0
+        (store,) = (tmp_path / "store").iterdir()
+        arguments += ["--activations.source", "cached", "--activations.path", str(store)]
+    kill_while_training(arguments, tmp_path / "run")
+    assert not (tmp_path / "run" / "dictionary").exists()
+    assert main(arguments) == 0
+    for name in ("dictionary/model.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (straight / name).read_bytes()

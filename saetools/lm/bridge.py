@@ -15,7 +15,7 @@ from saetools.config import HostConfig
 from saetools.errors import ConfigError, DataError, PointError, nearest
 from saetools.lm.base import Edit
 from saetools.lm.hooks import Reached, Watch, hooked
-from saetools.lm.loading import content_hash, download, load_bridge
+from saetools.lm.loading import check_files, content_hash, download, load_bridge
 from saetools.lm.tokenizer import HfTokenize
 from saetools.records import PointSpec
 from saetools.rng import torch_seed
@@ -51,6 +51,7 @@ class BridgeHost:
         if directory is None:
             directory, self._commit = download(config.name, config.revision)
         self._directory = directory
+        check_files(directory)
         self.tokenize: HfTokenize = HfTokenize.from_directory(directory)
         self.prepend_bos = config.prepend_bos and self.tokenize.bos_id is not None
         self._bridge = load_bridge(directory, config, device)
