@@ -42,7 +42,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds a {type(values).__name__}; a config is a mapping of sections to fields.")
+        found = "is empty" if values is None else f"holds a {type(values).__name__}"
+        raise ConfigError(f"{path} {found}; a config is a mapping of sections to fields.")
     return values
 
 

@@ -56,7 +56,7 @@ def check_files(directory: Path) -> None:
 def load_bridge(directory: Path, config: HostConfig, device: str) -> TransformerBridge:
     """A fresh, frozen bridge in evaluation mode, with eager attention.
 
-    Raises FormatError where the directory, which has its files, does not hold all weights of a model that can be bridged.
+    The directory has its files (`check_files`). Raises FormatError where they are not all weights of a bridged model.
     """
     dtype = getattr(torch, config.dtype)
     with _format_errors(directory), _without_progress_bars():
