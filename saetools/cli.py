@@ -1,4 +1,4 @@
-"""The command line: `saetools train | harvest | evaluate | dashboard | convert | quickstart | doctor`."""
+"""The command line: `saetools train | harvest | evaluate | dashboard | convert | push | quickstart | doctor`."""
 
 import argparse
 import logging
@@ -121,6 +121,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--k", type=int, help="features per row, for layouts whose files do not say")
     sub.add_argument("--not-strict", action="store_true", help="warn of unknown settings and tensors, and go on")
 
+    sub = command("push", _push, "Save a dictionary to the Hugging Face hub, with a card of what it is and how good.")
+    sub.add_argument("source", type=Path, help="run or dictionary directory")
+    sub.add_argument("destination", help="hf://organisation/repository[/directory]")
+    sub.add_argument("--public", action="store_true", help="where the repository is made: for everyone to see")
+
     command("quickstart", _quickstart, "Train, evaluate and show a dictionary of the embedded model.")
     command("doctor", _doctor, "Print versions, devices, memory and disk.")
     return parser
@@ -216,6 +221,12 @@ def _convert(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         f"{options.source} ({layout}) -> {options.out}: {dictionary.kind}, {dictionary.config.n_features} features of "
         f"width {dictionary.d_model}\n"
     )
+
+
+def _push(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from saetools.formats.hub import push
+
+    sys.stdout.write(f"saved: {push(options.source, options.destination, private=not options.public)}\n")
 
 
 def _quickstart(options: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -6,6 +6,8 @@ Whatever is missing, damaged or of another layout raises FormatError naming the 
 import io
 import json
 import math
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
@@ -182,13 +184,22 @@ def _manifest_entries(path: Path) -> dict[str, dict[str, Any]]:
 def _verify_file(directory: Path, name: str, entry: dict[str, Any]) -> None:
     file = directory / name
     with format_errors(file):
-        if file.is_symlink() or not file.is_file():
+        if not file.is_file() or not _stays_inside(file, directory):
             raise FormatError(f"{file} is missing or not a plain file, but {directory / MANIFEST} lists it.")
         size = file.stat().st_size
         if size != entry["bytes"]:
             raise FormatError(f"{file} has {size:,} bytes; {entry['bytes']:,} were written: truncated or replaced.")
         if hash_file(file) != entry["xxh3_128"]:
             raise FormatError(f"{file} does not have the content that was written (its xxh3-128 differs): damaged.")
+
+
+def _stays_inside(file: Path, directory: Path) -> bool:
+    """Whether a file is no link, or one into its directory or into the blobs of the hub's cache that it lies in."""
+    if not file.is_symlink():
+        return True
+    caches = [above.parent for above in directory.absolute().parents if above.name == "snapshots"]
+    allowed = [directory.resolve(), *((cache / "blobs").resolve() for cache in caches)]
+    return any(file.resolve().is_relative_to(place) for place in allowed)
 
 
 def _check_safetensors_header(path: Path) -> dict[str, Any]:
@@ -211,14 +222,17 @@ def _check_safetensors_header(path: Path) -> dict[str, Any]:
 
 DAMAGE = (
     *(ValueError, KeyError, IndexError, TypeError, RecursionError, EOFError, OverflowError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, RuntimeError, struct.error),
+    *(SyntaxError, tokenize.TokenError),  # of numpy, which reads a header as Python's literals
 )
 """What parsers raise on bytes that are not what they should be."""
 
 
 @contextmanager
 def format_errors(path: Path) -> Iterator[None]:
-    """Turn what reading and parsing raise into FormatError."""
+    """Turn what reading and parsing raise into FormatError; what is no plain file (a pipe, a device) is not opened."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise FormatError(f"{path} is not a plain file.")
     try:
         yield
     except FormatError:

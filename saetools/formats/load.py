@@ -34,7 +34,9 @@ def load(
     if str(source).startswith(HUB):
         from saetools.formats.hub import fetched
 
-        return load_path(fetched(str(source), allow_pt), how)
+        dictionary = load_path(fetched(str(source), allow_pt), how)
+        dictionary.provenance = {**dictionary.provenance, "source": str(source)}
+        return dictionary
     return load_path(Path(source), how)
 
 

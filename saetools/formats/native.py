@@ -22,6 +22,8 @@ from saetools.safeio import load_safetensors, read_json, verify_directory
 
 SCHEMA_VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+BESIDE = ("README.md", ".gitattributes", ".cache")
+"""What a copy from the hub holds besides."""
 
 
 class DictionaryRecord(FrozenModel):
@@ -81,7 +83,7 @@ def save_dictionary(
 def load_unfolded(path: Path | str, device: str | torch.device = "cpu") -> Stored:
     """The dictionary as it was trained, for scaled rows, with its record. Raises FormatError naming file and key."""
     path = Path(path)
-    verify_directory(path)
+    verify_directory(path, allow_extra=BESIDE)
     record = _read_record(path / CONFIG)
     tensors = load_safetensors(path / WEIGHTS)
     dictionary = _build(record, tensors, path)

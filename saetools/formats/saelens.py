@@ -55,6 +55,8 @@ TENSORS = {
     "matching_pursuit": {"W_dec": "FD", "b_dec": "D"},
     "gated": {"W_dec": "FD", "W_enc": "DF", "b_gate": "F", "b_mag": "F", "r_mag": "F", "b_dec": "D"},
 }
+MOST_STEPS = 1 << 14
+"""Steps of pursuit that hold a place for every row; a larger number in a file is a mistake or an attack."""
 PER_ROW = {"topk": "topk", "abstopk": "abs_topk"}
 HANDLED = (
     "architecture",
@@ -176,10 +178,15 @@ def _pursuing(config: Mapping[str, Any], found: Mapping[str, Tensor], where: Pat
     steps = config.get("max_iterations")
     if steps is None:  # there as many as the width
         steps = found["W_dec"].shape[1]
+    steps = positive_int({"max_iterations": steps}, "max_iterations", where)
+    if again is not False:
+        steps = min(steps, len(found["W_dec"]) + 1)  # by then an atom has come again
+    if steps > MOST_STEPS:
+        raise FormatError(f"{where}: max_iterations is {steps}; at most {MOST_STEPS:,} steps are read.")
     centred = require(config, "apply_b_dec_to_input", (True, False), "It says whether b_dec is subtracted.", where)
     b_dec_D = found["b_dec"] if centred in (True, None) else torch.zeros_like(found["b_dec"])  # nor is it added there
     settings = {
-        "k": min(positive_int({"max_iterations": steps}, "max_iterations", where), len(found["W_dec"])),
+        "k": min(steps, len(found["W_dec"])),
         "inference_steps": steps,
         "tolerance": float(threshold),  # in units of sqrt(V), which is 1 here
         "stop_at_repeat": again is not False,
