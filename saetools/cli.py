@@ -1,4 +1,4 @@
-"""The command line: `saetools train | harvest | evaluate | dashboard | convert | push | quickstart | doctor`."""
+"""The command line: `saetools train | evaluate | dashboard | encode | convert | ...`: see `_parser`."""
 
 import argparse
 import logging
@@ -11,6 +11,7 @@ from typing import Any
 from saetools.errors import ConfigError, RunError, SaetoolsError
 
 PROGRAM = "saetools"
+ELSEWHERE = "what is meant to differ from what it was made for: host, point, ..."
 OVERRIDES = "Any field of the config is set as --section.field VALUE; `saetools train --fields topk` lists them all."
 
 
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--out", type=Path, help="directory of the comparison (CSV, page); default: `comparison` beside the first run"
     )
+    sub.add_argument("--elsewhere", nargs="+", default=[], metavar="WHAT", help=ELSEWHERE)
 
     sub = command("dashboard", _dashboard, "Explore a run's features: a live app on this machine, or a page to mail.")
     sub.add_argument("source", type=Path, help="run or dictionary directory; a run that still trains, too")
@@ -108,6 +110,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--host", default="127.0.0.1", help="address of the app; any but this machine needs --token")
     sub.add_argument("--port", type=int, default=8050, help="port of the app")
     sub.add_argument("--token", help="what a browser must give once; auto: make one and print it")
+
+    sub = command("encode", _encode, "Write the sparse codes of a text or a rows file, in shards.")
+    sub.add_argument("source", help="run, dictionary, another library's checkpoint, or hf://...")
+    what = sub.add_mutually_exclusive_group(required=True)
+    what.add_argument("--corpus", help="stdlib, a hub data set, or a json, jsonl, parquet or txt file or directory")
+    what.add_argument("--rows", type=Path, metavar="FILE", help="x [N, D] in a .safetensors or .npy file")
+    sub.add_argument("--out", type=Path, required=True, help="directory to write; it must not exist")
+    sub.add_argument("--n-rows", type=int, help="stop after so many rows; default: all")
+    sub.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the values")
+    sub.add_argument("--config", type=Path, help="config that names host and point; default: what it was made for")
+    sub.add_argument("--elsewhere", nargs="+", default=[], metavar="WHAT", help=ELSEWHERE)
 
     sub = command(
         "convert", _convert, "Read a dictionary of any known layout, and write it as ours or another library's."
@@ -180,7 +193,8 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     for source in options.source:
         config = _config_for(source, options.config, overrides)
         others = [other for other in options.source if other != source]
-        sys.stdout.write(pipeline.evaluate(source, config, fresh=options.fresh, others=others) + "\n")
+        told = pipeline.evaluate(source, config, fresh=options.fresh, others=others, elsewhere=options.elsewhere)
+        sys.stdout.write(told + "\n")
     if len(options.source) > 1 or options.out is not None:
         sys.stdout.write(pipeline.compare(options.source, options.out) + "\n")
 
@@ -207,6 +221,27 @@ def _config_for(source: Path, config: Path | None, overrides: Sequence[str]) -> 
     from saetools import pipeline
 
     return pipeline.read_config(config, overrides) if config else pipeline.config_of(source, overrides)
+
+
+def _encode(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from saetools import encoding
+
+    if options.out.exists():
+        raise RunError(f"{options.out} already exists. Remove it or choose another directory.")
+    if options.rows is not None:
+        info = encoding.encode_rows(options.source, options.rows, options.out, options.dtype, options.n_rows)
+    else:
+        info = encoding.encode_corpus(
+            *(options.source, options.corpus, options.out, options.config, overrides),
+            elsewhere=options.elsewhere,
+            dtype=options.dtype,
+            n_rows=options.n_rows,
+        )
+    per_row = info.n_values / max(1, info.n_rows)
+    sys.stdout.write(
+        f"{options.out}: {info.n_rows:,} rows, {info.n_values:,} values ({per_row:.1f} per row) of "
+        f"{info.n_features:,} features, in {len(info.shards)} shards\n"
+    )
 
 
 def _convert(options: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from saetools.arguments import parse_run
 from saetools.errors import ConfigError, FormatError, MismatchError, nearest
-from saetools.records import Calibration, FrozenModel, PointSpec
+from saetools.records import Calibration, FrozenModel
 
 if TYPE_CHECKING:
     from saetools.activations.base import RowSource
-    from saetools.dictionaries.base import Dictionary
     from saetools.evals.base import Subject
     from saetools.lm.base import Host
     from saetools.text.base import Corpus, Split
@@ -165,7 +164,9 @@ def _check_store(configs: Sequence[Any]) -> None:
         )
 
 
-def evaluate(source: Path, config: Any, fresh: bool = False, others: Sequence[Path] = ()) -> str:
+def evaluate(
+    source: Path, config: Any, fresh: bool = False, others: Sequence[Path] = (), elsewhere: Sequence[str] = ()
+) -> str:
     """Evaluate the dictionary at `source` on held-out data: `eval.json` beside it, and a table to print.
 
     Those of `others` that are for the same vectors are what its stability is judged against.
@@ -174,7 +175,7 @@ def evaluate(source: Path, config: Any, fresh: bool = False, others: Sequence[Pa
     from saetools.evals.table import table
     from saetools.formats.load import load
 
-    subject = load_subject(source, config)
+    subject = load_subject(source, config, elsewhere)
     loaded = {str(path): load(path, device=subject.dictionary.device) for path in others}
     alike = {name: other for name, other in loaded.items() if other.spec == subject.dictionary.spec}
     subject = replace(subject, others=alike)
@@ -223,8 +224,9 @@ def run_directory(source: Path) -> Path:
     return source if (source / CONFIG_FILE).exists() or not (source / "model.safetensors").exists() else source.parent
 
 
-def load_subject(source: Path, config: Any) -> Subject:
-    """The dictionary at `source` with the held-out data of `config`, checked to belong together."""
+def load_subject(source: Path, config: Any, elsewhere: Sequence[str] = ()) -> Subject:
+    """The dictionary at `source` with the held-out data of `config`, checked to belong together but in `elsewhere`."""
+    from saetools.dictionaries.belonging import check_belongs
     from saetools.evals.base import Subject
     from saetools.formats.load import load
 
@@ -232,7 +234,7 @@ def load_subject(source: Path, config: Any) -> Subject:
     dictionary = load(source, device=data.device)
     calibration = dictionary.calibration
     heldout = data.source("heldout", calibration)
-    check_belongs(dictionary, heldout.spec)
+    check_belongs(dictionary, heldout.spec, elsewhere)
     return Subject(
         dictionary=dictionary,
         spec=heldout.spec,
@@ -241,31 +243,6 @@ def load_subject(source: Path, config: Any) -> Subject:
         tokens=data.plan("heldout") if data.has_host else None,
         seed=config.run.seed,
     )
-
-
-def check_belongs(dictionary: Dictionary, spec: PointSpec) -> None:
-    """MismatchError where the dictionary was made for other vectors than `spec` describes.
-
-    A directory and a packaged name of the same weights agree: the revision (a hash of the weights) decides, not the
-    name under which the host was given.
-    """
-    own = dictionary.spec
-    if own is None:
-        if dictionary.d_model != spec.d_model:
-            raise MismatchError(f"the dictionary is for width {dictionary.d_model}, the data have {spec.d_model}.")
-        return
-    compared = ["point", "d_model", "prepend_bos", "compatibility_mode", "tokenizer_hash"]
-    compared.append("revision" if own.revision and spec.revision else "host")
-    wrong = [
-        f"{name} is {getattr(own, name)!r} for the dictionary and {getattr(spec, name)!r} for the data"
-        for name in compared
-        if getattr(own, name) != getattr(spec, name)
-    ]
-    if wrong:
-        raise MismatchError(
-            f"the dictionary does not fit these activations: {'; '.join(wrong)}. Evaluate it on what it was "
-            f"trained on, or train one here."
-        )
 
 
 def config_of(source: Path, overrides: Sequence[str] = ()) -> Any:

@@ -203,3 +203,19 @@ def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pickled = ["convert", str(golden / "dl-topk-f32"), "--out", str(tmp_path / "p")]
     assert main(pickled) == 2 and "--from-pt" in capsys.readouterr().err
     assert main([*pickled, "--from-pt"]) == 0 and (tmp_path / "p" / "model.safetensors").is_file()
+
+
+def test_encode_a_rows_file(run: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from safetensors.torch import load_file
+
+    from saetools.features.codes import read_codes, read_info
+
+    assert main(["encode", str(run), "--rows", str(rows), "--out", str(tmp_path / "c"), "--n-rows", "5000"]) == 0
+    assert "5,000 rows" in capsys.readouterr().out
+    info = read_info(tmp_path / "c")
+    assert (info.source, info.rows, info.n_features) == (str(run), str(rows), 64)
+    expected = saetools.load(run).encode(load_file(rows)["x"][:5000]).to_dense()
+    assert torch.equal(torch.cat([part.code.to_dense() for part in read_codes(tmp_path / "c")]), expected)
+    save_file({"x": torch.zeros(3, 5)}, tmp_path / "narrow.safetensors")
+    assert main(["encode", str(run), "--rows", str(tmp_path / "narrow.safetensors"), "--out", str(tmp_path / "d")]) == 2
+    assert "rows of width 5" in capsys.readouterr().err and not (tmp_path / "d").exists()

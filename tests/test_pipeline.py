@@ -172,7 +172,7 @@ def test_a_dictionary_of_another_point_is_refused(
     live: Path, common: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", str(live), "--activations.point", "blocks.1.hook_out"]) == 2
-    assert "does not fit these activations: point is 'blocks.0.hook_out'" in capsys.readouterr().err
+    assert "does not fit these vectors: point is 'blocks.0.hook_out'" in capsys.readouterr().err
 
 
 def test_an_empty_corpus(common: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,3 +225,23 @@ def test_killed_on_a_transformer_and_resumed(common: list[str], straight: Path, 
     assert main(arguments) == 0
     for name in ("dictionary/model.safetensors", "metrics.jsonl"):
         assert (tmp_path / "run" / name).read_bytes() == (straight / name).read_bytes()
+
+
+def test_encode_a_corpus(live: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every token of every document, whatever its split, once; host and point are those of the dictionary."""
+    from saetools.features.codes import read_codes, read_info
+
+    out = tmp_path / "codes"
+    assert main(["encode", str(live), "--corpus", str(corpus), "--out", str(out)]) == 0
+    info = read_info(out)
+    assert len(info.documents) == 60 and info.spec == saetools.load(live).spec
+    places = {(int(d), int(p)) for part in read_codes(out) for d, p in part.where_N2}
+    assert len(places) == info.n_rows
+    assert {max(p for d, p in places if d == document) + 1 for document in info.documents} == {
+        sum(d == document for d, _ in places) for document in info.documents
+    }
+    assert 0 < info.n_values / info.n_rows <= 4
+    other = ["encode", str(live), "--corpus", str(corpus), "--out", str(tmp_path / "other"), "--n-rows", "50"]
+    elsewhere = [*other, "--activations.point", "blocks.1.hook_out"]
+    assert main(elsewhere) == 2 and "point is 'blocks.0.hook_out' for it" in capsys.readouterr().err
+    assert main([*elsewhere, "--elsewhere", "point"]) == 0 and read_info(tmp_path / "other").n_rows == 50
