@@ -300,6 +300,12 @@ def save_saelens(dictionary: Dictionary, path: Path | str, host: str | None = No
         write_tensors(directory / WEIGHTS, matrices | tensors)
 
 
+def _pursues_alike(dictionary: Dictionary) -> bool:
+    """Whether a matching pursuit is of the one sort that SAELens computes."""
+    said = {name: setting(dictionary, name) for name in ("rule", "reselect", "coefficients")}
+    return said == {"rule": "nonnegative", "reselect": True, "coefficients": "pursuit"}
+
+
 def _for_saelens(dictionary: Dictionary) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
     """(architecture, its settings, its tensors besides W_enc, W_dec and b_dec)."""
     kind, own = dictionary.kind, dictionary.state_dict()
@@ -315,9 +321,11 @@ def _for_saelens(dictionary: Dictionary) -> tuple[str, dict[str, Any], dict[str,
         return "jumprelu", {}, {"b_enc": own["b_enc_F"], "threshold": own["threshold_F"]}
     if kind == "gated":
         return "gated", {}, {"b_gate": own["b_enc_F"], "r_mag": own["log_gain_F"], "b_mag": own["b_magnitude_F"]}
-    if kind == "matching_pursuit" and setting(dictionary, "rule") == "nonnegative" and setting(dictionary, "reselect"):
+    if kind == "matching_pursuit" and _pursues_alike(dictionary):
+        at_inference = setting(dictionary, "inference_tolerance")
+        tolerance = setting(dictionary, "tolerance") if at_inference is None else at_inference
         settings = {
-            "residual_threshold": setting(dictionary, "tolerance") * float(dictionary.total_variance) ** 0.5,
+            "residual_threshold": tolerance * float(dictionary.total_variance) ** 0.5,
             "max_iterations": setting(dictionary, "inference_steps") or setting(dictionary, "k"),
             "stop_on_duplicate_support": setting(dictionary, "stop_at_repeat"),
         }
