@@ -187,7 +187,8 @@ class Comparison:
         found = {record.name: record.value for record in run_evaluations(subject, evaluations, directory)}
         figures = {short: found[name] for short, name in FIGURES.items()} | _usage(dictionary)
         unused = 1 - figures["n_atoms"] / dictionary.config.n_features
-        figures["dead"] = (figures["dead"] - unused) / (1 - unused)  # of the atoms in use
+        for name in ("dead", "under_used"):  # of the atoms in use
+            figures[name] = (figures[name] - unused) / (1 - unused)
         return figures
 
 

@@ -187,7 +187,7 @@ def _pursuit(measured: list[Result]) -> list[tuple[str, str, str]]:
         (
             "its atoms are conditionally orthogonal: less alike than chance where one follows the other",
             "holds here" if next_cos < any_cos else "does not hold here",
-            f"mean |cos| of successive atoms {next_cos:.3f}, of random pairs of the atoms in use {any_cos:.3f}",
+            f"mean absolute cosine of successive atoms {next_cos:.3f}, of random pairs of those chosen {any_cos:.3f}",
         ),
     ]
 
