@@ -174,7 +174,11 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         for config in configs:
             _print_table(f"dry run of {config.run.dir}", ("what", "amount"), describe(config))
         return
-    pipeline.train(configs, allow_inexact=options.allow_inexact)
+    for result in pipeline.train(configs, allow_inexact=options.allow_inexact):
+        skipped = f", of which {result.n_skipped} were not finite and not applied" if result.n_skipped else ""
+        sys.stdout.write(
+            f"dictionary: {result.dictionary}   ({result.n_tokens:,} tokens in {result.n_steps:,} steps{skipped})\n"
+        )
 
 
 def _harvest(options: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from saetools.lm.base import Host
     from saetools.text.base import Corpus, Split
     from saetools.text.packing import TokenPlan
+    from saetools.training.run import TrainResult
 
 CONFIG_FILE = "config.yaml"
 
@@ -120,7 +121,7 @@ class Data:
         )
 
 
-def train(configs: Sequence[Any], allow_inexact: bool = False) -> None:
+def train(configs: Sequence[Any], allow_inexact: bool = False) -> list[TrainResult]:
     """Train one dictionary per config, several of them on one stream; a run that was begun goes on."""
     from saetools.training.loop import train as train_runs
 
@@ -129,7 +130,7 @@ def train(configs: Sequence[Any], allow_inexact: bool = False) -> None:
     data = Data(configs[0])
     if configs[0].activations.source == "cached":
         _check_store(configs)
-    train_runs(configs, lambda calibration: data.source("train", calibration), allow_inexact)
+    return train_runs(configs, lambda calibration: data.source("train", calibration), allow_inexact)
 
 
 def _check_evaluations(config: Any) -> None:
@@ -266,6 +267,11 @@ def harvest(config: Any, out: Path, points: Sequence[str], n_rows: int | None = 
     from saetools.activations.harvest import harvest_points
     from saetools.training.environment import set_threads
 
+    n_rows = rows_needed(config) if n_rows is None else n_rows
+    if n_rows < 1:
+        raise ConfigError(
+            f"{n_rows} rows are to be stored. Give 1 or more, or leave it to what a run of the config reads."
+        )
     set_threads(config.run.threads)
     data = Data(config)
-    return harvest_points(data.host, data.plan("train"), points, config.activations, out, n_rows or rows_needed(config))
+    return harvest_points(data.host, data.plan("train"), points, config.activations, out, n_rows)

@@ -84,9 +84,10 @@ def test_every_config_trains_on_a_rows_file(config: Path, rows: Path, tmp_path: 
         assert dictionary.gradient_share == 0, "rows without gradients are recorded as such"
 
 
-def test_a_finished_run_is_left_as_it_is(run: Path, rows: Path) -> None:
+def test_a_finished_run_is_left_as_it_is(run: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (run / "dictionary" / "model.safetensors").read_bytes()
     assert main(arguments(rows, run)) == 0
+    assert f"dictionary: {run / 'dictionary'}   (20,224 tokens in 79 steps)" in capsys.readouterr().out
     assert (run / "dictionary" / "model.safetensors").read_bytes() == before
 
 
@@ -163,6 +164,12 @@ def test_a_config_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
         assert expected in capsys.readouterr().err
     assert main(["train"]) == 2
     assert "Name a config" in capsys.readouterr().err
+
+
+def test_no_rows_to_harvest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for n in ("0", "-5"):
+        assert main(["harvest", "quickstart", "--out", str(tmp_path / "out"), f"--rows={n}"]) == 2
+        assert f"{n} rows are to be stored" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_rows_that_are_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

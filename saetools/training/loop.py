@@ -7,6 +7,7 @@ and resumed (on the CPU, with the same versions and threads).
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from signal import Signals
 from typing import Any
 
 from saetools.activations.base import RowSource
@@ -112,4 +113,6 @@ def _consume(runs: list[Run], stream: ShuffledRows, n_blocks: int, request: Stop
             if run.due() or (request.signal is not None and run.trainer.state.step > run.saved_step):
                 run.save(stream)
         if request.signal is not None:
+            steps = ", ".join(f"{run.directory.path} at step {run.saved_step}" for run in runs)
+            _logger.info("stopped by %s, saved %s; the same command goes on", Signals(request.signal).name, steps)
             raise SystemExit(128 + request.signal)

@@ -44,8 +44,9 @@ class Run:
         self.loaded: Checkpoint | None = load_newest(directory.checkpoints)
         if self.loaded is None:
             directory.check_unfinished()
-            self.trainer = fresh_trainer(config, directory, source)
+            self.trainer = fresh_trainer(config, source)
             self._check_space()
+            directory.begin(config, source.spec, source.fingerprint(), source.calibration)
         else:
             self.trainer = resumed_trainer(config, directory, source, self.loaded, allow_inexact)
         if directory.dictionary.exists() and not self.trainer.finished:

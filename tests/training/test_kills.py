@@ -89,6 +89,7 @@ def test_a_signal_saves_and_the_run_goes_on(
 ) -> None:
     stopped = spawn(tmp_path / "run", STOP_AT_STEP=21, STOP_SIGNAL=int(number))
     assert stopped.returncode == code, stopped.stderr
+    assert f"stopped by {signal.Signals(number).name}, saved {tmp_path / 'run'} at step 25" in stopped.stderr
     assert max(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == "0000000025"  # the end of its block
     assert not (tmp_path / "run" / "dictionary").exists()
     assert spawn(tmp_path / "run").returncode == 0

@@ -7,6 +7,7 @@ STOP_AT_STEP=n sends it STOP_SIGNAL (a number; STOP_TWICE=1: two times). Imports
 """
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -117,6 +118,7 @@ def main(arguments: list[str]) -> None:
     pairs = dict(change.split("=") for change in changes)
     config = tiny_config(Path(rows), Path(run_dir), **{key: json.loads(value) for key, value in pairs.items()})
     install_hooks(dict(os.environ))
+    logging.basicConfig(level=logging.INFO)
     torch.set_num_threads(1)
     train([config], tiny_source(config))
     assert "transformer_lens" not in sys.modules
