@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dash,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dash,map,dev]"
 	touch $(STAMP)
 
 demo: $(STAMP)  ## train, evaluate and show a dictionary of the embedded model
@@ -18,7 +18,7 @@ check: $(STAMP)  ## format, lint, types, fast tests (<= 2 minutes)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q -m "not slow and not gpu and not network and not browser" -n 2 \
+	$(BIN)/pytest -q -m "not slow and not gpu and not network and not browser" -n 2 --hypothesis-profile quick \
 		tests/test_architecture.py tests/test_arguments.py tests/contracts tests/dictionaries tests/functional tests/formats
 
 test: $(STAMP)  ## everything but slow tests (<= 8 minutes)

@@ -7,6 +7,8 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "load": "saetools.formats.load",
+    "save_as": "saetools.formats.load",
+    "push": "saetools.formats.hub",
     "available_dictionaries": "saetools.dictionaries.base",
     "explore": "saetools.exploring",
 }

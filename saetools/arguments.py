@@ -8,7 +8,7 @@ the exact key.
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,7 @@ def parse_run(config_path: Path | None, overrides: Sequence[str], dictionary_con
     values = read_yaml(config_path) if config_path else {}
     kind = _kind(values, overrides, dictionary_configs)
     values = _for_kind(values, kind, dictionary_configs)
-    config_class = run_config_class(dictionary_configs[kind])
-    try:
-        return _parse(config_class, values, overrides)
-    except ConfigError as error:
-        raise ConfigError(f"{config_path}: {error}" if config_path else str(error)) from None
+    return _parse(run_config_class(dictionary_configs[kind]), kind, values, overrides, config_path)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -46,7 +42,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds a {type(values).__name__}; a config is a mapping of sections to fields.")
+        found = "is empty" if values is None else f"holds a {type(values).__name__}"
+        raise ConfigError(f"{path} {found}; a config is a mapping of sections to fields.")
     return values
 
 
@@ -66,7 +63,10 @@ def _kind(values: dict[str, Any], overrides: Sequence[str], known: DictionaryCon
     kind = section.get("kind") if isinstance(section, dict) else None
     kind = _pairs(overrides).get("dictionary.kind", kind)
     if kind is None:
-        raise ConfigError(f"no dictionary.kind is given. Known kinds: {', '.join(known)}.")
+        raise ConfigError(
+            "no dictionary.kind is given. Name a config (a YAML file, or a shipped one such as quickstart) or set "
+            f"--dictionary.kind to one of {', '.join(known)}."
+        )
     if kind not in known:
         raise ConfigError(
             f"dictionary.kind: unknown kind {kind!r}.{nearest(str(kind), known)} Known: {', '.join(known)}."
@@ -84,7 +84,7 @@ def _for_kind(values: dict[str, Any], kind: str, known: DictionaryConfigs) -> di
     dropped = sorted(set(section) & (old - new))
     if dropped:
         sys.stderr.write(
-            f"note: {', '.join(dropped)} of kind {previous} do not apply to kind {kind} and are left out\n"
+            f"note: fields of kind {previous} that kind {kind} does not have are left out: {', '.join(dropped)}\n"
         )
     kept = {key: value for key, value in section.items() if key not in dropped}
     return values | {"dictionary": kept | {"kind": kind}}
@@ -99,24 +99,34 @@ def _parser(config_class: type[RunConfigBase], program: str | None = None) -> An
     return parser
 
 
-def _parse(config_class: type[RunConfigBase], values: dict[str, Any], overrides: Sequence[str]) -> RunConfigBase:
+def _parse(
+    config_class: type[RunConfigBase],
+    kind: str,
+    values: dict[str, Any],
+    overrides: Sequence[str],
+    config_path: Path | None,
+) -> RunConfigBase:
     import argparse
 
     parser = _parser(config_class)
-    _refuse_unknown_options(overrides, config_class)
+    _refuse_unknown_options(overrides, config_class, kind)
+
+    def explained(error: ValidationError) -> ConfigError:
+        return ConfigError(_explain(error, config_class, set(_pairs(overrides)), config_path))
+
     try:
         namespace = parser.parse_args([f"--config={_quoted_yaml(values)}", *overrides])
         plain = json.loads(parser.dump(namespace, format="json", skip_unset=False))
         plain.pop("config", None)
         return config_class.model_validate(plain)
     except ValidationError as error:
-        raise ConfigError(_explain(error, config_class)) from None
+        raise explained(error) from None
     except argparse.ArgumentError as error:
         merged = _merged(values, overrides)
         try:
             config_class.model_validate(merged)
         except ValidationError as cause:
-            raise ConfigError(_explain(cause, config_class)) from None
+            raise explained(cause) from None
         raise ConfigError(" ".join(str(error).split())) from None
 
 
@@ -148,12 +158,15 @@ def _pairs(overrides: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
-def _refuse_unknown_options(overrides: Sequence[str], config_class: type[RunConfigBase]) -> None:
+def _refuse_unknown_options(overrides: Sequence[str], config_class: type[RunConfigBase], kind: str) -> None:
     known = _field_paths(config_class)
+    leaves = [name for name in known if "." in name]
     for key in _pairs(overrides):
         if key not in known:
-            leaves = [name for name in known if "." in name]
-            raise ConfigError(f"unknown option --{key}.{nearest(key, leaves)} `--help` lists all options.")
+            similar = nearest(f"--{key}", [f"--{name}" for name in leaves])
+            others = [name for name in leaves if name.startswith("dictionary.")]
+            of_kind = f" Kind {kind} has {', '.join(others)}." if key.startswith("dictionary.") else ""
+            raise ConfigError(f"unknown option --{key}.{similar}{of_kind} `saetools train --fields {kind}` lists all.")
 
 
 def _field_paths(model: type[BaseModel], prefix: str = "") -> list[str]:
@@ -176,8 +189,13 @@ def _merged(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     return merged
 
 
-def _explain(error: ValidationError, config_class: type[RunConfigBase]) -> str:
-    """One sentence per wrong key: its path, what came, what is allowed or the nearest key."""
+def _explain(
+    error: ValidationError, config_class: type[RunConfigBase], given: Collection[str], config_path: Path | None
+) -> str:
+    """One sentence per wrong key: its path, what came, what is allowed or the nearest key.
+
+    Keys `given` on the command line are written as options, others with the config's file.
+    """
     known = _field_paths(config_class)
     sentences = []
     for item in sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden"):
@@ -187,7 +205,9 @@ def _explain(error: ValidationError, config_class: type[RunConfigBase]) -> str:
             siblings = [k for k in known if k.rpartition(".")[0] == section]
             sentences.append(f"unknown key {path}.{nearest(path, siblings) or nearest(path, known)}")
         elif item["type"] == "missing":
-            sentences.append(f"{path} is missing.")
+            sentences.append(f"{path} is missing: set --{path}.")
         else:
-            sentences.append(f"{path}: {item['msg'][0].lower()}{item['msg'][1:]}; got {item['input']!r}.")
-    return " ".join(sentences)
+            name = f"--{path}" if path in given else path
+            sentences.append(f"{name}: {item['msg'][0].lower()}{item['msg'][1:]}; got {item['input']!r}.")
+    text = " ".join(sentences)
+    return text if config_path is None or all(s.startswith("--") for s in sentences) else f"{config_path}: {text}"

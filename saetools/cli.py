@@ -1,4 +1,4 @@
-"""The command line: `saetools train | harvest | evaluate | dashboard | quickstart | doctor`."""
+"""The command line: `saetools train | evaluate | dashboard | encode | convert | ...`: see `_parser`."""
 
 import argparse
 import logging
@@ -8,10 +8,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from saetools.errors import ConfigError, SaetoolsError
+from saetools.errors import ConfigError, RunError, SaetoolsError
 
 PROGRAM = "saetools"
-OVERRIDES = "Any field of the config is set as --section.field VALUE; `saetools train --help` lists them all."
+ELSEWHERE = "what is meant to differ from what it was made for: host, point, ..."
+OVERRIDES = "Any field of the config is set as --section.field VALUE; `saetools train --fields topk` lists them all."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,18 +86,58 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("source", nargs="+", type=Path, help="run or dictionary directories")
     sub.add_argument("--config", type=Path, help="config that names host, corpus and point, for a bare dictionary")
     sub.add_argument("--fresh", action="store_true", help="compute again what is there")
-    sub.add_argument("--csv", type=Path, metavar="FILE", help="write every figure of all dictionaries to a CSV file")
+    sub.add_argument(
+        "--out", type=Path, help="directory of the comparison (CSV, page); default: `comparison` beside the first run"
+    )
+    sub.add_argument("--elsewhere", nargs="+", default=[], metavar="WHAT", help=ELSEWHERE)
 
-    sub = command("dashboard", _dashboard, "Make the page of a run's features, or serve them live.")
-    sub.add_argument("source", type=Path, help="run or dictionary directory")
-    sub.add_argument("--export", type=Path, help="the page's file; default: dashboard.html in the run directory")
-    sub.add_argument("--live", action="store_true", help="serve the live app instead (needs the extra dash)")
-    sub.add_argument("--compare", type=Path, help="another run or dictionary to show beside it in the live app")
-    sub.add_argument("--host", default="127.0.0.1", help="address of the live app; any but this machine needs --token")
-    sub.add_argument("--port", type=int, default=8050, help="port of the live app")
-    sub.add_argument("--token", help="what a browser must give once; auto: make one and print it")
+    sub = command("dashboard", _dashboard, "Explore a run's features: a live app on this machine, or a page to mail.")
+    sub.add_argument("source", type=Path, help="run or dictionary directory; a run that still trains, too")
+    sub.add_argument(
+        "--export",
+        type=Path,
+        metavar="PATH",
+        help="write a page instead: PATH.html is one file with a sample of the features, any other a folder with all",
+    )
+    sub.add_argument("--features", type=int, metavar="N", help="features in the page; default: 200, in a folder all")
+    sub.add_argument(
+        "--compare", type=Path, metavar="OTHER", help="show another run, checkpoint or dictionary beside it"
+    )
+    sub.add_argument("--loss-effects", type=int, default=0, metavar="N", help="ablate N features in their top contexts")
+    sub.add_argument("--map", choices=["pca", "umap"], default="pca", help="places on the map; umap: the extra map")
+    sub.add_argument("--fresh", action="store_true", help="collect again what is there; the two above need it then")
     sub.add_argument("--config", type=Path, help="config that names host, corpus and point, for a bare dictionary")
-    sub.add_argument("--fresh", action="store_true", help="collect again what is there")
+    sub.add_argument("--host", default="127.0.0.1", help="address of the app; any but this machine needs --token")
+    sub.add_argument("--port", type=int, default=8050, help="port of the app")
+    sub.add_argument("--token", help="what a browser must give once; auto: make one and print it")
+
+    sub = command("encode", _encode, "Write the sparse codes of a text or a rows file, in shards.")
+    sub.add_argument("source", help="run, dictionary, another library's checkpoint, or hf://...")
+    what = sub.add_mutually_exclusive_group(required=True)
+    what.add_argument("--corpus", help="stdlib, a hub data set, or a json, jsonl, parquet or txt file or directory")
+    what.add_argument("--rows", type=Path, metavar="FILE", help="x [N, D] in a .safetensors or .npy file")
+    sub.add_argument("--out", type=Path, required=True, help="directory to write; it must not exist")
+    sub.add_argument("--n-rows", type=int, help="stop after so many rows; default: all")
+    sub.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the values")
+    sub.add_argument("--config", type=Path, help="config that names host and point; default: what it was made for")
+    sub.add_argument("--elsewhere", nargs="+", default=[], metavar="WHAT", help=ELSEWHERE)
+
+    sub = command(
+        "convert", _convert, "Read a dictionary of any known layout, and write it as ours or another library's."
+    )
+    sub.add_argument("source", help="directory, file, or hf://organisation/repository[/directory][@revision]")
+    sub.add_argument("--out", type=Path, required=True, help="directory to write; it must not exist")
+    sub.add_argument(
+        "--to", default="saetools dictionary", metavar="FORMAT", help="saelens, sparsify, ...; default: ours"
+    )
+    sub.add_argument("--from-pt", action="store_true", help="open a .pt file, in a sandbox that takes tensors alone")
+    sub.add_argument("--k", type=int, help="features per row, for layouts whose files do not say")
+    sub.add_argument("--not-strict", action="store_true", help="warn of unknown settings and tensors, and go on")
+
+    sub = command("push", _push, "Save a dictionary to the Hugging Face hub, with a card of what it is and how good.")
+    sub.add_argument("source", type=Path, help="run or dictionary directory")
+    sub.add_argument("destination", help="hf://organisation/repository[/directory]")
+    sub.add_argument("--public", action="store_true", help="where the repository is made: for everyone to see")
 
     command("quickstart", _quickstart, "Train, evaluate and show a dictionary of the embedded model.")
     command("doctor", _doctor, "Print versions, devices, memory and disk.")
@@ -133,7 +174,11 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         for config in configs:
             _print_table(f"dry run of {config.run.dir}", ("what", "amount"), describe(config))
         return
-    pipeline.train(configs, allow_inexact=options.allow_inexact)
+    for result in pipeline.train(configs, allow_inexact=options.allow_inexact):
+        skipped = f", of which {result.n_skipped} were not finite and not applied" if result.n_skipped else ""
+        sys.stdout.write(
+            f"dictionary: {result.dictionary}   ({result.n_tokens:,} tokens in {result.n_steps:,} steps{skipped})\n"
+        )
 
 
 def _harvest(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -152,31 +197,28 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     for source in options.source:
         config = _config_for(source, options.config, overrides)
         others = [other for other in options.source if other != source]
-        sys.stdout.write(pipeline.evaluate(source, config, fresh=options.fresh, others=others) + "\n")
-    if len(options.source) > 1 or options.csv is not None:
-        sys.stdout.write(pipeline.compare(options.source, options.csv) + "\n")
+        told = pipeline.evaluate(source, config, fresh=options.fresh, others=others, elsewhere=options.elsewhere)
+        sys.stdout.write(told + "\n")
+    if len(options.source) > 1 or options.out is not None:
+        sys.stdout.write(pipeline.compare(options.source, options.out) + "\n")
 
 
 def _dashboard(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from saetools import pipeline
+    from saetools import exploring
 
     config = _config_for(options.source, options.config, overrides)
-    if options.live:
-        _serve(options, config)
+    how = exploring.Collecting(options.fresh, options.map, options.loss_effects)
+    if options.export is not None:
+        page = exploring.export(options.source, config, options.export, options.features, options.compare, how)
+        sys.stdout.write(f"features: {page}   (open it in a browser)\n")
         return
-    page = pipeline.dashboard(options.source, config, options.export, fresh=options.fresh)
-    sys.stdout.write(f"features: {page}\n")
-
-
-def _serve(options: argparse.Namespace, config: Any) -> None:
-    from saetools.exploring import serve
 
     def started(address: str) -> None:
-        sys.stdout.write(f"features: {address}   (ctrl-c stops)\n")
+        sys.stdout.write(f"features: {address}   (open it in a browser; ctrl-c stops)\n")
         sys.stdout.flush()
 
     where = (options.host, options.port, options.token)
-    serve(options.source, config, options.compare, *where, fresh=options.fresh, started=started)
+    exploring.serve(options.source, config, options.compare, *where, how=how, started=started)
 
 
 def _config_for(source: Path, config: Path | None, overrides: Sequence[str]) -> Any:
@@ -185,18 +227,59 @@ def _config_for(source: Path, config: Path | None, overrides: Sequence[str]) -> 
     return pipeline.read_config(config, overrides) if config else pipeline.config_of(source, overrides)
 
 
+def _encode(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from saetools import encoding
+
+    if options.out.exists():
+        raise RunError(f"{options.out} already exists. Remove it or choose another directory.")
+    if options.rows is not None:
+        info = encoding.encode_rows(options.source, options.rows, options.out, options.dtype, options.n_rows)
+    else:
+        info = encoding.encode_corpus(
+            *(options.source, options.corpus, options.out, options.config, overrides),
+            elsewhere=options.elsewhere,
+            dtype=options.dtype,
+            n_rows=options.n_rows,
+        )
+    per_row = info.n_values / max(1, info.n_rows)
+    sys.stdout.write(
+        f"{options.out}: {info.n_rows:,} rows, {info.n_values:,} values ({per_row:.1f} per row) of "
+        f"{info.n_features:,} features, in {len(info.shards)} shards\n"
+    )
+
+
+def _convert(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from saetools.formats.load import load, save_as
+
+    if options.out.exists():
+        raise RunError(f"{options.out} already exists. Remove it or choose another directory.")
+    dictionary = load(options.source, strict=not options.not_strict, allow_pt=options.from_pt, k=options.k)
+    save_as(dictionary, options.out, options.to)
+    layout = dictionary.provenance.get("layout", "a saetools dictionary")
+    sys.stdout.write(
+        f"{options.source} ({layout}) -> {options.out}: {dictionary.kind}, {dictionary.config.n_features} features of "
+        f"width {dictionary.d_model}\n"
+    )
+
+
+def _push(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from saetools.formats.hub import push
+
+    sys.stdout.write(f"saved: {push(options.source, options.destination, private=not options.public)}\n")
+
+
 def _quickstart(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from saetools import pipeline
+    from saetools import exploring, pipeline
 
     config = pipeline.read_config("quickstart", overrides)
     pipeline.train([config])
     sys.stdout.write(pipeline.evaluate(config.run.dir, config) + "\n")
-    page = pipeline.dashboard(config.run.dir, config)
+    page = exploring.export(config.run.dir, config)
     sys.stdout.write(
         f"dictionary: {config.run.dir / 'dictionary'}   (saetools.load({str(config.run.dir)!r}))\n"
         f"figures:    {config.run.dir / 'eval.json'}\n"
         f"features:   {page}   (open it in a browser)\n"
-        f"live app:   saetools dashboard {config.run.dir} --live   (also prompts, steering, labels)\n"
+        f"live app:   saetools dashboard {config.run.dir}   (also prompts, steering, labels)\n"
     )
 
 

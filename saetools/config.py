@@ -55,6 +55,9 @@ class ActivationsConfig(FrozenModel):
     ring_rows: int = Field(65_536, gt=0, description="rows in the shuffle ring")
     calibration_rows: int = Field(32_768, gt=0, description="kept rows measured before step 0")
     drop_outliers: bool = Field(True, description="drop rows whose norm exceeds 10 times the calibration's median")
+    gradients: bool = Field(
+        False, description="with each row dL/dx, field `grad` (a rows file trains with its own in any case)"
+    )
     prefetch: int = Field(0, ge=0, description="host batches made ahead by a producer thread; changes no bit")
 
 

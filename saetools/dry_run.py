@@ -14,7 +14,7 @@ import torch
 
 from saetools.activations.base import ActivationBatch
 from saetools.activations.rows import RowsFile
-from saetools.activations.shuffle import ring_bytes
+from saetools.activations.sources import estimate_bytes
 from saetools.dictionaries.base import make_dictionary
 from saetools.pipeline import Data
 from saetools.records import Calibration
@@ -34,7 +34,7 @@ def describe(config: Any) -> list[tuple[str, str]]:
     n_parameters = sum(p.numel() for p in trainer.dictionary.parameters())
     n_bytes = sum(t.nbytes for t in trainer.dictionary.state_dict().values())
     n_bytes += sum(t.nbytes for t in trainer.optimizer.tensors().values())
-    ring = ring_bytes(config.activations.ring_rows, d_model, config.activations.dtype)
+    ring = estimate_bytes(config.activations, d_model, 0).ring
     checkpoint = n_bytes + ring
     n_kept = min(config.training.keep_checkpoints, -(-plan.n_steps // checkpoint_steps(config.training)))
     step_seconds = _seconds(_step(trainer, plan.batch_rows, d_model))
@@ -66,8 +66,14 @@ def _rows(config: Any, data: Data) -> tuple[int, float | None]:
     host = data.host
     point = host.canonical(settings.point)
     tokens = next(data.plan("train").batches())
-    ids_BT = torch.from_numpy(tokens.ids_BT).to(host.device)
-    seconds = _seconds(lambda: host.activations(ids_BT, [point]))
+    ids_BT, keep_BT = torch.from_numpy(tokens.ids_BT).to(host.device), torch.from_numpy(tokens.keep_BT)
+
+    def read() -> Any:
+        if settings.gradients:
+            return host.activations_and_gradients(ids_BT, [point], keep_BT)
+        return host.activations(ids_BT, [point])
+
+    seconds = _seconds(read)
     return host.spec(point).d_model, tokens.keep_BT.sum() / seconds
 
 

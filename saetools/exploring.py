@@ -1,9 +1,12 @@
-"""From a run to its features: the notebook face and the live app, put together from the rooms."""
+"""From a run to its features: collecting them; the page, the notebook face and the live app over them."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +14,29 @@ from saetools import pipeline
 from saetools.errors import FormatError
 
 if TYPE_CHECKING:
-    from saetools.dashboard.live.subject import Comparison, Steering
+    from saetools.dashboard.comparison import Comparison
+    from saetools.dashboard.live.subject import Steering
     from saetools.dashboard.live.subject import Subject as LiveSubject
     from saetools.dashboard.notebook import Explorer
+    from saetools.features.places import MapMethod
     from saetools.features.records import PromptFirings
     from saetools.features.store import FeatureStore
 
-METRICS = "metrics.jsonl"
+log = logging.getLogger(__name__)
+METRICS, STORE = "metrics.jsonl", "features"
+MAX_FIRING = 2000  # features that a prompt lists
 
 
-def explore(source: Path | str, config: Any = None) -> Explorer:
+@dataclass(frozen=True)
+class Collecting:
+    """How the features of a dictionary are collected where their store is missing, or of older weights."""
+
+    fresh: bool = False  # collect again whatever is there
+    map: MapMethod = "pca"  # "umap" needs the extra map
+    loss_effects: int = 0  # features whose top contexts get their effect on the loss: the sample that a page shows
+
+
+def explore(source: Any, config: Any = None) -> Explorer:
     """The features of a run, a dictionary inside one, or a feature store, as panels for a notebook.
 
     Features that were not collected yet are collected first, which takes about a minute. `config`: names host, corpus
@@ -31,33 +47,100 @@ def explore(source: Path | str, config: Any = None) -> Explorer:
     source = Path(source)
     if (source / "features.sqlite").exists():
         return Explorer(_open(source))
-    directory = pipeline.run_directory(source)
-    metrics = directory / METRICS
-    return Explorer(open_store(source, config), metrics if metrics.exists() else None)
+    store = open_store(source, config)
+    config = config or pipeline.config_of(source)
+    model = _Model(source, config) if config.activations.source != "rows" else None
+    return Explorer(store, _metrics(source), model.fire if model else None, lambda other: _comparison(source, other))
 
 
-def open_store(source: Path, config: Any = None, fresh: bool = False) -> FeatureStore:
-    """The feature store of a run or dictionary, made where it is missing."""
-    path = pipeline.run_directory(source) / "features"
-    if fresh or not path.exists():
-        config = config or pipeline.config_of(source)
-        pipeline.collect_features(pipeline.load_subject(source, config), config, path, path.parent.name)
+def open_store(source: Path, config: Any = None, how: Collecting | None = None) -> FeatureStore:
+    """The feature store of a run or dictionary; collected where it is missing or of older weights."""
+    how = how or Collecting()
+    path = pipeline.run_directory(source) / STORE
+    if path.exists() and not how.fresh:
+        store = _open(path)
+        now = _dictionary_hash(source)
+        if store.info.dictionary_hash in ("", now) or not now:
+            return store
+        store.close()
+        log.info("the features at %s are of other weights than the dictionary now has: collecting them again", path)
+    _collect(source, config or pipeline.config_of(source), path, how)
     return _open(path)
 
 
-def live_subject(source: Path, config: Any, compare: Path | None = None, fresh: bool = False) -> LiveSubject:
-    """What the live app shows of a run: its store, its curves, its model where it has one, another run beside it."""
+def _collect(source: Path, config: Any, path: Path, how: Collecting) -> None:
+    """Read held-out rows once and write the feature store of a dictionary to `path`."""
+    from saetools.features.collect import CollectSettings, collect
+    from saetools.features.entries import Description, describe
+    from saetools.features.write import write_store
+
+    subject = pipeline.load_subject(source, config)
+    dictionary_hash = _dictionary_hash(source)
+    settings = CollectSettings(n_tokens=config.evaluation.n_tokens, seed=config.run.seed)
+    collected = collect(subject.dictionary, subject.heldout, subject.tokens, settings)
+    wanted = Description(
+        title=path.parent.name,
+        corpus=f"{config.corpus.name}, held-out documents",
+        dictionary_hash=dictionary_hash,
+        map=how.map,
+        loss_effects=how.loss_effects,
+    )
+    info, entries = describe(collected, subject.dictionary, subject.spec, subject.host, wanted)
+    write_store(path, info, entries)
+
+
+def export(
+    source: Path,
+    config: Any,
+    target: Path | None = None,
+    n_features: int | None = None,
+    compare: Path | None = None,
+    how: Collecting | None = None,
+) -> Path:
+    """Write the features of a run as a page that needs no server; returns what to open.
+
+    `target` ending in .html (default: dashboard.html in the run): one file with a sample of `n_features` features
+    (default: evaluation.n_features). Any other: a folder, by default with all features that fire.
+    """
+    from saetools.dashboard.curves import read_metrics, training_curves
+    from saetools.dashboard.export import Contents, export_folder, export_page
+
+    target = target or pipeline.run_directory(source) / "dashboard.html"
+    is_page = target.suffix.lower() in (".html", ".htm")
+    store, metrics = open_store(source, config, how), _metrics(source)
+    contents = Contents(
+        store,
+        n_features=n_features or (config.evaluation.n_features if is_page else None),
+        curves=training_curves(read_metrics(metrics)) if metrics else (),
+        comparison=_comparison(source, compare) if compare else None,
+        seed=config.run.seed,
+    )
+    try:
+        if is_page:
+            export_page(contents, target)
+            return target
+        export_folder(contents, target)
+        return target / "index.html"
+    finally:
+        store.close()
+
+
+def live_subject(source: Path, config: Any, compare: Path | None = None, how: Collecting | None = None) -> LiveSubject:
+    """What the live app shows of a run: its store, its curves, its model where it has one, another run beside it.
+
+    A run that has no dictionary and no checkpoint yet has its curves alone.
+    """
     from saetools.dashboard.live.subject import Subject as LiveSubject
 
-    store = open_store(source, config, fresh)
-    metrics = pipeline.run_directory(source) / METRICS
+    if not _dictionary_hash(source) and _metrics(source):
+        return LiveSubject(None, title=source.name, metrics=_metrics(source))
     model = _Model(source, config) if config.activations.source != "rows" else None
     return LiveSubject(
-        store,
+        open_store(source, config, how),
         fire=model.fire if model else None,
         steer=model.steer if model else None,
         comparison=_comparison(source, compare) if compare else None,
-        metrics=metrics if metrics.exists() else None,
+        metrics=_metrics(source),
     )
 
 
@@ -68,7 +151,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8050,
     token: str | None = None,
-    fresh: bool = False,
+    how: Collecting | None = None,
     started: Callable[[str], None] = lambda address: None,
 ) -> None:
     """Serve the live app of a run until interrupted; `started` is given its address. token "auto" makes one."""
@@ -77,11 +160,11 @@ def serve(
     except ImportError as error:
         raise FormatError(
             f"the live app needs the extra dash ({error.name} is missing): pip install 'saetools[dash]', or make a "
-            "page with --export."
+            "page with --export page.html."
         ) from error
     guard.check_address(host, token)
     token = guard.new_token() if token == "auto" else token
-    app.serve(live_subject(source, config, compare, fresh), host, port, token, started=started)
+    app.serve(live_subject(source, config, compare, how), host, port, token, started=started)
 
 
 class _Model:
@@ -102,7 +185,7 @@ class _Model:
         from saetools.features.prompt import fire_on_prompt
 
         subject = self._subject()
-        return fire_on_prompt(subject.dictionary, subject.host, subject.spec.point, text)
+        return fire_on_prompt(subject.dictionary, subject.host, subject.spec.point, text, n_features=MAX_FIRING)
 
     def steer(self, request: Steering) -> tuple[str, str]:
         """(baseline, steered) continuations of equal length, temperature and seed."""
@@ -124,20 +207,40 @@ class _Model:
             return baseline, subject.host.generate(*options)
 
 
-def _comparison(source: Path, other: Path) -> Comparison:
-    """The features of another run or dictionary matched with ours; its store too, where it has one."""
-    import numpy as np
-
-    from saetools.dashboard.live.subject import Comparison
+def _comparison(source: Path, other: Path | str) -> Comparison:
+    """The features of another run, checkpoint or dictionary matched with ours, and their store."""
+    from saetools.dashboard.comparison import Comparison
+    from saetools.features.compare import match_features
     from saetools.formats.load import load
-    from saetools.functional.matching import hungarian_match
 
-    ours, theirs = load(source).directions(), load(other).directions()
-    match = hungarian_match(ours, theirs)
-    partner, cosine = np.full(len(ours), -1), np.zeros(len(ours))
-    partner[match.a_P.numpy()], cosine[match.a_P.numpy()] = match.b_P.numpy(), match.cosine_P.numpy()
-    path = pipeline.run_directory(other) / "features"
-    return Comparison(str(other), partner, cosine, _open(path) if path.exists() else None)
+    other = _dictionary_directory(Path(other))
+    partners = match_features(load(source).directions(), load(other).directions())
+    return Comparison(str(other), partners.partner_F, partners.cosine_F, open_store(other), partners.how)
+
+
+def _dictionary_directory(source: Path) -> Path:
+    """The dictionary of a checkpoint; anything else as it is."""
+    is_checkpoint = (source / "state.json").exists() and (source / "dictionary").is_dir()
+    return source / "dictionary" if is_checkpoint else source
+
+
+def _dictionary_hash(source: Path) -> str:
+    """A hash of the manifest of the dictionary that `load` reads: it lists the weights' hash. Empty: there is none."""
+    from saetools.formats.run import CHECKPOINTS, DICTIONARY, checkpoint_directories
+
+    candidates = [source, source / DICTIONARY]
+    if (source / CHECKPOINTS).is_dir():
+        candidates += [directory / DICTIONARY for directory in checkpoint_directories(source)]
+    for directory in candidates:
+        manifest = directory / "manifest.json"
+        if (directory / "model.safetensors").exists() and manifest.exists():
+            return hashlib.sha256(manifest.read_bytes()).hexdigest()[:32]
+    return ""
+
+
+def _metrics(source: Path) -> Path | None:
+    metrics = pipeline.run_directory(source) / METRICS
+    return metrics if metrics.exists() else None
 
 
 def _open(path: Path) -> FeatureStore:

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saetools.arguments import parse_run
-from saetools.errors import ConfigError, FormatError, MismatchError
-from saetools.records import Calibration, FrozenModel, PointSpec
+from saetools.errors import ConfigError, FormatError, MismatchError, nearest
+from saetools.records import Calibration, FrozenModel
 
 if TYPE_CHECKING:
     from saetools.activations.base import RowSource
-    from saetools.dictionaries.base import Dictionary
     from saetools.evals.base import Subject
     from saetools.lm.base import Host
     from saetools.text.base import Corpus, Split
     from saetools.text.packing import TokenPlan
+    from saetools.training.run import TrainResult
 
 CONFIG_FILE = "config.yaml"
 
@@ -35,9 +35,10 @@ def dictionary_configs() -> dict[str, type[FrozenModel]]:
     return {name: kind.Config for name, kind in available_dictionaries().items()}
 
 
-def shipped_config(name: str) -> Path:
-    """The path of a config that comes with the package, by its name without `.yaml`."""
-    return Path(str(resources.files("saetools") / "configs" / f"{name}.yaml"))
+def shipped_configs() -> dict[str, Path]:
+    """The configs that come with the package, by name without `.yaml`."""
+    directory = Path(str(resources.files("saetools") / "configs"))
+    return {path.stem: path for path in sorted(directory.glob("*.yaml"))}
 
 
 def read_config(source: Path | str, overrides: Sequence[str] = ()) -> Any:
@@ -47,8 +48,14 @@ def read_config(source: Path | str, overrides: Sequence[str] = ()) -> Any:
         path = path / CONFIG_FILE
         if not path.exists():
             raise ConfigError(f"{source} is not a run directory: it has no {CONFIG_FILE}. Give a YAML file or a run.")
-    elif not path.exists() and path.suffix == "" and shipped_config(path.name).exists():
-        path = shipped_config(path.name)
+    elif not path.exists():
+        shipped = shipped_configs()
+        if str(source) not in shipped:
+            raise ConfigError(
+                f"there is no config {source}: neither a file, nor a run directory, nor a shipped config."
+                f"{nearest(str(source), shipped)} Shipped: {', '.join(shipped)}."
+            )
+        path = shipped[str(source)]
     return parse_run(path, overrides, dictionary_configs())
 
 
@@ -94,12 +101,16 @@ class Data:
         )
 
     def source(self, split: Split, calibration: Calibration | None = None) -> RowSource:
-        """Rows of one split. Held-out rows of a store's run come from the host: a store holds training rows."""
+        """Rows of one split. Held-out rows of a store's run come from the host: a store holds training rows.
+
+        They come without gradients, since whoever uses a dictionary has none.
+        """
         from saetools.activations.sources import make_source
 
         activations = self.config.activations
-        if split == "heldout" and activations.source == "cached":
-            activations = activations.model_copy(update={"source": "live"})
+        if split == "heldout":
+            source = "live" if activations.source == "cached" else activations.source
+            activations = activations.model_copy(update={"source": source, "gradients": False})
         live = activations.source == "live"
         return make_source(
             activations,
@@ -110,14 +121,24 @@ class Data:
         )
 
 
-def train(configs: Sequence[Any], allow_inexact: bool = False) -> None:
+def train(configs: Sequence[Any], allow_inexact: bool = False) -> list[TrainResult]:
     """Train one dictionary per config, several of them on one stream; a run that was begun goes on."""
     from saetools.training.loop import train as train_runs
 
+    for config in configs:
+        _check_evaluations(config)
     data = Data(configs[0])
     if configs[0].activations.source == "cached":
         _check_store(configs)
-    train_runs(configs, lambda calibration: data.source("train", calibration), allow_inexact)
+    return train_runs(configs, lambda calibration: data.source("train", calibration), allow_inexact)
+
+
+def _check_evaluations(config: Any) -> None:
+    """Refuse names of evaluations that do not exist before hours of training, not after; they take 3 s to import."""
+    if config.evaluation.run != type(config.evaluation)().run:
+        from saetools.evals.run import default_evaluations
+
+        default_evaluations(config.evaluation)
 
 
 def rows_needed(config: Any) -> int:
@@ -144,7 +165,9 @@ def _check_store(configs: Sequence[Any]) -> None:
         )
 
 
-def evaluate(source: Path, config: Any, fresh: bool = False, others: Sequence[Path] = ()) -> str:
+def evaluate(
+    source: Path, config: Any, fresh: bool = False, others: Sequence[Path] = (), elsewhere: Sequence[str] = ()
+) -> str:
     """Evaluate the dictionary at `source` on held-out data: `eval.json` beside it, and a table to print.
 
     Those of `others` that are for the same vectors are what its stability is judged against.
@@ -153,7 +176,7 @@ def evaluate(source: Path, config: Any, fresh: bool = False, others: Sequence[Pa
     from saetools.evals.table import table
     from saetools.formats.load import load
 
-    subject = load_subject(source, config)
+    subject = load_subject(source, config, elsewhere)
     loaded = {str(path): load(path, device=subject.dictionary.device) for path in others}
     alike = {name: other for name, other in loaded.items() if other.spec == subject.dictionary.spec}
     subject = replace(subject, others=alike)
@@ -167,34 +190,34 @@ def evaluate(source: Path, config: Any, fresh: bool = False, others: Sequence[Pa
     return table(records, title=f"{source}: {subject.dictionary.kind} on held-out data")
 
 
-def compare(sources: Sequence[Path], csv_file: Path | None = None) -> str:
-    """The evaluated dictionaries side by side, from the `eval.json` of each; also as CSV where a file is named."""
-    from saetools.atomic import write_text
+def compare(sources: Sequence[Path], out: Path | None = None) -> str:
+    """The evaluated dictionaries side by side, from the `eval.json` of each: a table to print, CSV and a page in `out`.
+
+    Without `out` they go to `comparison/` beside the first run.
+    """
+    from saetools.atomic import make_directory, write_text
+    from saetools.dashboard.evaluations import comparison_page
     from saetools.evals.comparison import comparison_csv, comparison_table
     from saetools.evals.run import EVAL_FILE, read_records
 
-    named = {str(source): read_records(run_directory(source) / EVAL_FILE) for source in sources}
-    if csv_file is not None:
-        write_text(csv_file, comparison_csv(named))
-    return comparison_table(named)
+    directories = [run_directory(source) for source in sources]
+    named = {
+        name: read_records(directory / EVAL_FILE)
+        for name, directory in zip(distinct_names(sources), directories, strict=True)
+    }
+    out = make_directory(out or directories[0].absolute().parent / "comparison")
+    write_text(out / "comparison.csv", comparison_csv(named))
+    comparison_page(named, out / "comparison.html")
+    return f"{comparison_table(named)}\ncomparison: {out / 'comparison.html'}, {out / 'comparison.csv'}"
 
 
-def dashboard(source: Path, config: Any, page: Path | None = None, fresh: bool = False) -> Path:
-    """Collect what the features of the dictionary at `source` do (`features/`), and write the page that shows it."""
-    from saetools.dashboard.export import export_page
-    from saetools.features.store import FeatureStore
-
-    directory = run_directory(source)
-    page = page or directory / "dashboard.html"
-    store_path = directory / "features"
-    if fresh or not store_path.exists():
-        collect_features(load_subject(source, config), config, store_path, title=directory.name)
-    store = FeatureStore.open(store_path)
-    try:
-        export_page(store, page, n_features=config.evaluation.n_features, seed=config.run.seed)
-    finally:
-        store.close()
-    return page
+def distinct_names(sources: Sequence[Path]) -> list[str]:
+    """What tells the paths apart: each without the directories that all of them share."""
+    parts = [source.parts for source in sources]
+    shared = 0
+    while all(len(p) > shared + 1 for p in parts) and len({p[: shared + 1] for p in parts}) == 1:
+        shared += 1
+    return ["/".join(p[shared:]) for p in parts]
 
 
 def run_directory(source: Path) -> Path:
@@ -202,22 +225,9 @@ def run_directory(source: Path) -> Path:
     return source if (source / CONFIG_FILE).exists() or not (source / "model.safetensors").exists() else source.parent
 
 
-def collect_features(subject: Subject, config: Any, path: Path, title: str) -> None:
-    """Read held-out rows once and write the feature store of a dictionary to `path`."""
-    from saetools.features.collect import CollectSettings, collect
-    from saetools.features.entries import describe
-    from saetools.features.write import write_store
-
-    settings = CollectSettings(n_tokens=config.evaluation.n_tokens, seed=config.run.seed)
-    collected = collect(subject.dictionary, subject.heldout, subject.tokens, settings)
-    info, entries = describe(
-        collected, subject.dictionary, subject.spec, subject.host, title, f"{config.corpus.name}, held-out documents"
-    )
-    write_store(path, info, entries)
-
-
-def load_subject(source: Path, config: Any) -> Subject:
-    """The dictionary at `source` with the held-out data of `config`, checked to belong together."""
+def load_subject(source: Path, config: Any, elsewhere: Sequence[str] = ()) -> Subject:
+    """The dictionary at `source` with the held-out data of `config`, checked to belong together but in `elsewhere`."""
+    from saetools.dictionaries.belonging import check_belongs
     from saetools.evals.base import Subject
     from saetools.formats.load import load
 
@@ -225,7 +235,7 @@ def load_subject(source: Path, config: Any) -> Subject:
     dictionary = load(source, device=data.device)
     calibration = dictionary.calibration
     heldout = data.source("heldout", calibration)
-    check_belongs(dictionary, heldout.spec)
+    check_belongs(dictionary, heldout.spec, elsewhere)
     return Subject(
         dictionary=dictionary,
         spec=heldout.spec,
@@ -234,31 +244,6 @@ def load_subject(source: Path, config: Any) -> Subject:
         tokens=data.plan("heldout") if data.has_host else None,
         seed=config.run.seed,
     )
-
-
-def check_belongs(dictionary: Dictionary, spec: PointSpec) -> None:
-    """MismatchError where the dictionary was made for other vectors than `spec` describes.
-
-    A directory and a packaged name of the same weights agree: the revision (a hash of the weights) decides, not the
-    name under which the host was given.
-    """
-    own = dictionary.spec
-    if own is None:
-        if dictionary.d_model != spec.d_model:
-            raise MismatchError(f"the dictionary is for width {dictionary.d_model}, the data have {spec.d_model}.")
-        return
-    compared = ["point", "d_model", "prepend_bos", "compatibility_mode", "tokenizer_hash"]
-    compared.append("revision" if own.revision and spec.revision else "host")
-    wrong = [
-        f"{name} is {getattr(own, name)!r} for the dictionary and {getattr(spec, name)!r} for the data"
-        for name in compared
-        if getattr(own, name) != getattr(spec, name)
-    ]
-    if wrong:
-        raise MismatchError(
-            f"the dictionary does not fit these activations: {'; '.join(wrong)}. Evaluate it on what it was "
-            f"trained on, or train one here."
-        )
 
 
 def config_of(source: Path, overrides: Sequence[str] = ()) -> Any:
@@ -282,6 +267,11 @@ def harvest(config: Any, out: Path, points: Sequence[str], n_rows: int | None = 
     from saetools.activations.harvest import harvest_points
     from saetools.training.environment import set_threads
 
+    n_rows = rows_needed(config) if n_rows is None else n_rows
+    if n_rows < 1:
+        raise ConfigError(
+            f"{n_rows} rows are to be stored. Give 1 or more, or leave it to what a run of the config reads."
+        )
     set_threads(config.run.threads)
     data = Data(config)
-    return harvest_points(data.host, data.plan("train"), points, config.activations, out, n_rows or rows_needed(config))
+    return harvest_points(data.host, data.plan("train"), points, config.activations, out, n_rows)

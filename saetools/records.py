@@ -30,7 +30,7 @@ class Calibration(FrozenModel):
     """Constants measured once, over the first kept rows, before step 0; used unchanged ever after.
 
     `scale` is such that E||scale * x||^2 = d_model. All the rest is in units of *scaled* rows, but
-    `median_norm`, which is of raw rows. Constants published for E||x||^2 = 1 are converted with
+    `median_norm` and `gradient_rms`, which are of raw rows. Constants published for E||x||^2 = 1 are converted with
     the factor d_model for squared norms and sqrt(d_model) for norms, codes and thresholds.
     """
 
@@ -39,6 +39,9 @@ class Calibration(FrozenModel):
     median_norm: float = Field(description="median Euclidean norm of raw rows")
     b_dec_start: tuple[float, ...] = Field(description="geometric median of scaled rows, length d_model")
     n_rows: int = Field(description="rows measured")
+    gradient_rms: float | None = Field(
+        None, description="root mean square of the entries of raw gradients; None where the rows carry no `grad`"
+    )
 
 
 class EvalRecord(FrozenModel):

@@ -6,6 +6,8 @@ Whatever is missing, damaged or of another layout raises FormatError naming the 
 import io
 import json
 import math
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 JSON_BYTES = 64 << 20
+YAML_BYTES = 1 << 20
 HEADER_BYTES = 100 << 20  # of a safetensors file, as in its reference implementation
 NPZ_RATIO = 20  # arrays of weights hardly compress; what unpacks to more is refused before it is read
 
@@ -28,11 +31,29 @@ NPZ_RATIO = 20  # arrays of weights hardly compress; what unpacks to more is ref
 def read_json(path: Path | str, max_bytes: int = JSON_BYTES) -> Any:
     """The value in a JSON file of at most max_bytes."""
     path = Path(path)
-    with _format_errors(path):
+    with format_errors(path):
         size = path.stat().st_size
         if size > max_bytes:
             raise FormatError(f"{path} has {size:,} bytes; a JSON file here has at most {max_bytes:,}.")
         return json.loads(path.read_bytes().decode())
+
+
+def read_yaml(path: Path | str, max_bytes: int = YAML_BYTES) -> Any:
+    """The value in a YAML file of at most max_bytes, of plain types; aliases, which can unfold far, are refused."""
+    import yaml
+
+    path = Path(path)
+    with format_errors(path):
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise FormatError(f"{path} has {size:,} bytes; a YAML file here has at most {max_bytes:,}.")
+        text = path.read_bytes().decode()
+        try:
+            if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+                raise FormatError(f"{path} has aliases (*name), which are not read.")
+            return yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise FormatError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}") from error
 
 
 def load_safetensors(path: Path | str) -> "dict[str, Tensor]":
@@ -41,7 +62,7 @@ def load_safetensors(path: Path | str) -> "dict[str, Tensor]":
     from safetensors.torch import load
 
     path = Path(path)
-    with _format_errors(path):
+    with format_errors(path):
         _check_safetensors_header(path)
         try:
             return load(path.read_bytes())
@@ -52,21 +73,29 @@ def load_safetensors(path: Path | str) -> "dict[str, Tensor]":
 def safetensors_metadata(path: Path | str) -> dict[str, str]:
     """The `__metadata__` of a safetensors file; empty where it has none."""
     path = Path(path)
-    with _format_errors(path):
+    with format_errors(path):
         return _check_safetensors_header(path).get("__metadata__", {})
+
+
+def safetensors_shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of a safetensors file; no weights are read."""
+    path = Path(path)
+    with format_errors(path):
+        header = _check_safetensors_header(path)
+        return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
 
 
 def load_npy(path: Path | str) -> "np.ndarray":
     """The array in a .npy file; arrays of Python objects (pickles) are refused."""
     path = Path(path)
-    with _format_errors(path), path.open("rb") as file:
+    with format_errors(path), path.open("rb") as file:
         return _read_npy(file, path.stat().st_size, str(path))
 
 
 def load_npz(path: Path | str) -> "dict[str, np.ndarray]":
     """The arrays in a .npz file by name; arrays of Python objects are refused, and files that unpack to far more."""
     path = Path(path)
-    with _format_errors(path), zipfile.ZipFile(path) as archive:
+    with format_errors(path), zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         declared, present = sum(member.file_size for member in members), path.stat().st_size
         if declared > NPZ_RATIO * present:
@@ -80,15 +109,24 @@ def load_npz(path: Path | str) -> "dict[str, np.ndarray]":
         return arrays
 
 
+def npz_shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
+    """The shape of each array of a .npz file; no data are read."""
+    import numpy as np
+
+    path = Path(path)
+    shapes = {}
+    with format_errors(path), zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                shapes[member.filename.removesuffix(".npy")] = _npy_header(file, str(path), np)[0]
+        return shapes
+
+
 def _read_npy(file: IO[bytes], size: int, name: str) -> "np.ndarray":
     """The array of an open .npy file of `size` bytes, after checking that its header declares as many."""
     import numpy as np
 
-    version = np.lib.format.read_magic(file)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in readers:
-        raise FormatError(f"{name} is a .npy file of version {version}; versions (1, 0) and (2, 0) are read.")
-    shape, _, dtype = readers[version](file)
+    shape, dtype = _npy_header(file, name, np)
     if dtype.hasobject:
         raise FormatError(f"{name} holds Python objects; only arrays of numbers are read.")
     declared, present = math.prod(shape) * dtype.itemsize, size - file.tell()
@@ -96,6 +134,16 @@ def _read_npy(file: IO[bytes], size: int, name: str) -> "np.ndarray":
         raise FormatError(f"{name} declares {declared:,} bytes of data but has {present:,}: truncated or damaged.")
     file.seek(0)
     return np.load(file, allow_pickle=False)
+
+
+def _npy_header(file: IO[bytes], name: str, np: Any) -> tuple[tuple[int, ...], Any]:
+    """(shape, dtype) that an open .npy file declares."""
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise FormatError(f"{name} is a .npy file of version {version}; versions (1, 0) and (2, 0) are read.")
+    shape, _, dtype = readers[version](file)
+    return shape, dtype
 
 
 def verify_directory(path: Path | str, allow_extra: Collection[str] = ()) -> list[str]:
@@ -135,14 +183,23 @@ def _manifest_entries(path: Path) -> dict[str, dict[str, Any]]:
 
 def _verify_file(directory: Path, name: str, entry: dict[str, Any]) -> None:
     file = directory / name
-    with _format_errors(file):
-        if file.is_symlink() or not file.is_file():
+    with format_errors(file):
+        if not file.is_file() or not _stays_inside(file, directory):
             raise FormatError(f"{file} is missing or not a plain file, but {directory / MANIFEST} lists it.")
         size = file.stat().st_size
         if size != entry["bytes"]:
             raise FormatError(f"{file} has {size:,} bytes; {entry['bytes']:,} were written: truncated or replaced.")
         if hash_file(file) != entry["xxh3_128"]:
             raise FormatError(f"{file} does not have the content that was written (its xxh3-128 differs): damaged.")
+
+
+def _stays_inside(file: Path, directory: Path) -> bool:
+    """Whether a file is no link, or one into its directory or into the blobs of the hub's cache that it lies in."""
+    if not file.is_symlink():
+        return True
+    caches = [above.parent for above in directory.absolute().parents if above.name == "snapshots"]
+    allowed = [directory.resolve(), *((cache / "blobs").resolve() for cache in caches)]
+    return any(file.resolve().is_relative_to(place) for place in allowed)
 
 
 def _check_safetensors_header(path: Path) -> dict[str, Any]:
@@ -165,14 +222,17 @@ def _check_safetensors_header(path: Path) -> dict[str, Any]:
 
 DAMAGE = (
     *(ValueError, KeyError, IndexError, TypeError, RecursionError, EOFError, OverflowError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, RuntimeError, struct.error),
+    *(SyntaxError, tokenize.TokenError),  # of numpy, which reads a header as Python's literals
 )
 """What parsers raise on bytes that are not what they should be."""
 
 
 @contextmanager
-def _format_errors(path: Path) -> Iterator[None]:
-    """Turn what reading and parsing raise into FormatError."""
+def format_errors(path: Path) -> Iterator[None]:
+    """Turn what reading and parsing raise into FormatError; what is no plain file (a pipe, a device) is not opened."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise FormatError(f"{path} is not a plain file.")
     try:
         yield
     except FormatError:

@@ -2,6 +2,12 @@
 
 Prints one JSON line per figure: name, value, unit, target, n. Every timing follows a check that what was timed is
 right; a wrong result stops the script. Needs chromium, playwright and the extra dash.
+
+    switch    another feature, 40 contexts of 64 tokens with charts, until it is painted
+    table     first paint and sorting of N features; the server's memory
+    map       of N features, from the click on its tab until it is painted
+    prompt    which features fire on 64 tokens: a host of GPT-2 small's shape, 24,576 features, until it is painted
+    collect   the store of 4,096 features over 100,000 tokens of the embedded host
 """
 
 import argparse
@@ -28,6 +34,8 @@ from saetools.records import PointSpec
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 N_EXAMPLES, N_TOKENS = 40, 64
+PARTS = ("switch", "table", "map", "prompt", "collect")
+GPT2_FEATURES, PROMPT_TOKENS = 24_576, 64
 SPEC = PointSpec(host="synthetic", point="blocks.0.hook_out", d_model=64)
 
 
@@ -35,14 +43,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--features", type=int, default=1_000_000, help="rows of the table")
     parser.add_argument("--switches", type=int, default=60, help="feature switches to time")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        small, large = Path(folder) / "small", Path(folder) / "large"
-        write_store(small, info(200), (entry(feature) for feature in range(200)))
-        write_large(large, options.features)
-        for result in [*measure_store(large), *measure_live(small, large, options)]:
-            sys.stdout.write(json.dumps(result) + "\n")
+        for figure in measure(Path(folder), options):
+            sys.stdout.write(json.dumps(figure) + "\n")
             sys.stdout.flush()
+
+
+def measure(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The figures of all parts that are asked for."""
+    from playwright.sync_api import sync_playwright
+
+    if "collect" in options.only:
+        yield from measure_collect(folder / "collected")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        if "switch" in options.only:
+            write_store(folder / "small", info(200), (entry(feature) for feature in range(200)))
+            yield from measure_switch(browser, folder / "small", options.switches)
+        if {"table", "map"} & set(options.only):
+            write_large(folder / "large", options.features)
+            yield from measure_store(folder / "large")
+            yield from measure_table(browser, folder / "large", options)
+        if "prompt" in options.only:
+            write_large(folder / "gpt2", GPT2_FEATURES)
+            yield from measure_prompt(browser, folder / "gpt2")
+        browser.close()
 
 
 def info(n_features: int) -> StoreInfo:
@@ -116,23 +143,42 @@ def measure_store(large: Path) -> Iterator[dict[str, Any]]:
     yield result("store page", times, 0.95, 50)
 
 
-def serve_in_process(path: Path, ready: Any) -> None:
+def serve_in_process(path: Path, with_model: bool, ready: Any) -> None:
     """What a child process runs: the live app on a free port, told through the pipe."""
     from saetools.dashboard.live.app import listen, make_guarded
     from saetools.dashboard.live.subject import Subject
 
-    server = listen(make_guarded(Subject(FeatureStore.open(path))), "127.0.0.1", 0)
+    fire = gpt2_shaped(path.parent / "host") if with_model else None
+    server = listen(make_guarded(Subject(FeatureStore.open(path), fire)), "127.0.0.1", 0)
     ready.send(server.server_port)
     server.serve_forever()
+
+
+def gpt2_shaped(path: Path) -> Any:
+    """Which features fire on a text: random weights in the shape of GPT-2 small, the embedded host's tokenizer."""
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    from saetools.config import HostConfig
+    from saetools.dictionaries.base import make_dictionary
+    from saetools.features.prompt import fire_on_prompt
+    from saetools.lm.hosts import embedded_directory, make_host
+    from saetools.pipeline import dictionary_configs
+
+    GPT2LMHeadModel(GPT2Config()).save_pretrained(path)
+    AutoTokenizer.from_pretrained(embedded_directory()).save_pretrained(path)
+    host = make_host(HostConfig(name=str(path)), "cpu")
+    config = dictionary_configs()["topk"](kind="topk", n_features=GPT2_FEATURES, k=32)
+    dictionary = make_dictionary(config, d_model=768)
+    return lambda text: fire_on_prompt(dictionary, host, "blocks.6.hook_out", text, n_features=2000)
 
 
 class Server:
     """A server process and its address."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, with_model: bool = False) -> None:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        self.process = context.Process(target=serve_in_process, args=(path, theirs), daemon=True)
+        self.process = context.Process(target=serve_in_process, args=(path, with_model, theirs), daemon=True)
         self.process.start()
         self.address = f"http://127.0.0.1:{ours.recv()}/"
 
@@ -142,16 +188,6 @@ class Server:
     def stop(self) -> None:
         self.process.terminate()
         self.process.join()
-
-
-def measure_live(small: Path, large: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield from measure_switch(browser, small, options.switches)
-        yield from measure_table(browser, large)
-        browser.close()
 
 
 def measure_switch(browser: Any, path: Path, n_switches: int) -> Iterator[dict[str, Any]]:
@@ -185,12 +221,22 @@ SWITCH = """feature => new Promise(done => {
 })"""
 
 
-def measure_table(browser: Any, path: Path) -> Iterator[dict[str, Any]]:
+def measure_table(browser: Any, path: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """First paint and sorting of the table of all features; the map; the server's memory."""
     server = Server(path)
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.goto(server.address)
     page.wait_for_selector(".ag-row")  # warms the browser's cache
+    if "table" in options.only:
+        yield from measure_rows(page, server)
+    if "map" in options.only:
+        yield from measure_map(page, options.features)
+    yield {"name": "server memory", "value": round(server.memory_megabytes()), "unit": "MB", "target": 600, "n": 1}
+    page.close()
+    server.stop()
+
+
+def measure_rows(page: Any, server: Server) -> Iterator[dict[str, Any]]:
     paints = []
     for _ in range(5):
         started = time.perf_counter()
@@ -207,14 +253,77 @@ def measure_table(browser: Any, path: Path) -> Iterator[dict[str, Any]]:
         page.wait_for_selector(f".ag-row[row-index='0']:not([row-id='{before}'])")
         sorts.append(1e3 * (time.perf_counter() - started))
     yield result("table sort", sorts, 0.95, 500)
+
+
+def measure_map(page: Any, n_features: int) -> Iterator[dict[str, Any]]:
     started = time.perf_counter()
-    page.click("#tabs >> text=Map")
-    page.wait_for_selector("#map .gl-canvas")
-    page.wait_for_selector("#map .colorbar, #map .cbaxis")
-    yield result("map interactive", [1e3 * (time.perf_counter() - started)], 0.5, 3000)
-    yield {"name": "server memory", "value": round(server.memory_megabytes()), "unit": "MB", "target": 600, "n": 1}
+    page.click("#tab-Map")
+    page.wait_for_selector("#sae-map[data-points]")
+    page.evaluate(PAINTED)
+    milliseconds = 1e3 * (time.perf_counter() - started)
+    n_points = int(page.locator("#sae-map").get_attribute("data-points"))
+    if n_points < min(n_features, 100_000):
+        raise SystemExit(f"the map shows {n_points} of {n_features} features")
+    yield result(f"map of {n_points:,} points interactive", [milliseconds], 0.5, 3000)
+
+
+PAINTED = "() => new Promise(done => requestAnimationFrame(() => setTimeout(done)))"
+
+
+def measure_prompt(browser: Any, path: Path) -> Iterator[dict[str, Any]]:
+    """From the click until the prompt is painted with what fires on it."""
+    server = Server(path, with_model=True)
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(server.address)
+    page.wait_for_selector(".ag-row")
+    page.click("#tab-Prompt")
+    page.fill("#prompt-density", "1")
+    times = []
+    for trial in range(25):
+        text = f"x{trial}" + "=1" * PROMPT_TOKENS
+        page.evaluate("text => window.dash_clientside.set_props('prompt-text', { value: text })", text[:PROMPT_TOKENS])
+        times.append(page.evaluate(ASK))
+        if page.locator(".sae-strip").evaluate("node => node.textContent") != text[:PROMPT_TOKENS]:
+            raise SystemExit("the prompt shown is not the one that was asked about")
+    n_tokens = page.locator(".sae-strip .sae-token").count()
     page.close()
     server.stop()
+    yield result(f"prompt search, {n_tokens} tokens", times[3:], 0.95, 1000)
+
+
+ASK = """() => new Promise(done => {
+  const start = performance.now(), old = document.querySelector(".sae-strip");
+  const look = () => {
+    const now = document.querySelector(".sae-strip");
+    if (now && now !== old) requestAnimationFrame(() => setTimeout(() => done(performance.now() - start)));
+    else setTimeout(look, 5);
+  };
+  document.getElementById("prompt-run").click();
+  look();
+})"""
+
+
+def measure_collect(path: Path) -> Iterator[dict[str, Any]]:
+    """One pass over held-out text with random weights, until the store is on disk."""
+    from saetools.dictionaries.base import make_dictionary
+    from saetools.features.collect import CollectSettings, collect
+    from saetools.features.entries import Description, describe
+    from saetools.pipeline import Data, dictionary_configs, read_config
+
+    config = read_config("quickstart")
+    data = Data(config)
+    source, plan = data.source("heldout"), data.plan("heldout")
+    dictionary = make_dictionary(dictionary_configs()["topk"](kind="topk", n_features=4096, k=32), source.spec.d_model)
+    started = time.perf_counter()
+    collected = collect(dictionary, source, plan, CollectSettings(n_tokens=100_000))
+    store_info, entries = describe(collected, dictionary, source.spec, data.host, Description("bench"))
+    write_store(path, store_info, entries)
+    seconds = time.perf_counter() - started
+    store = FeatureStore.open(path)
+    if store.info.n_tokens < 100_000 or int(store.columns("count")["count"].sum()) != 32 * store.info.n_tokens:
+        raise SystemExit("the store does not hold every firing")
+    n = store.info.n_tokens
+    yield {"name": "collect 4,096 features", "value": round(seconds, 1), "unit": "s", "target": 60, "n": n}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import os
 import platform
 import statistics
 import subprocess
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,20 +14,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from bench_peers import CLOCKS
 
 ROOT = Path(__file__).parents[1]
 CSV_DIR = ROOT / "analysis" / "bench"
 
 
-def interleaved(variants: Mapping[str, Callable[[int], Any]], repeats: int, warmup: int = 2) -> dict[str, list[float]]:
+def interleaved(
+    variants: Mapping[str, Callable[[int], Any]], repeats: int, clock: str, warmup: int = 2
+) -> dict[str, list[float]]:
     """Milliseconds of each variant, called in turn (with the number of the round), so that all share the weather."""
+    now = CLOCKS[clock]
     times: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(warmup + repeats):
         for name, call in variants.items():
-            start = time.perf_counter()
+            start = now()
             call(number)
             if number >= warmup:
-                times[name].append((time.perf_counter() - start) * 1e3)
+                times[name].append((now() - start) * 1e3)
     return times
 
 
@@ -38,15 +41,20 @@ class Setting:
 
     threads: int
     allocator: str
+    clock: str = "wall"
     device: str = field(default_factory=lambda: cpu_name())
 
     def start(self) -> "Setting":
         """Set it in this process; the allocator as it could be set."""
-        from saetools.kernels.backend import set_threads
+        import torch
+
         from saetools.kernels.workspace import keep_freed_memory
 
-        set_threads(self.threads)
-        return Setting(self.threads, keep_freed_memory() if self.allocator == "keep-freed" else "default")
+        torch.set_num_threads(self.threads)
+        if self.clock == "cpu" and self.threads > 1:
+            raise ValueError("--clock cpu counts all threads of the process, waiting ones too: it needs --threads 1")
+        allocator = keep_freed_memory() if self.allocator == "keep-freed" else "default"
+        return Setting(self.threads, allocator, self.clock)
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,7 @@ def append_csv(path: Path, results: list[Timing], setting: Setting) -> None:
         if fresh:
             writer.writeheader()
         for result in results:
-            config = json.dumps({**result.config, "allocator": setting.allocator})
+            config = json.dumps({**result.config, "allocator": setting.allocator, "clock": setting.clock})
             line = result.as_json(setting)
             rows = [("time", "ms", line["ms_min"], line["ms_median"])]
             if "ratio_to_gemm" in line:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from bench_measure import Setting, Timing, interleaved
+from bench_turns import in_turn
 from torch.nn.functional import embedding_bag, normalize
 
 from saetools.activations.base import ActivationBatch
@@ -21,6 +22,7 @@ from saetools.kernels.decode_loss import cases as decode_loss_cases
 from saetools.kernels.decode_loss import decode_loss
 from saetools.kernels.encode_topk import cases as encode_topk_cases
 from saetools.kernels.encode_topk import encode_topk
+from saetools.kernels.encode_topk.cpu import select
 from saetools.kernels.global_topk import cases as global_topk_cases
 from saetools.kernels.global_topk import global_topk
 from saetools.kernels.matching_pursuit import Gram, matching_pursuit
@@ -46,9 +48,10 @@ def run_ops(a: argparse.Namespace, setting: Setting) -> list[Timing]:
     code, workspace = Sparse.fixed(values, indices), Workspace()
     _, threshold = global_topk(x, W, b, n_kept)
     _, pull, dots = decode_loss(x, code, W_dec, b_dec)
-    four = [Weights(*(t.clone() for t in (W, W_dec, b, b_dec))) for _ in range(3)]
+    weights = [W, W_dec, b, b_dec]
+    four = [Weights(*(f(t) for t in weights)) for f in (torch.clone, torch.zeros_like, torch.zeros_like)]
     batch = Batch(x, code, pull, dots, 2 / a.batch)
-    dead, low = torch.arange(a.features // 10), W.bfloat16()
+    dead, low, scores = torch.arange(a.features // 10), W.bfloat16(), x @ W.T
     groups: dict[str, Variants] = {
         "encode": {
             "gemm": lambda n: torch.mm(x, W.T, out=pre),
@@ -58,6 +61,10 @@ def run_ops(a: argparse.Namespace, setting: Setting) -> list[Timing]:
                 x, W, b, a.k, precision="bf16-screen", workspace=workspace
             ),
             "gemm bf16": lambda n: torch.mm(x.bfloat16(), low.T),
+        },
+        "selection alone": {
+            "torch.topk": lambda n: torch.topk(scores, a.k, sorted=False),
+            "select": lambda n: select(scores, a.k),
         },
         "global": {
             "gemm + flat torch.topk": lambda n: torch.topk(torch.mm(x, W.T, out=pre).flatten(), n_kept, sorted=False),
@@ -80,20 +87,42 @@ def run_ops(a: argparse.Namespace, setting: Setting) -> list[Timing]:
             "auxk, 10 % dead": lambda n: auxk_op.auxk(x, x, W, b, W_dec, dead, a.d // 2, 1 / 32, workspace=workspace),
         },
     }
+    groups |= crossover(a, W_dec)
     config = {name: getattr(a, name) for name in ("d", "features", "k", "batch")}
     results = []
     for op, variants in groups.items():
-        times = interleaved({"gemm": groups["encode"]["gemm"], **variants}, a.repeats)
+        times = interleaved({"gemm": groups["encode"]["gemm"], **variants}, a.repeats, a.clock)
         gemm = times["gemm"]
         alone = {name: ms for name, ms in times.items() if name != "gemm" or op == "encode"}
         for name, ms in alone.items():
-            without = {} if op in ("decode", "back") else {"ms_less_gemm": round(min(ms) - min(gemm), 2)}
+            selects = op in ("encode", "global", "per feature")
+            without = {"ms_less_gemm": round(min(ms) - min(gemm), 2)} if selects else {}
             results.append(Timing(op, name, config, ms, gemm, a.batch, without))
     return results
 
 
+def crossover(a: argparse.Namespace, W_dec: torch.Tensor) -> dict[str, Variants]:
+    """Decoding 256 rows of many kept features by gathers and by a dense product: what `DENSE_BELOW` is read from."""
+    found: dict[str, Variants] = {}
+    for share in (8, 16, 32):
+        n_kept = a.features // share
+        indices = torch.rand(256, a.features).argsort(1)[:, :n_kept].int()
+        code = torch.rand(256, n_kept), indices, W_dec
+        found[f"decode, F / K = {share}"] = {
+            "gather": lambda n, code=code: decode(*code, impl="numba"),
+            "dense product": lambda n, code=code: decode(*code, impl="reference"),
+        }
+    return found
+
+
+def pursuit(a: argparse.Namespace) -> Callable[[int], Any]:
+    """Encoding by matching pursuit as in training, where the Gram matrix is that of atoms just updated."""
+    x, W, workspace = torch.randn(a.batch, a.d), normalize(torch.randn(a.features, a.d), dim=1), Workspace()
+    return torch.no_grad()(lambda n: matching_pursuit(x, W, a.k, gram="auto", workspace=workspace))
+
+
 def run_mp(a: argparse.Namespace, setting: Setting) -> list[Timing]:
-    """Matching pursuit of k steps: encoding, and encoding with the way back."""
+    """Matching pursuit of k steps: encoding, and encoding with the way back of 256 rows; with --peers in turn."""
     x = torch.randn(a.batch, a.d)
     W = normalize(torch.randn(a.features, a.d), dim=1)
     gram, workspace, out = Gram(W), Workspace(), torch.empty(a.batch, a.features)
@@ -122,10 +151,12 @@ def run_mp(a: argparse.Namespace, setting: Setting) -> list[Timing]:
     results = []
     for op, variants, n_rows in (("mp encode", encode, a.batch), ("mp step", steps, len(some))):
         with torch.set_grad_enabled(op == "mp step"):
-            times = interleaved(variants, max(3, a.repeats // 5), warmup=1)
+            times = interleaved(variants, max(3, a.repeats // 5), a.clock, warmup=1)
         results += [
             Timing(op, name, config | {"batch": n_rows}, ms, times["gemm"], n_rows) for name, ms in times.items()
         ]
+    if a.peers:
+        results += in_turn(a, setting, "mp-encode", a.batch) + in_turn(a, setting, "mp-step", len(some))
     return results
 
 
@@ -159,7 +190,7 @@ def run_loader(a: argparse.Namespace, setting: Setting) -> list[Timing]:
         for _ in range(n_blocks):
             ring.next_block()
 
-    times = interleaved({"shuffle ring": mix, "gather from a permutation": permute}, a.repeats)
+    times = interleaved({"shuffle ring": mix, "gather from a permutation": permute}, a.repeats, a.clock)
     config = {"d": d, "dtype": "bfloat16", "ring_rows": ring_rows}
     return [Timing("loader", name, config, ms, [], n_blocks * 1024) for name, ms in times.items()]
 

@@ -1,17 +1,19 @@
-"""One training step of another library's TopK autoencoder, timed by itself; run by `bench.py --peers`.
+"""Another library's training step or matching pursuit, timed by itself; run by `bench.py --peers`.
 
 Runs under the interpreter of an environment that has the peers (they pin transformer-lens < 4), so it imports nothing
-of saetools. Prints one JSON line: milliseconds of each step and of the encode matmul beside it, peak memory, and the
+of saetools. Prints one JSON line: milliseconds of each call and of the encode matmul beside it, peak memory, and the
 FVU on held-out rows after the steps.
 """
 
 import argparse
 import ctypes
+import importlib.util
 import inspect
 import json
 import resource
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,16 +21,23 @@ import numpy as np
 import torch
 
 PEERS = ("sae-lens", "dictionary-learning", "eai-sparsify", "overcomplete", "naive-dense")
+PURSUITS = ("sae-lens", "overcomplete")
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+"""cpu: the time that a process of one thread has computed, which other processes on a busy machine change less."""
 Step = Callable[[int, torch.Tensor], object]
 Recon = Callable[[torch.Tensor], torch.Tensor]
 
 
 def sae_lens(a: argparse.Namespace) -> tuple[Step, Recon]:
-    from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+
+    return _trained_by_sae_lens(a, TopKTrainingSAE(TopKTrainingSAEConfig(d_in=a.d, d_sae=a.features, k=a.k)))
+
+
+def _trained_by_sae_lens(a: argparse.Namespace, sae: torch.nn.Module) -> tuple[Step, Recon]:
+    from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
-    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=a.d, d_sae=a.features, k=a.k))
     settings = {
         "total_training_samples": a.batch * 10**6,
         "train_batch_size_samples": a.batch,
@@ -91,10 +100,19 @@ def sparsify(a: argparse.Namespace) -> tuple[Step, Recon]:
     return step, lambda x: sae(x).sae_out
 
 
-def overcomplete(a: argparse.Namespace) -> tuple[Step, Recon]:
-    from overcomplete.sae import TopKSAE
+def _overcomplete() -> types.ModuleType:
+    """overcomplete.sae alone: what else the package imports (models, plots) asks for builds that may not be there."""
+    spec = importlib.util.find_spec("overcomplete")
+    if spec is None:
+        raise ModuleNotFoundError("overcomplete is not installed")
+    package = types.ModuleType("overcomplete")
+    package.__path__ = list(spec.submodule_search_locations or ())
+    sys.modules["overcomplete"] = package
+    return importlib.import_module("overcomplete.sae")
 
-    sae = TopKSAE(a.d, nb_concepts=a.features, top_k=a.k)
+
+def overcomplete(a: argparse.Namespace) -> tuple[Step, Recon]:
+    sae = _overcomplete().TopKSAE(a.d, nb_concepts=a.features, top_k=a.k)
     optimizer = torch.optim.Adam(sae.parameters(), lr=a.lr)
 
     def step(number: int, x: torch.Tensor) -> None:
@@ -130,7 +148,35 @@ def naive_dense(a: argparse.Namespace) -> tuple[Step, Recon]:
     return step, recon
 
 
-MAKE = dict(zip(PEERS, (sae_lens, dictionary_learning, sparsify, overcomplete, naive_dense)))
+def sae_lens_pursuit(a: argparse.Namespace) -> tuple[Step, Recon]:
+    """k steps, none left out: the tests for an early end, which a training run may turn off, are turned off."""
+    from sae_lens.saes.matching_pursuit_sae import MatchingPursuitTrainingSAE, MatchingPursuitTrainingSAEConfig
+
+    stop = {"max_iterations": a.k, "residual_threshold": 0.0, "stop_on_duplicate_support": False}
+    config = MatchingPursuitTrainingSAEConfig(d_in=a.d, d_sae=a.features, decoder_init_norm=1.0, **stop)
+    sae = MatchingPursuitTrainingSAE(config)
+    if a.task == "mp-step":
+        return _trained_by_sae_lens(a, sae)
+    return torch.no_grad()(lambda number, x: sae.encode(x)), sae
+
+
+def overcomplete_pursuit(a: argparse.Namespace) -> tuple[Step, Recon]:
+    sae = _overcomplete().MpSAE(a.d, nb_concepts=a.features, k=a.k)
+    optimizer = torch.optim.Adam(sae.parameters(), lr=a.lr)
+
+    def step(number: int, x: torch.Tensor) -> None:
+        (x - sae(x)[2]).square().mean().backward()
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    encode = torch.no_grad()(lambda number, x: sae.encode(x))
+    return step if a.task == "mp-step" else encode, lambda x: sae(x)[2]
+
+
+STEPS = dict(zip(PEERS, (sae_lens, dictionary_learning, sparsify, overcomplete, naive_dense)))
+PURSUING = dict(zip(PURSUITS, (sae_lens_pursuit, overcomplete_pursuit)))
+MAKE = {"step": STEPS, "mp-encode": PURSUING, "mp-step": PURSUING}
 
 
 def rows(n: int, d: int, seed: int) -> torch.Tensor:
@@ -179,6 +225,7 @@ def fvu(recon: Recon, held: torch.Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("peer", choices=PEERS)
+    parser.add_argument("--task", default="step", choices=tuple(MAKE))
     parser.add_argument("--d", type=int, default=512)
     parser.add_argument("--features", type=int, default=8192)
     parser.add_argument("--k", type=int, default=32)
@@ -187,6 +234,7 @@ def main() -> None:
     parser.add_argument("--data", help=".npy of rows [N, D] instead of synthetic ones")
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
     parser.add_argument("--allocator", choices=("default", "keep-freed"), default="keep-freed")
     a = parser.parse_args()
     if a.allocator == "keep-freed" and sys.platform.startswith("linux"):
@@ -195,17 +243,17 @@ def main() -> None:
         libc.mallopt(-1, (1 << 31) - 1)
     torch.manual_seed(0)
     torch.set_num_threads(a.threads)
-    step, recon = MAKE[a.peer](a)
+    step, recon = MAKE[a.task][a.peer](a)
     batches = Batches(a.data, a.batch, a.d)
     weights, out = torch.randn(a.features, a.d), torch.empty(a.batch, a.features)
-    ms, gemm_ms = [], []
+    ms, gemm_ms, now = [], [], CLOCKS[a.clock]
     for number in range(2 + a.steps):
         x = batches(number)
         times = []
         for call in (lambda x=x: torch.mm(x, weights.T, out=out), lambda n=number, x=x: step(n, x)):
-            start = time.perf_counter()
+            start = now()
             call()
-            times.append((time.perf_counter() - start) * 1e3)
+            times.append((now() - start) * 1e3)
         if number >= 2:
             gemm_ms.append(times[0])
             ms.append(times[1])

@@ -45,7 +45,7 @@ def test_precedence_default_yaml_command_line(config: Path) -> None:
 def test_kind_switches_over_a_yaml_of_another_kind(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parsed = parse_run(config, ["--dictionary.l1", "0.5", "--dictionary.kind", "relu"], KINDS)
     assert isinstance(parsed.dictionary, Relu) and parsed.dictionary.l1 == 0.5 and parsed.dictionary.n_features == 12
-    assert "k of kind topk do not apply" in capsys.readouterr().err
+    assert "kind relu does not have are left out: k" in capsys.readouterr().err
 
 
 def test_an_override_keeps_the_kind_of_the_yaml(tmp_path: Path) -> None:
@@ -58,7 +58,8 @@ def test_an_override_keeps_the_kind_of_the_yaml(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["--training.lrr", "1"], 'Did you mean "training.lr"?'),
+        (["--training.lrr", "1"], 'Did you mean "--training.lr"?'),
+        (["--dictionary.l1", "1"], "Kind topk has dictionary.kind, dictionary.n_features, dictionary.k."),
         (["--training.lr", "abc"], "training.lr: input should be a valid number"),
         (["--run.seed", "-1"], "run.seed: input should be greater than or equal to 0; got -1"),
         (["--dictionary.kind", "rellu"], 'Did you mean "relu"?'),
@@ -72,6 +73,13 @@ def test_errors_say_what_came_and_what_is_allowed(config: Path, overrides: list[
     with pytest.raises(ConfigError) as caught:
         parse_run(config, overrides, KINDS)
     assert expected in str(caught.value) and "\n" not in str(caught.value)
+    assert str(config) not in str(caught.value), "the file is not at fault"
+
+
+def test_a_wrong_value_in_the_file_names_the_file(config: Path) -> None:
+    config.write_text(config.read_text() + "training: {lr: -1}\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml: training\.lr: input should be greater than 0; got -1"):
+        parse_run(config, ["--run.seed", "1"], KINDS)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +88,8 @@ def test_errors_say_what_came_and_what_is_allowed(config: Path, overrides: list[
         ("dictionary: {kind: topk, n_feature: 3}\nrun: {dir: x}", "dictionary.n_features"),
         ("dictionary: {kind: topk, n_features: 3}\nrun: {dir: x}\ntrainin: {lr: 1}", "training"),
         ("dictionary: {n_features: 3}\nrun: {dir: x}", "no dictionary.kind"),
-        ("- 1", "is a mapping"),
+        ("- 1", "holds a list; a config is a mapping"),
+        ("", "is empty"),
         ("a: [", "not valid YAML"),
         ("a: !!python/object/apply:os.getcwd []", "not valid YAML"),
     ],

@@ -59,9 +59,35 @@ def test_what_was_trained_can_be_loaded(run: Path, rows: Path) -> None:
     assert {"config.yaml", "run.json", "calibration.json"} <= {path.name for path in run.iterdir()}
 
 
-def test_a_finished_run_is_left_as_it_is(run: Path, rows: Path) -> None:
+@pytest.mark.parametrize("config", sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_config_trains_on_a_rows_file(config: Path, rows: Path, tmp_path: Path) -> None:
+    values = {
+        "activations.source": "rows",
+        "activations.path": rows,
+        "activations.ring_rows": 2048,
+        "activations.calibration_rows": 1000,
+        "dictionary.n_features": 64,
+        "training.n_tokens": 1024,
+        "training.batch_rows": 256,
+        "logging.progress": "false",
+        "run.dir": tmp_path / "run",
+    }
+    if "k: " in config.read_text():
+        values["dictionary.k"] = 4
+    assert main(["train", str(config), *(part for name, v in values.items() for part in (f"--{name}", str(v)))]) == 0
+    dictionary = saetools.load(tmp_path / "run")
+    x_ND = torch.randn(5, 16)
+    assert dictionary(x_ND).shape == (5, 16) and len(dictionary.encode(x_ND)) == 5
+    atoms_FD = dictionary.directions()[dictionary.directions().any(dim=1)]
+    torch.testing.assert_close(atoms_FD.norm(dim=1), torch.ones(len(atoms_FD)))
+    if dictionary.kind == "gradient":
+        assert dictionary.gradient_share == 0, "rows without gradients are recorded as such"
+
+
+def test_a_finished_run_is_left_as_it_is(run: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (run / "dictionary" / "model.safetensors").read_bytes()
     assert main(arguments(rows, run)) == 0
+    assert f"dictionary: {run / 'dictionary'}   (20,224 tokens in 79 steps)" in capsys.readouterr().out
     assert (run / "dictionary" / "model.safetensors").read_bytes() == before
 
 
@@ -76,13 +102,14 @@ def test_evaluation_without_a_host_lists_what_it_skipped(run: Path, capsys: pyte
 def test_several_dictionaries_are_compared(
     run: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other, table = tmp_path / "other", tmp_path / "all.csv"
+    other, out = tmp_path / "other", tmp_path / "both"
     assert main(arguments(rows, other, run__seed="1")) == 0
     names = "--evaluation.run=[reconstruction, stability]"
-    assert main(["evaluate", str(run), str(other), names, "--csv", str(table)]) == 0
+    assert main(["evaluate", str(run), str(other), names, "--out", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "comparison" in shown and "shared_features_chance" in shown
-    lines = table.read_text().splitlines()
+    assert "<title>Comparison of dictionaries</title>" in (out / "comparison.html").read_text()
+    lines = (out / "comparison.csv").read_text().splitlines()
     assert sum(line.split(",")[1] == "fvu" for line in lines) == 2
     records = {record["name"]: record for record in json.loads((other / "eval.json").read_text())}
     assert list(records["matched_cosine"]["series"]) == [str(run)]
@@ -110,6 +137,11 @@ def test_several_dictionaries_on_one_stream_equal_each_alone(rows: Path, run: Pa
         ({"activations__ring_rows": "100"}, "ring"),
         ({"activations__path": "/nowhere/x.npy"}, "/nowhere/x.npy"),
         ({"training__lrr": "1"}, "training.lr"),
+        ({"training__init_from": "/nowhere"}, "/nowhere does not exist"),
+        ({"evaluation__run": "[reconstructoin]"}, 'Did you mean "reconstruction"?'),
+        ({"run__device": "cuda"}, "run.device is cuda")
+        if not torch.cuda.is_available()
+        else ({"run__device": "x"}, "auto"),
         ({"dictionary__kind": "topkk"}, "topk"),
     ],
 )
@@ -121,6 +153,23 @@ def test_bad_input(
     error = capsys.readouterr().err
     assert expected in error and error.count("\n") <= 3 and "Traceback" not in error
     assert not (out / "dictionary").exists() and not (out / "config.yaml").exists(), "nothing half-written"
+
+
+def test_a_config_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, expected in (
+        ("quickstar", 'Did you mean "quickstart"? Shipped:'),
+        ("a/b.yaml", "there is no config a/b"),
+    ):
+        assert main(["train", name]) == 2
+        assert expected in capsys.readouterr().err
+    assert main(["train"]) == 2
+    assert "Name a config" in capsys.readouterr().err
+
+
+def test_no_rows_to_harvest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for n in ("0", "-5"):
+        assert main(["harvest", "quickstart", "--out", str(tmp_path / "out"), f"--rows={n}"]) == 2
+        assert f"{n} rows are to be stored" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_rows_that_are_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,3 +197,32 @@ def test_dry_run_writes_nothing(rows: Path, tmp_path: Path, capsys: pytest.Captu
 def test_fields_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--fields", "topk"]) == 0 and main(["doctor"]) == 0
     assert "--training.n_tokens" in capsys.readouterr().out
+
+
+def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    golden = Path(__file__).parent / "formats" / "golden"
+    assert main(["convert", str(golden / "sparsify-f32"), "--out", str(tmp_path / "d")]) == 0
+    assert "(sparsify) -> " in capsys.readouterr().out
+    assert main(["convert", str(tmp_path / "d"), "--to", "saelens", "--out", str(tmp_path / "s")]) == 0
+    assert (tmp_path / "s" / "sae_weights.safetensors").is_file()
+    assert main(["convert", str(tmp_path / "d"), "--to", "saelens", "--out", str(tmp_path / "s")]) == 2
+    assert "already exists" in capsys.readouterr().err
+    pickled = ["convert", str(golden / "dl-topk-f32"), "--out", str(tmp_path / "p")]
+    assert main(pickled) == 2 and "--from-pt" in capsys.readouterr().err
+    assert main([*pickled, "--from-pt"]) == 0 and (tmp_path / "p" / "model.safetensors").is_file()
+
+
+def test_encode_a_rows_file(run: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from safetensors.torch import load_file
+
+    from saetools.features.codes import read_codes, read_info
+
+    assert main(["encode", str(run), "--rows", str(rows), "--out", str(tmp_path / "c"), "--n-rows", "5000"]) == 0
+    assert "5,000 rows" in capsys.readouterr().out
+    info = read_info(tmp_path / "c")
+    assert (info.source, info.rows, info.n_features) == (str(run), str(rows), 64)
+    expected = saetools.load(run).encode(load_file(rows)["x"][:5000]).to_dense()
+    assert torch.equal(torch.cat([part.code.to_dense() for part in read_codes(tmp_path / "c")]), expected)
+    save_file({"x": torch.zeros(3, 5)}, tmp_path / "narrow.safetensors")
+    assert main(["encode", str(run), "--rows", str(tmp_path / "narrow.safetensors"), "--out", str(tmp_path / "d")]) == 2
+    assert "rows of width 5" in capsys.readouterr().err and not (tmp_path / "d").exists()

@@ -1,16 +1,18 @@
 """From a run on the embedded host to panels, prompt firing and steering: what the live app and notebooks use."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 import saetools
-from saetools import pipeline
+from saetools import exploring, pipeline
 from saetools.cli import main
 from saetools.dashboard.live.subject import Steering, Subject
 from saetools.errors import DataError
 from saetools.exploring import live_subject
+from saetools.features.store import sample_of_firing
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -85,6 +87,42 @@ def test_steering_by_nothing_changes_nothing(subject: Subject) -> None:
     assert baseline == steered
     baseline, steered = subject.steer(Steering("def f(", 3, strength=1.0, value=300.0, n_tokens=8))
     assert baseline != steered
+
+
+def test_features_of_older_weights_are_collected_again(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    collected = exploring.open_store(copy).info
+    assert collected.dictionary_hash and collected.loss_effects == 0
+    manifest = copy / "dictionary" / "manifest.json"
+    manifest.write_text(manifest.read_text() + " ")  # another manifest stands for other weights
+    again = exploring.open_store(copy, how=exploring.Collecting(loss_effects=2))
+    assert again.info.dictionary_hash != collected.dictionary_hash and again.info.loss_effects == 2
+    with_effects = [
+        f for f in range(256) if any(example.loss_effects for example in again.examples(f) if example.band == "top")
+    ]
+    assert with_effects == sample_of_firing(again.columns("count")["count"], 2, 0)
+
+
+def test_a_run_that_trains(run: Path, tmp_path: Path) -> None:
+    """Before its first checkpoint it has curves; then the features of the newest checkpoint."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("dictionary", "features", "checkpoints"))
+    young = live_subject(copy, pipeline.config_of(copy))
+    assert young.store is None and young.fire is None and young.metrics == copy / "metrics.jsonl"
+    shutil.copytree(run / "checkpoints", copy / "checkpoints")
+    newest = max(path.name for path in (copy / "checkpoints").iterdir())
+    shown = exploring.explore(copy).store.info
+    assert shown.n_features == 256 and shown.dictionary_hash
+    assert exploring.live_subject(copy, pipeline.config_of(copy), compare=copy / "checkpoints" / newest).comparison
+
+
+def test_pages(run: Path, subject: Subject, tmp_path: Path) -> None:
+    page = exploring.export(run, pipeline.config_of(run), tmp_path / "p.html", n_features=2)
+    assert page == tmp_path / "p.html" and "This page holds 2 of 256 features" in page.read_text()
+    index = exploring.export(run, pipeline.config_of(run), tmp_path / "folder", n_features=3, compare=run)
+    assert index == tmp_path / "folder" / "index.html" and len(list((tmp_path / "folder/features").iterdir())) == 3
+    assert "tab-Training" in index.read_text() and "tab-Compare" in index.read_text()
 
 
 def test_a_dictionary_is_its_own_partner(subject: Subject) -> None:

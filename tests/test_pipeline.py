@@ -1,6 +1,13 @@
 """The whole way on a tiny host: harvest, train live and from the store, evaluate, page; and what does not belong."""
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -69,14 +76,54 @@ def test_a_run_on_the_store_equals_the_live_run(common: list[str], live: Path, s
         assert (tmp_path / "run" / name).read_bytes() == (live / name).read_bytes()
 
 
+def test_gradients_train_a_run_live_and_from_a_store_alike(common: list[str], tmp_path: Path) -> None:
+    settings = [*common, "--training.n_tokens", "2000"]
+    assert main(["train", "gradient", *settings, "--run.dir", str(tmp_path / "live")]) == 0
+    assert main(["harvest", "gradient", "--out", str(tmp_path / "store"), *settings, "--run.dir", "unused"]) == 0
+    (path,) = (tmp_path / "store").iterdir()
+    changes = ["--activations.source", "cached", "--activations.path", str(path), "--run.dir", str(tmp_path / "cached")]
+    assert main(["train", "gradient", *settings, *changes]) == 0
+    first, second = (tmp_path / run / "dictionary" / "model.safetensors" for run in ("live", "cached"))
+    assert first.read_bytes() == second.read_bytes()
+    dictionary = saetools.load(tmp_path / "cached")
+    assert dictionary.gradient_share == 1
+    assert dictionary.gradient_rms == dictionary.calibration.gradient_rms > 0
+    assert main(["evaluate", str(tmp_path / "cached")]) == 0
+
+
 def test_evaluation_and_page(live: Path) -> None:
     assert main(["evaluate", str(live)]) == 0
     records = {record["name"]: record["value"] for record in json.loads((live / "eval.json").read_text())}
     expected = {"fvu", "l0_mean", "dead_fraction", "ce_recovered_zero", "ce_recovered_mean", "kl_recovered_zero"}
     assert expected <= set(records) and 0 < records["fvu"] < 1 and records["l0_mean"] <= 4
-    assert main(["dashboard", str(live)]) == 0
-    assert "document" in (live / "dashboard.html").read_text()
+    assert main(["dashboard", str(live), "--export", str(live / "page.html"), "--features", "3"]) == 0
+    assert "document" in (live / "page.html").read_text()
     assert saetools.load(live).spec.point == "blocks.0.hook_out"
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_was_killed_goes_on_with_what_is_missing(live: Path, tmp_path: Path) -> None:
+    """kill -9 as soon as one is on disk: what was finished is left as it was, and the end is the same."""
+    runs = [Path(shutil.copytree(live, tmp_path / name)) for name in ("killed", "straight")]
+    arguments = ["--evaluation.run=[geometry, loss_recovered, steering]", "--fresh"]
+    for run in runs:
+        shutil.rmtree(run / "evaluations", ignore_errors=True)
+        (run / "eval.json").unlink(missing_ok=True)
+    program = subprocess.Popen([sys.executable, "-m", "saetools.cli", "evaluate", str(runs[0]), *arguments])
+    while not (done := list(runs[0].glob("evaluations/*.json"))) and program.poll() is None:
+        time.sleep(0.01)
+    program.kill()
+    program.wait()
+    written = {path: path.stat().st_mtime_ns for path in done}
+    assert written and not (runs[0] / "eval.json").exists()
+    for run in runs:
+        assert main(["evaluate", str(run), arguments[0]]) == 0
+    assert written == {path: path.stat().st_mtime_ns for path in written}, "it was not computed again"
+    killed, straight = (json.loads((run / "eval.json").read_text()) for run in runs)
+    values = [
+        [(r["name"], r["value"]) for r in found if not r["name"].startswith("cost_")] for found in (killed, straight)
+    ]
+    assert values[0] == values[1] and len(values[0]) > 30
 
 
 @pytest.mark.parametrize(
@@ -125,7 +172,7 @@ def test_a_dictionary_of_another_point_is_refused(
     live: Path, common: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", str(live), "--activations.point", "blocks.1.hook_out"]) == 2
-    assert "does not fit these activations: point is 'blocks.0.hook_out'" in capsys.readouterr().err
+    assert "does not fit these vectors: point is 'blocks.0.hook_out'" in capsys.readouterr().err
 
 
 def test_an_empty_corpus(common: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,3 +180,68 @@ def test_an_empty_corpus(common: list[str], tmp_path: Path, capsys: pytest.Captu
     changes = ["--corpus.name", str(tmp_path / "corpus"), "--run.dir", str(tmp_path / "run")]
     assert main(["train", "quickstart", *common, *changes]) == 2
     assert str(tmp_path / "corpus") in capsys.readouterr().err
+
+
+# --- kill -9 from outside ------------------------------------------------------------------------------------
+
+LONG = ("--training.n_tokens=40000", "--training.checkpoint_every_tokens=1500", "--logging.every_steps=1")
+
+
+def kill_while_training(arguments: Sequence[str], run: Path) -> None:
+    """Start the command line in a process of its own, and kill it once a few steps are logged."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "saetools.cli", *arguments],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        stderr=subprocess.PIPE,
+    )
+    metrics = run / "metrics.jsonl"
+    while child.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < 7):
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    _, error = child.communicate()
+    assert child.returncode == -signal.SIGKILL, error
+
+
+@pytest.fixture(scope="module")
+def straight(common: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("straight") / "run"
+    assert main(["train", "quickstart", *common, *LONG, "--run.dir", str(out)]) == 0
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["live", "prefetched", "cached"])
+def test_killed_on_a_transformer_and_resumed(common: list[str], straight: Path, tmp_path: Path, source: str) -> None:
+    arguments = ["train", "quickstart", *common, *LONG, "--run.dir", str(tmp_path / "run")]
+    if source == "prefetched":
+        arguments += ["--activations.prefetch", "2"]
+    if source == "cached":
+        harvest = ["harvest", "quickstart", *common, *LONG, "--out", str(tmp_path / "store"), "--run.dir", "unused"]
+        assert main(harvest) == 0
+        (store,) = (tmp_path / "store").iterdir()
+        arguments += ["--activations.source", "cached", "--activations.path", str(store)]
+    kill_while_training(arguments, tmp_path / "run")
+    assert not (tmp_path / "run" / "dictionary").exists()
+    assert main(arguments) == 0
+    for name in ("dictionary/model.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (straight / name).read_bytes()
+
+
+def test_encode_a_corpus(live: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every token of every document, whatever its split, once; host and point are those of the dictionary."""
+    from saetools.features.codes import read_codes, read_info
+
+    out = tmp_path / "codes"
+    assert main(["encode", str(live), "--corpus", str(corpus), "--out", str(out)]) == 0
+    info = read_info(out)
+    assert len(info.documents) == 60 and info.spec == saetools.load(live).spec
+    places = {(int(d), int(p)) for part in read_codes(out) for d, p in part.where_N2}
+    assert len(places) == info.n_rows
+    assert {max(p for d, p in places if d == document) + 1 for document in info.documents} == {
+        sum(d == document for d, _ in places) for document in info.documents
+    }
+    assert 0 < info.n_values / info.n_rows <= 4
+    other = ["encode", str(live), "--corpus", str(corpus), "--out", str(tmp_path / "other"), "--n-rows", "50"]
+    elsewhere = [*other, "--activations.point", "blocks.1.hook_out"]
+    assert main(elsewhere) == 2 and "point is 'blocks.0.hook_out' for it" in capsys.readouterr().err
+    assert main([*elsewhere, "--elsewhere", "point"]) == 0 and read_info(tmp_path / "other").n_rows == 50

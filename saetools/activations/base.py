@@ -12,6 +12,8 @@ from torch import Tensor
 from saetools.records import Calibration, FrozenModel, PointSpec
 
 _FIELD = "fields."
+GRAD = "grad"
+"""The field of dL/dx: of the sum of the host's next-token losses (nats), raw, like the rows."""
 
 
 @dataclass(frozen=True)

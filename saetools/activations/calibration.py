@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saetools.activations.base import ActivationBatch, NumberedBatches
+from saetools.activations.base import GRAD, ActivationBatch, NumberedBatches
 from saetools.errors import DataError
 from saetools.records import Calibration
 
@@ -39,29 +39,30 @@ def calibrate(source: Batches, n_rows: int) -> Calibration:
 def calibrate_all(sources: Sequence[Batches], n_rows: int) -> list[Calibration]:
     """`calibrate` for several points, read in step, so that sources that share a host run it once."""
     streams = [source.batches() for source in sources]
-    taken: list[list[Tensor]] = [[] for _ in sources]
+    taken: list[list[ActivationBatch]] = [[] for _ in sources]
     counts = [0] * len(sources)
     try:
         for group in zip(*streams, strict=False):
             if any(s.n_batches is not None and n >= s.n_batches for s, (n, _) in zip(sources, group, strict=True)):
                 break  # a second epoch would count rows twice
             for i, (_, batch) in enumerate(group):
-                piece = batch.x_ND[: n_rows - counts[i]]
-                taken[i].append(piece.cpu())
+                piece = batch.select(slice(0, n_rows - counts[i])).to("cpu")
+                taken[i].append(piece)
                 counts[i] += len(piece)
             if min(counts) >= n_rows:
                 break
     finally:
         for stream in streams:
             stream.close()
-    return [measure(torch.cat(pieces) if pieces else torch.empty(0, 0)) for pieces in taken]
+    rows = [ActivationBatch.concatenate(pieces) if pieces else None for pieces in taken]
+    return [measure(r.x_ND, r.fields.get(GRAD)) if r else measure(torch.empty(0, 0)) for r in rows]
 
 
-def measure(x_ND: Tensor) -> Calibration:
-    """The record of raw rows x, every sum in float64.
+def measure(x_ND: Tensor, grad_ND: Tensor | None = None) -> Calibration:
+    """The record of raw rows x, and of their gradients where they have some; every sum in float64.
 
     scale = sqrt(D / E||x||^2), so that E||scale x||^2 = D; V = scale^2 E||x - E x||^2; median_norm = median ||x||
-    of raw rows; b_dec_start = scale * geometric median of x.
+    of raw rows; b_dec_start = scale * geometric median of x; gradient_rms = sqrt(E g^2) over all entries.
     """
     n, d_model = x_ND.shape
     if n == 0:
@@ -75,12 +76,16 @@ def measure(x_ND: Tensor) -> Calibration:
             "At least two different rows are needed: check the point, the corpus or the rows file."
         )
     scale = math.sqrt(d_model / float(squares_N.mean()))
+    gradient_rms = None
+    if grad_ND is not None:
+        gradient_rms = math.sqrt(sum(float(chunk.square().sum()) for chunk in _float64(grad_ND)) / grad_ND.numel())
     return Calibration(
         scale=scale,
         total_variance=scale**2 * variance,
         median_norm=float(np.median(squares_N.sqrt().numpy())),
         b_dec_start=tuple((scale * geometric_median(x_ND)).tolist()),
         n_rows=n,
+        gradient_rms=gradient_rms,
     )
 
 

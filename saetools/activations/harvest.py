@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from saetools import atomic
-from saetools.activations.base import ActivationBatch, Counts, canonical_json
+from saetools.activations.base import GRAD, ActivationBatch, Counts, canonical_json
 from saetools.activations.calibration import calibrate_all
 from saetools.activations.layout import (
     HEADER,
@@ -40,7 +40,9 @@ def harvest_points(
     host: Host, plan: TokenPlan, points: Sequence[str], activations: ActivationsConfig, out: Path, n_rows: int
 ) -> dict[str, Path]:
     """Store at least `n_rows` rows of each point in `out/<canonical point>`, by one pass over the host."""
-    sources = live_sources(host, plan, points, activations.dtype, activations.drop_outliers)
+    sources = live_sources(
+        host, plan, points, activations.dtype, activations.drop_outliers, gradients=activations.gradients
+    )
     stores = {point: out / point for point in sources}
     harvest({stores[point]: source for point, source in sources.items()}, n_rows, activations.calibration_rows)
     return stores
@@ -106,14 +108,13 @@ def _headers(sources: Mapping[Path, LiveSource], calibration_rows: int, shard_by
             spec=source.spec,
             split=source.plan.split,
             dtype=source.dtype,
-            field_shapes={},
+            field_shapes=_field_shapes(source),
             corpus=source.plan.corpus.fingerprint(),
             plan=source.plan.fingerprint(),
-            source=source.fingerprint(),
             calibration=calibration,
             calibration_rows=calibration_rows,
             drop_outliers=source.drops_outliers,
-            block_rows=RowLayout(source.spec.d_model, source.dtype, {}).block_rows,
+            block_rows=RowLayout(source.spec.d_model, source.dtype, _field_shapes(source)).block_rows,
             shard_bytes=shard_bytes,
         )
     for path, source in sources.items():
@@ -125,6 +126,7 @@ def _check_same(path: Path, header: StoreHeader, source: LiveSource, calibration
     wanted = {
         "spec": source.spec,
         "dtype": source.dtype,
+        "field_shapes": _field_shapes(source),
         "plan": source.plan.fingerprint(),
         "drop_outliers": source.drops_outliers,
         "calibration_rows": calibration_rows,
@@ -136,6 +138,10 @@ def _check_same(path: Path, header: StoreHeader, source: LiveSource, calibration
             f"{path} holds a store with other settings: {', '.join(wrong)}. Harvest into another directory, or delete "
             "this one."
         )
+
+
+def _field_shapes(source: LiveSource) -> dict[str, tuple[int, ...]]:
+    return {GRAD: (source.spec.d_model,)} if source.gradients else {}
 
 
 class StoreWriter:

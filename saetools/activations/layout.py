@@ -61,7 +61,6 @@ class StoreHeader(FrozenModel):
     field_shapes: dict[str, tuple[int, ...]] = Field(description="further columns: shape per row, dtype of the rows")
     corpus: str = Field(description="fingerprint of the corpus")
     plan: str = Field(description="fingerprint of the plan of host batches")
-    source: str = Field(description="fingerprint of the stream of rows; that of the live source")
     calibration: Calibration
     calibration_rows: int = Field(description="rows that the calibration was asked to measure")
     drop_outliers: bool
@@ -100,8 +99,8 @@ class RowLayout:
         return packed
 
     def unpack(self, packed: np.ndarray) -> ActivationBatch:
-        """The rows in memory of their own."""
-        return ActivationBatch.of({name: self._column(packed, name) for name in self.record.names or ()})
+        """The rows in memory of their own, with the columns that `packed` has."""
+        return ActivationBatch.of({name: self._column(packed, name) for name in packed.dtype.names or ()})
 
     def _column(self, packed: np.ndarray, name: str) -> Tensor:
         native = packed[name].astype(packed[name].dtype.newbyteorder("="))
@@ -113,9 +112,9 @@ def layout_of(header: StoreHeader) -> RowLayout:
     return RowLayout(header.spec.d_model, header.dtype, header.field_shapes)
 
 
-def row_bytes(d_model: int, dtype: Dtype) -> int:
-    """Bytes of one stored row."""
-    return RowLayout(d_model, dtype, {}).row_bytes
+def row_bytes(d_model: int, dtype: Dtype, n_fields: int = 0) -> int:
+    """Bytes of one stored row with `n_fields` fields of its width."""
+    return RowLayout(d_model, dtype, {str(i): (d_model,) for i in range(n_fields)}).row_bytes
 
 
 def shard_path(store: Path, index: int, suffix: Literal["bin", "documents.json", "record.json"]) -> Path:

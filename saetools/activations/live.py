@@ -6,7 +6,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from saetools.activations.base import ActivationBatch, Counts, NumberedBatches, digest
+from saetools.activations.base import GRAD, ActivationBatch, Counts, NumberedBatches, digest
 from saetools.activations.calibration import OUTLIER_FACTOR, drop_outliers
 from saetools.config import Dtype
 from saetools.errors import ConfigError, DataError
@@ -28,10 +28,22 @@ class HostPass:
     A host batch is run once, up to the deepest point, and kept until each point's reader has taken it. At most
     `max_ahead` batches are kept: a reader that falls further behind costs further passes, never memory, and gets the
     same rows. `n_passes` counts. Rows of a point do not depend on which other points are asked for.
+
+    With `gradients` each pass also goes back from the logits, and rows have the field `grad`: dL/dx, where L is the
+    sum of the losses of all kept tokens of the batch, so that a row has its effect on all later tokens of its window,
+    whatever else is in the batch.
     """
 
-    def __init__(self, host: Host, plan: TokenPlan, points: Sequence[str], dtype: Dtype, max_ahead: int = 8) -> None:
-        self.host, self.plan, self.dtype = host, plan, dtype
+    def __init__(
+        self,
+        host: Host,
+        plan: TokenPlan,
+        points: Sequence[str],
+        dtype: Dtype,
+        max_ahead: int = 8,
+        gradients: bool = False,
+    ) -> None:
+        self.host, self.plan, self.dtype, self.gradients = host, plan, dtype, gradients
         self.points = tuple(dict.fromkeys(host.canonical(point) for point in points))
         self.n_passes = 0
         self._max_ahead = max_ahead
@@ -74,15 +86,24 @@ class HostPass:
         keep_BT = torch.from_numpy(tokens.keep_BT)
         document_BT = torch.from_numpy(tokens.document_B)[:, None].expand_as(keep_BT)
         where_N2 = torch.stack([document_BT[keep_BT], torch.from_numpy(tokens.position_BT)[keep_BT]], dim=1).to(device)
-        x_by_point = self.host.activations(torch.from_numpy(tokens.ids_BT).to(device), self.points)
+        ids_BT, keep_BT = torch.from_numpy(tokens.ids_BT).to(device), keep_BT.to(device)
         self.n_passes += 1
-        keep_BT = keep_BT.to(device)
+        if not self.gradients:
+            x_by_point = self.host.activations(ids_BT, self.points)
+            return {
+                point: ActivationBatch(self._round(x_BTD[keep_BT], where_N2, "activations", point), where_N2)
+                for point, x_BTD in x_by_point.items()
+            }
         return {
-            point: ActivationBatch(self._round(x_by_point[point][keep_BT], where_N2, point), where_N2)
-            for point in self.points
+            point: ActivationBatch(
+                self._round(x_BTD[keep_BT], where_N2, "activations", point),
+                where_N2,
+                {GRAD: self._round(g_BTD[keep_BT], where_N2, "gradients", point)},
+            )
+            for point, (x_BTD, g_BTD) in self.host.activations_and_gradients(ids_BT, self.points, keep_BT).items()
         }
 
-    def _round(self, raw_ND: Tensor, where_N2: Tensor, point: str) -> Tensor:
+    def _round(self, raw_ND: Tensor, where_N2: Tensor, what: str, point: str) -> Tensor:
         """Rows in the dtype of all ways of reading; DataError at a row that is not finite, before or after."""
         x_ND = raw_ND.to(TORCH_DTYPES[self.dtype])
         finite_N = torch.isfinite(x_ND).all(dim=1)
@@ -96,7 +117,7 @@ class HostPass:
             else "are not finite; check the host's weights and host.dtype, or leave the document out of the corpus"
         )
         raise DataError(
-            f"The activations of document {self.plan.document_id(document)!r} at position {position}, point {point}, "
+            f"The {what} of document {self.plan.document_id(document)!r} at position {position}, point {point}, "
             f"{cause}."
         )
 
@@ -117,8 +138,10 @@ class LiveSource:
         calibration: Calibration | None = None,
         drop_outliers: bool = True,
         host_pass: HostPass | None = None,
+        gradients: bool = False,
     ) -> None:
-        self.host_pass = host_pass or HostPass(host, plan, [point], dtype)
+        """`gradients` is told by `host_pass` where that is given."""
+        self.host_pass = host_pass or HostPass(host, plan, [point], dtype, gradients=gradients)
         self.plan, self.dtype = plan, dtype
         self.point = host.canonical(point)
         self.spec: PointSpec = host.spec(self.point, plan.context_tokens)
@@ -135,6 +158,11 @@ class LiveSource:
     @property
     def n_batches(self) -> int | None:
         return self.plan.n_batches
+
+    @property
+    def gradients(self) -> bool:
+        """Whether rows have the field `grad`."""
+        return self.host_pass.gradients
 
     def with_calibration(self, calibration: Calibration) -> "LiveSource":
         """The same source, calibrated; it shares the forward passes."""
@@ -164,22 +192,31 @@ class LiveSource:
         return self.plan.document_id(number)
 
     def fingerprint(self) -> str:
-        limit = OUTLIER_FACTOR * self._calibration.median_norm if self.drops_outliers and self._calibration else None
-        return digest(
-            {
-                "plan": self.plan.fingerprint(),
-                "spec": self.spec.model_dump(),
-                "dtype": self.dtype,
-                "outliers_above": limit,
-            }
-        )
+        calibration = self._calibration if self.drops_outliers else None
+        return stream_fingerprint(self.plan.fingerprint(), self.spec, self.dtype, calibration, self.gradients)
+
+
+def stream_fingerprint(plan: str, spec: PointSpec, dtype: Dtype, dropping: Calibration | None, gradients: bool) -> str:
+    """Fingerprint of a stream of rows, live or stored. dropping: the calibration by which outliers are left out."""
+    identity = {
+        "plan": plan,
+        "spec": spec.model_dump(),
+        "dtype": dtype,
+        "outliers_above": OUTLIER_FACTOR * dropping.median_norm if dropping else None,
+    }
+    return digest(identity | ({"fields": [GRAD]} if gradients else {}))
 
 
 def live_sources(
-    host: Host, plan: TokenPlan, points: Sequence[str], dtype: Dtype, drop_outliers: bool = True
+    host: Host,
+    plan: TokenPlan,
+    points: Sequence[str],
+    dtype: Dtype,
+    drop_outliers: bool = True,
+    gradients: bool = False,
 ) -> dict[str, LiveSource]:
     """One source per point (by canonical name), not calibrated yet, all served by the same forward passes."""
-    host_pass = HostPass(host, plan, points, dtype)
+    host_pass = HostPass(host, plan, points, dtype, gradients=gradients)
     return {point: LiveSource(host, plan, point, dtype, None, drop_outliers, host_pass) for point in host_pass.points}
 
 

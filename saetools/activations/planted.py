@@ -3,10 +3,12 @@
     x_n = sum_f code_nf atom_f + noise,  code_nf = fires_nf * c_nf,  c_nf ~ Uniform(low, high)
 
 Block b of a seed is a pure function of (config, seed, purpose, b), so the rows stream and restart anywhere.
+`planted_tree` has another law: a hierarchy whose children exclude each other.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -113,12 +115,29 @@ class Planted:
         return PlantedBlock(x_ND, code_NF)
 
 
+class Truth(Protocol):
+    """What a law of planted rows offers: this file's, and `planted_tree`."""
+
+    seed: int
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def atoms_FD(self) -> Tensor: ...
+
+    @property
+    def parent_F(self) -> Tensor: ...
+
+    def block(self, number: int, n_rows: int = 1024, purpose: str = "train") -> PlantedBlock: ...
+
+
 class PlantedSource:
     """Planted rows as a RowSource, calibrated on their first `calibration_rows`. Batch i is block i."""
 
     def __init__(
         self,
-        planted: Planted,
+        planted: Truth,
         split: Split = "train",
         n_heldout_batches: int = 16,
         batch_rows: int = 1024,

@@ -39,7 +39,8 @@ class RowsFile:
             ".npy": _open_npy,
         }
         if path.suffix not in readers:
-            raise FormatError(f"{path} is a {path.suffix or 'nameless'} file; rows are read from {', '.join(readers)}.")
+            what = "a directory" if path.is_dir() else f"no {' or '.join(readers)} file"
+            raise FormatError(f"{path} is {what}; rows are read from {' and '.join(readers)} files.")
         if not path.is_file():
             raise FormatError(f"The rows file {path} does not exist.")
         tensors = readers[path.suffix](path)
@@ -79,8 +80,8 @@ class RowsFile:
         )
         if len(candidates) != 1:
             raise FormatError(
-                f"{self.path} holds {shapes}; rows are the matrix `x` [N, D], or the only matrix of the file. "
-                "Save the rows under the name x."
+                f"{self.path} holds arrays of the shapes {shapes}; rows are the matrix `x` [N, D], or the only matrix "
+                "of the file. Save the rows as one matrix, in a .safetensors file under the name x."
             )
         return candidates[0]
 
@@ -93,7 +94,8 @@ class RowsSource:
     """Rows of a file as a RowSource. Held-out rows are those of `heldout_path`, else the last 10 % of `path`.
 
     Batches hold 4096 rows of the file each, in its order, rounded to `dtype`, fields too; the train split repeats for
-    ever. A row that is not finite raises DataError. Without a calibration nothing is dropped as an outlier.
+    ever; without `gradients` a `grad` of the file is left out. A row that is not finite raises DataError. Without a
+    calibration nothing is dropped as an outlier.
     """
 
     def __init__(
@@ -105,9 +107,10 @@ class RowsSource:
         calibration: Calibration | None = None,
         drop_outliers: bool = True,
         batch_rows: int = BATCH_ROWS,
+        gradients: bool = True,
     ) -> None:
         self.file = RowsFile(heldout_path if split == "heldout" and heldout_path else path)
-        self.split, self.dtype, self.batch_rows = split, dtype, batch_rows
+        self.split, self.dtype, self.batch_rows, self._gradients = split, dtype, batch_rows, gradients
         self.first, self.end = _range_of(self.file, split, whole=heldout_path is not None)
         self.n_batches = math.ceil((self.end - self.first) / batch_rows)
         self.spec = PointSpec(host="rows", point="rows", d_model=self.file.d_model)
@@ -139,6 +142,7 @@ class RowsSource:
                 "batch_rows": self.batch_rows,
                 "outliers_above": limit,
             }
+            | ({} if self._gradients else {"gradients": False})
         )
 
     def _batch(self, i: int) -> ActivationBatch:
@@ -147,7 +151,7 @@ class RowsSource:
         rounded = ActivationBatch(
             self._round(raw.x_ND, "x", first),
             raw.where_N2,
-            {name: self._round(value, name, first) for name, value in raw.fields.items()},
+            {name: self._round(value, name, first) for name, value in raw.fields.items() if self._gradients},
         )
         kept = rounded
         if self._drops_outliers and self._calibration is not None:
@@ -224,7 +228,10 @@ def _npy_header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
         raise FormatError(f"{path} is not a readable .npy file: {error}. Write it again with numpy.save.") from error
     if is_fortran or dtype.kind != "f":
         order = "Fortran" if is_fortran else "C"
-        raise FormatError(f"{path} is a {dtype} array in {order} order; rows are floating-point numbers in C order.")
+        raise FormatError(
+            f"{path} is a {dtype} array in {order} order; rows are floating-point numbers in C order. Save "
+            "numpy.ascontiguousarray(x, dtype=numpy.float32)."
+        )
     needed, present = offset + math.prod(shape) * dtype.itemsize, path.stat().st_size
     if needed != present:
         raise FormatError(f"{path} has {present} bytes and its header needs {needed}: it is damaged. Write it again.")

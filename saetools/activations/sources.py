@@ -44,10 +44,15 @@ def _live(
     if host is None or plan is None:
         raise ConfigError("activations.source live needs a host and a corpus. Set host.name and corpus.name.")
     assert plan.split == split
-    bare = LiveSource(host, plan, activations.point, activations.dtype, None, activations.drop_outliers)
+
+    def source(of: TokenPlan) -> LiveSource:
+        settings = activations
+        drops, gradients = settings.drop_outliers, settings.gradients
+        return LiveSource(host, of, settings.point, settings.dtype, None, drops, gradients=gradients)
+
+    bare = source(plan)
     if calibration is None:
-        measured = bare if split == "train" else LiveSource(host, _of_train(plan), activations.point, activations.dtype)
-        calibration = calibrate(measured, activations.calibration_rows)
+        calibration = calibrate(bare if split == "train" else source(_of_train(plan)), activations.calibration_rows)
     return bare.with_calibration(calibration)
 
 
@@ -60,7 +65,7 @@ def _cached(
 ) -> RowSource:
     if activations.path is None:
         raise ConfigError("activations.source cached needs activations.path: a directory made by `saetools harvest`.")
-    source = CachedSource(activations.path)
+    source = CachedSource(activations.path, gradients=activations.gradients)
     point = host.canonical(activations.point) if host else activations.point
     source.check_settings(
         point=point,
@@ -94,7 +99,15 @@ def _rows(
     def source(of: Split, calibrated: Calibration | None) -> RowsSource:
         settings = activations
         assert settings.path is not None
-        return RowsSource(settings.path, settings.heldout_path, of, settings.dtype, calibrated, settings.drop_outliers)
+        return RowsSource(
+            settings.path,
+            settings.heldout_path,
+            of,
+            settings.dtype,
+            calibrated,
+            settings.drop_outliers,
+            gradients=of == "train" or settings.gradients,
+        )
 
     return source(split, calibration or calibrate(source("train", None), activations.calibration_rows))
 
@@ -124,9 +137,10 @@ class ByteEstimate:
     store: int  # disk of a store of n_rows rows, per point
 
 
-def estimate_bytes(activations: ActivationsConfig, d_model: int, n_rows: int, n_fields: int = 0) -> ByteEstimate:
-    """Bytes of the ring (with `n_fields` fields as wide as the rows) and of a store of `n_rows` rows."""
+def estimate_bytes(activations: ActivationsConfig, d_model: int, n_rows: int) -> ByteEstimate:
+    """Bytes of the ring and of a store of `n_rows` rows, gradients included."""
+    n_fields = int(activations.gradients)
     return ByteEstimate(
         ring=ring_bytes(activations.ring_rows, d_model, activations.dtype, n_fields),
-        store=n_rows * row_bytes(d_model, activations.dtype),
+        store=n_rows * row_bytes(d_model, activations.dtype, n_fields),
     )

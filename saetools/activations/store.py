@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from saetools import safeio
-from saetools.activations.base import NumberedBatches
+from saetools.activations.base import GRAD, NumberedBatches
 from saetools.activations.layout import (
     MANIFEST,
     Manifest,
@@ -19,6 +19,7 @@ from saetools.activations.layout import (
     read_sealed,
     shard_path,
 )
+from saetools.activations.live import stream_fingerprint
 from saetools.errors import DataError, FormatError, MismatchError
 from saetools.lm.base import Host
 from saetools.records import Calibration, PointSpec
@@ -31,9 +32,12 @@ class CachedSource:
     Host batches have the numbers that they have live; starting at one is a seek. The train split repeats where the
     store holds a whole epoch; otherwise DataError is raised at its end. Raises FormatError naming the file where
     anything is missing, truncated or changed.
+
+    A store with gradients also serves runs without: their rows are the same. MismatchError where gradients are asked
+    for and the store has none.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, gradients: bool = False) -> None:
         if not (path / MANIFEST).is_file():
             unfinished = " It was begun: run the same harvest again to complete it." if path.is_dir() else ""
             raise FormatError(f"{path} is not a complete store of activations (no {MANIFEST}).{unfinished}")
@@ -41,7 +45,14 @@ class CachedSource:
         self.manifest = read_sealed(path / MANIFEST, Manifest)
         self.header = self.manifest.header
         self.spec: PointSpec = self.header.spec
-        self.calibration: Calibration = self.header.calibration
+        if gradients and GRAD not in self.header.field_shapes:
+            raise MismatchError(
+                f"The store {path} has no gradients. Harvest again into another directory with activations.gradients "
+                "true, or set it to false."
+            )
+        self.gradients = gradients
+        kept = self.header.calibration
+        self.calibration: Calibration = kept if gradients else kept.model_copy(update={"gradient_rms": None})
         self.counts = self.manifest.counts
         self._layout = layout_of(self.header)
         for i, shard in enumerate(self.manifest.shards):
@@ -68,7 +79,7 @@ class CachedSource:
                 i = number % stored
                 end = int(self._end[i])
                 packed = reader.rows(int(self._shard_of[i]), end - int(self._rows[i]), end)
-                yield number, self._layout.unpack(packed)
+                yield number, self._layout.unpack(packed if self.gradients else packed[["x", "where"]])
                 number += 1
 
     def document_id(self, number: int) -> str:
@@ -77,7 +88,8 @@ class CachedSource:
         return self._document_ids[number]
 
     def fingerprint(self) -> str:
-        return self.header.source
+        header, dropping = self.header, self.calibration if self.header.drop_outliers else None
+        return stream_fingerprint(header.plan, header.spec, header.dtype, dropping, self.gradients)
 
     def check_host(self, host: Host, point: str) -> None:
         """Raise MismatchError where the rows are not those of this host at this point."""

@@ -5,12 +5,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-from saetools.dashboard.panel import NEGATIVE, Panel, layout, number
+from saetools.dashboard.panel import NEGATIVE, POSITIVE, Panel, layout, number
 from saetools.errors import FormatError
 
 CURVES: tuple[tuple[str, str, bool], ...] = (
     ("loss", "Loss", True),
-    ("l0", "L0: features per token", False),
+    ("l0", "L0, features per token", False),
     ("dead_fraction", "Dead fraction", False),
     ("lr", "Learning rate", False),
     ("grad_norm", "Gradient norm", True),
@@ -18,6 +18,8 @@ CURVES: tuple[tuple[str, str, bool], ...] = (
 """(key of metrics.jsonl, title, whether its axis is logarithmic)."""
 
 MAX_POINTS = 2000
+LINES = (NEGATIVE, POSITIVE, "#7a6a9a", "#4d8a6a")
+LEGEND = {"orientation": "h", "y": 1.12, "x": 0}
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
@@ -38,27 +40,55 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
 
 
 def training_curves(records: list[dict[str, Any]]) -> list[Panel]:
-    """One panel per curve that the records have, over tokens; at most 2,000 points each, evenly spaced."""
+    """One panel per curve that the records have, over tokens; at most 2,000 points each, evenly spaced.
+
+    The first shows the weighted loss and, where there are several, its terms before their weights.
+    """
     step = max(1, math.ceil(len(records) / MAX_POINTS))
     kept = records[::step] + (records[-1:] if records and (len(records) - 1) % step else [])
-    return [_curve(kept, key, title, log) for key, title, log in CURVES if any(key in record for record in kept)]
+    panels = []
+    for key, title, log in CURVES:
+        if any(key in record for record in kept):
+            names = [key, *_terms(kept)] if key == "loss" else [key]
+            panels.append(_curve({name: _points(kept, name) for name in names}, key, title, log))
+    return panels
 
 
-def _curve(records: list[dict[str, Any]], key: str, title: str, log: bool) -> Panel:
-    points = [(record["n_tokens"], _finite(record.get(key))) for record in records]
-    rows = tuple((tokens, value) for tokens, value in points if value is not None)
-    line = {
-        "type": "scatter",
-        "mode": "lines",
-        "x": [tokens for tokens, _ in rows],
-        "y": [value for _, value in rows],
-        "line": {"color": NEGATIVE, "width": 2},
-        "hovertemplate": "%{x:,} tokens<br>%{y:.4g}<extra></extra>",
-    }
-    kind = "log" if log and all(value > 0 for _, value in rows) else "linear"
-    shape = layout("tokens", "", y={"rangemode": "normal", "type": kind})
-    last = f"{title}: {number(rows[-1][1])} at {rows[-1][0]:,} tokens" if rows else title
-    return Panel(last, [line], shape, ("tokens", title), rows)
+def _terms(records: list[dict[str, Any]]) -> list[str]:
+    """Names of the loss terms that are not zero throughout, where there are several."""
+    names = dict.fromkeys(name for record in records for name in record if name.startswith("loss/"))
+    moving = [name for name in names if any(value for _, value in _points(records, name))]
+    return moving if len(moving) > 1 else []
+
+
+def _points(records: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
+    found = [(record["n_tokens"], _finite(record.get(key))) for record in records]
+    return [(tokens, value) for tokens, value in found if value is not None]
+
+
+def _curve(series: dict[str, list[tuple[int, float]]], key: str, title: str, log: bool) -> Panel:
+    lines = [
+        {
+            "type": "scatter",
+            "mode": "lines" if len(points) > 1 else "markers",
+            "name": name.removeprefix("loss/"),
+            "x": [tokens for tokens, _ in points],
+            "y": [value for _, value in points],
+            "line": {"color": LINES[index % len(LINES)], "width": 2, "dash": "dot" if index else "solid"},
+            "hovertemplate": "%{x:,} tokens<br>%{y:.4g}<extra></extra>",
+        }
+        for index, (name, points) in enumerate(series.items())
+    ]
+    own = series[key]
+    values = [value for _, value in own]
+    is_log = log and bool(values) and min(values) > 0
+    y: dict[str, Any] = {"type": "log" if is_log else "linear", "rangemode": "normal" if is_log else "tozero"}
+    y["tickformat"] = "~g"
+    if is_log:
+        y["dtick"] = "D2" if max(values) / min(values) < 100 else 1  # 1, 2, 5 of a decade, or powers of ten alone
+    note = f"{number(own[-1][1])} at {own[-1][0]:,} tokens" if own else ""
+    shape = layout("tokens", "", {"tickformat": "~s"}, y) | {"showlegend": len(lines) > 1, "legend": LEGEND}
+    return Panel(title, lines, shape, ("tokens", title), tuple(own), note)
 
 
 def _finite(value: Any) -> float | None:

@@ -1,79 +1,135 @@
-"""A page that can be mailed: one HTML file that opens from disk and makes no network request. No torch here."""
+"""Pages that need no server: one HTML file that can be mailed, or a folder for thousands of features. No torch here."""
 
-import base64
-import hashlib
-import html
-import json
-from collections.abc import Sequence
-from functools import cache
-from importlib.resources import files
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plotly.offline import get_plotlyjs
-
-from saetools.atomic import write_text
-from saetools.dashboard.panel import CONFIG
-from saetools.dashboard.panels import density_histogram
+from saetools.atomic import MANIFEST, committed_directory, write_text
+from saetools.dashboard.comparison import Comparison, comparison_view, partner_view
+from saetools.dashboard.inline import asset, data_element, escaped, fill, inline_json, plotly_script, policy
+from saetools.dashboard.panel import CONFIG, Panel
+from saetools.dashboard.panels import density_histogram, map_points
 from saetools.dashboard.views import COLUMNS, feature_view, table_rows
-from saetools.errors import DataError
-from saetools.features.store import FeatureStore, Filter, TableRow
-from saetools.rng import generator
+from saetools.errors import DataError, RunError
+from saetools.features.store import FeatureStore, Filter, TableRow, sample_of_firing
 
-SCRIPTS = ("token.js", "feature.js", "page.js")
+SCRIPTS = ("token.js", "shell.js", "map.js", "feature.js", "page.js")
 PER_BAND = {"top": 12, "q5": 3, "q4": 3, "q3": 3, "q2": 3, "q1": 3, "uniform": 2}
+FOLDER = "features"
 
 
-def export_page(
-    store: FeatureStore,
-    path: Path | str,
-    n_features: int = 200,
-    features: Sequence[int] | None = None,
-    per_band: dict[str, int] | None = None,
-    seed: int = 0,
-) -> None:
-    """Write one self-contained page of `features`, or of a seeded random sample of those that fire.
+@dataclass(frozen=True)
+class Contents:
+    """What a page holds: features of a store, and what else is known of the run."""
 
-    About 4.9 MB for plotly and 25 kB a feature. `per_band` limits the examples shown of each band. Raises DataError
-    where no feature can be shown, RunError where the file cannot be written; then an old file is as it was.
+    store: FeatureStore
+    features: Sequence[int] | None = None  # None: a sample of n_features of those that fire
+    n_features: int | None = 200  # None: all that fire
+    curves: Sequence[Panel] = ()
+    comparison: Comparison | None = None
+    per_band: dict[str, int] | None = None  # examples shown of each band; None: `PER_BAND`
+    seed: int = 0
+
+    def rows(self) -> tuple[TableRow, ...]:
+        """Lines of the table. DataError where there are none."""
+        chosen = self.features
+        if chosen is None:
+            chosen = sample_of_firing(self.store.columns("count")["count"], self.n_features, self.seed)
+        rows = self.store.table("feature", Filter(features=chosen), limit=len(chosen)).rows
+        if not rows:
+            raise DataError("there is no feature to show: none of the store fires, or none was asked for.")
+        return rows
+
+    def selection(self, n_shown: int) -> str:
+        """Which features the page holds, in words."""
+        if n_shown == self.store.info.n_features:
+            return f"This page holds all {n_shown:,} features."
+        how = "chosen by number"
+        if self.features is None:
+            how = "all that fire" if self.n_features is None else "a uniform random sample of those that fire"
+        return f"This page holds {n_shown:,} of {self.store.info.n_features:,} features: {how}."
+
+    def of_feature(self, feature: int) -> dict[str, Any]:
+        """What a page draws of one feature, and of its partner."""
+        per_band = self.per_band or PER_BAND
+        partner = None if self.comparison is None else partner_view(self.comparison, feature, per_band)
+        return {"view": feature_view(self.store, feature, per_band), "partner": partner}
+
+
+def export_page(contents: Contents, path: Path | str) -> None:
+    """Write one self-contained page; about 4.9 MB for plotly and 25 kB a feature.
+
+    It opens from disk and makes no network request. Raises DataError where no feature can be shown, RunError where the
+    file cannot be written; then an old file is as it was.
     """
-    chosen = list(features) if features is not None else _sample(store, n_features, seed)
-    rows = store.table("feature", Filter(features=chosen), limit=len(chosen)).rows
-    if not rows:
-        raise DataError("there is no feature to show: none of the store fires, or none was asked for.")
-    write_text(path, _page(store, rows, per_band or PER_BAND, features is None))
+    rows = contents.rows()
+    parts = {row.feature: contents.of_feature(row.feature) for row in rows}
+    lines = [_line(line, parts[line["feature"]]["view"]) for line in table_rows(rows)]
+    data = [data_element(f"sae-feature-{feature}", part) for feature, part in parts.items()]
+    write_text(path, _page(contents, lines, data, None))
 
 
-def _sample(store: FeatureStore, n_features: int, seed: int) -> list[int]:
-    """A uniform sample of the features that fire; all of them where there are no more than n_features."""
-    alive = (store.columns("count")["count"] > 0).nonzero()[0]
-    order = generator(seed, "features of the page").permutation(len(alive))
-    return sorted(alive[order[:n_features]].tolist())
+def export_folder(contents: Contents, path: Path | str) -> None:
+    """Write a folder with an index.html and a script of data per feature, for thousands of features.
+
+    It opens from disk, or from any server of files, and reads nothing but itself. Memory is that of the table. Replaces
+    a folder that it wrote before; RunError at any other that is not empty.
+    """
+    path = Path(path)
+    if path.exists() and any(path.iterdir()) and not _is_ours(path):
+        raise RunError(f"{path} holds files that are not a page of features. Choose another folder, or remove it.")
+    rows = contents.rows()
+    with committed_directory(path, replace=True) as directory:
+        lines = list(_write_features(contents, rows, directory / FOLDER))
+        (directory / "index.html").write_text(_page(contents, lines, [], FOLDER), encoding="utf-8")
 
 
-def _page(store: FeatureStore, rows: Sequence[TableRow], per_band: dict[str, int], sampled: bool) -> str:
-    views = {row.feature: feature_view(store, row.feature, per_band) for row in rows}
-    lines = table_rows(rows)
-    for line in lines:
-        line["search"] = _search_text(views[line["feature"]])
+def _is_ours(path: Path) -> bool:
+    return all((path / name).exists() for name in (MANIFEST, "index.html", FOLDER))
+
+
+def _write_features(contents: Contents, rows: Sequence[TableRow], folder: Path) -> Iterator[dict[str, Any]]:
+    folder.mkdir()
+    for row, line in zip(rows, table_rows(rows), strict=True):
+        part = contents.of_feature(row.feature)
+        script = f"SaePage.receive({row.feature},{inline_json(part)});"
+        (folder / f"{row.feature}.js").write_text(script, encoding="utf-8")
+        yield _line(line, part["view"])
+
+
+def _page(contents: Contents, lines: list[dict[str, Any]], data: list[str], folder: str | None) -> str:
+    store, shown = contents.store, [line["feature"] for line in lines]
     page = {
-        "columns": COLUMNS,
+        "columns": [column for column in COLUMNS if column[0] != "label" or any(line["label"] for line in lines)],
         "rows": lines,
         "density": density_histogram(store).to_json(),
+        "map": map_points(store),
+        "curves": [panel.to_json() for panel in contents.curves],
+        "comparison": None if contents.comparison is None else comparison_view(contents.comparison, shown),
         "config": CONFIG,
+        "folder": folder,
     }
-    data = [_data("sae-page", page)] + [_data(f"sae-feature-{feature}", view) for feature, view in views.items()]
-    scripts = [_plotly(), *(asset(name) for name in SCRIPTS)]
-    how = "a uniform random sample of those that fire" if sampled else "chosen by number"
+    names = ["Feature", "Map"] + ["Compare"] * bool(contents.comparison) + ["Training"] * bool(contents.curves)
+    scripts = [plotly_script(), *(asset(name) for name in SCRIPTS)]
     return fill(
         asset("page.html"),
-        policy=policy(scripts),
-        title=_escaped(store.info.title),
-        facts="".join(f"<li>{name} <b>{_escaped(value)}</b></li>" for name, value in facts(store)),
-        selection=f"This file holds {len(rows):,} of {store.info.n_features:,} features: {how}.",
+        policy=policy(scripts, own_files=folder is not None),
+        title=escaped(store.info.title),
+        facts="".join(f"<li>{name} <b>{escaped(value)}</b></li>" for name, value in facts(store)),
+        selection=contents.selection(len(lines)),
+        tabs="".join(_tab(name, name == "Feature") for name in names),
+        help=asset("help.html"),
         style=asset("style.css"),
-        data="\n".join(data),
+        data="\n".join([data_element("sae-page", page), *data]),
         scripts="\n".join(f"<script>{script}</script>" for script in scripts),
+    )
+
+
+def _tab(name: str, chosen: bool) -> str:
+    return (
+        f'<button type="button" role="tab" id="tab-{name}" class="sae-tab-button" aria-controls="panel-{name}" '
+        f'aria-selected="{str(chosen).lower()}">{name}</button>'
     )
 
 
@@ -89,59 +145,8 @@ def facts(store: FeatureStore) -> list[tuple[str, str]]:
     ]
 
 
-def policy(scripts: Sequence[str]) -> str:
-    """Content security policy: these scripts, known by their hash, and nothing else; no request to anywhere."""
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
-    rules = {
-        "default-src": "'none'",
-        "script-src": hashes,
-        "style-src": "'unsafe-inline'",  # plotly writes style sheets
-        "img-src": "data: blob:",
-        "base-uri": "'none'",
-        "form-action": "'none'",
-    }
-    return "; ".join(f"{name} {value}" for name, value in rules.items())
-
-
-def inline_json(value: Any) -> str:
-    """JSON that is safe inside a script element: ASCII, and < > & as escapes, so that no text ends or opens one."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def fill(template: str, **parts: str) -> str:
-    """The template with each {{name}} replaced once; what is put in is not looked at again."""
-    pieces = template.split("{{")
-    filled = [pieces[0]]
-    for piece in pieces[1:]:
-        name, rest = piece.split("}}", 1)
-        filled += [parts[name], rest]
-    return "".join(filled)
-
-
-def _escaped(text: str) -> str:
-    """Text as HTML; lone surrogates, which UTF-8 cannot hold, as question marks."""
-    return html.escape(text).encode("utf-8", "replace").decode()
-
-
-@cache
-def asset(name: str) -> str:
-    """The text of a file in dashboard/assets."""
-    return (files("saetools.dashboard") / "assets" / name).read_text(encoding="utf-8")
-
-
-@cache
-def _plotly() -> str:
-    """plotly.js with line ends as an HTML parser makes them: the policy's hash is of what the parser hands on."""
-    return get_plotlyjs().replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _data(name: str, value: Any) -> str:
-    return f'<script type="application/json" id="{name}">{inline_json(value)}</script>'
-
-
-def _search_text(view: dict[str, Any]) -> str:
-    """What the page's search looks through: logit tokens and the text of the strongest contexts."""
+def _line(line: dict[str, Any], view: dict[str, Any]) -> dict[str, Any]:
+    """A line of the table with what its search looks through: logit tokens and the text of the strongest contexts."""
     logits = view["logits"] or {"top": []}
     contexts = ["".join(example["tokens"]) for band in view["bands"][:1] for example in band["examples"][:3]]
-    return " ".join([*(token for token, _ in logits["top"]), *contexts])[:600]
+    return line | {"search": " ".join([*(token for token, _ in logits["top"]), *contexts])[:600]}

@@ -1,24 +1,27 @@
 """The notebook face: `saetools.explore(run).feature(123)`. Every panel has `.figure`. No torch here."""
 
 import html
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saetools.dashboard.comparison import Comparison, cosine_histogram
 from saetools.dashboard.curves import read_metrics, training_curves
-from saetools.dashboard.export import asset, fill, inline_json, policy
-from saetools.dashboard.panel import Panel
+from saetools.dashboard.inline import asset, fill, inline_json, policy
+from saetools.dashboard.panel import Panel, number, plain, side_by_side, visible
 from saetools.dashboard.panels import (
     activation_histogram,
     density_histogram,
     feature_map,
+    firings_heatmap,
     logits_bars,
     logits_histogram,
 )
 from saetools.dashboard.views import COLUMNS, feature_view, table_rows
 from saetools.errors import FormatError
-from saetools.features.records import Example, FeatureRecord
+from saetools.features.records import Example, FeatureRecord, PromptFirings
 from saetools.features.store import FeatureStore, Filter
 
 if TYPE_CHECKING:
@@ -26,15 +29,39 @@ if TYPE_CHECKING:
 
 FRAME_HEIGHT = 720
 PER_BAND = {"top": 10, "q5": 2, "q4": 2, "q3": 2, "q2": 2, "q1": 2, "uniform": 1}
-START = """
-window.SaeFeature.draw(document.getElementById("root"), JSON.parse(document.getElementById("view").textContent),
-  { config: {}, has: () => false });
-window.SaeTokens.listen(document.getElementById("root"));
+DRAW_FEATURE = """
+window.SaeFeature.draw(root, view, { config: {}, has: () => false });
 """
+DRAW_PROMPT = """
+window.SaeTokens.draw(root, view.bands, view.scale);
+root.classList.add("sae-lines");
+"""
+START = """(() => {
+const root = document.getElementById("root"), view = JSON.parse(document.getElementById("view").textContent);
+DRAW
+window.SaeTokens.listen(root);
+})();"""
 FRAME = """<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{{policy}}"><style>{{style}}</style></head>
 <body><main><div class="sae-feature-head"><h2>{{title}}</h2></div><div id="root" class="sae-feature"></div></main>
 <script type="application/json" id="view">{{view}}</script>{{scripts}}</body></html>"""
+
+
+def _frame(title: str, view: dict[str, Any], draw: str) -> str:
+    """A sandboxed frame: nothing in it can reach the notebook, and it makes no request."""
+    scripts = [asset("token.js"), asset("feature.js"), START.replace("DRAW", draw)]
+    document = fill(
+        FRAME,
+        policy=policy(scripts),
+        style=asset("style.css"),
+        title=html.escape(title),
+        view=inline_json(view),
+        scripts="".join(f"<script>{script}</script>" for script in scripts),
+    )
+    return (
+        f'<iframe sandbox="allow-scripts" title="{html.escape(title)}" width="100%" height="{FRAME_HEIGHT}" '
+        f'style="border:0" srcdoc="{html.escape(document)}"></iframe>'
+    )
 
 
 @dataclass(frozen=True)
@@ -60,30 +87,70 @@ class FeaturePanel:
         return self.activations().figure
 
     def activations(self) -> Panel:
+        """The values where it fires."""
         return activation_histogram(self.record)
 
     def logits(self) -> Panel:
+        """The tokens that it raises and lowers most."""
         return logits_bars(self.record)
 
     def logits_histogram(self) -> Panel:
+        """Its effect on the whole vocabulary."""
         return logits_histogram(self.record)
 
     def _repr_html_(self) -> str:
-        """A sandboxed frame: nothing in it can reach the notebook, and it makes no request."""
-        scripts = [asset("token.js"), asset("feature.js"), START]
         label = self.store.annotation(self.feature)[0]
-        document = fill(
-            FRAME,
-            policy=policy(scripts),
-            style=asset("style.css"),
-            title=html.escape(f"Feature {self.feature} {label}".strip()),
-            view=inline_json(feature_view(self.store, self.feature, PER_BAND)),
-            scripts="".join(f"<script>{script}</script>" for script in scripts),
-        )
-        return (
-            f'<iframe sandbox="allow-scripts" title="Feature {self.feature}" width="100%" height="{FRAME_HEIGHT}" '
-            f'style="border:0" srcdoc="{html.escape(document)}"></iframe>'
-        )
+        view = feature_view(self.store, self.feature, PER_BAND)
+        return _frame(f"Feature {self.feature} {label}".strip(), view, DRAW_FEATURE)
+
+
+@dataclass(frozen=True)
+class PromptPanel:
+    """Which features fire at the tokens of a text: each over the whole text, the strongest first."""
+
+    firings: PromptFirings
+    n_shown: int = 20
+
+    @property
+    def figure(self) -> "go.Figure":
+        """Features by tokens as a heat map."""
+        return firings_heatmap(self.firings, self.n_shown).figure
+
+    def _repr_html_(self) -> str:
+        tokens = list(self.firings.tokens)
+        bands, scale = [], 0.0
+        for feature, pairs in self.firings.features[: self.n_shown]:
+            peak = max(pairs, key=lambda pair: abs(pair[1]))[0]
+            at, values = [at for at, _ in pairs], [value for _, value in pairs]
+            example = {"tokens": tokens, "at": at, "values": values, "peak": peak, "document": "", "position": 0}
+            bands.append({"title": f"Feature {feature}", "examples": [example]})
+            scale = max(scale, *map(abs, values))
+        title = f"{len(tokens)} tokens, {len(self.firings.features)} features"
+        return _frame(title, {"bands": bands, "scale": scale}, DRAW_PROMPT)
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Several panels that belong together, e.g. the training curves; `.figure` has them all."""
+
+    panels: tuple[Panel, ...]
+
+    def __iter__(self) -> Iterator[Panel]:
+        return iter(self.panels)
+
+    def __len__(self) -> int:
+        return len(self.panels)
+
+    def __getitem__(self, index: int) -> Panel:
+        return self.panels[index]
+
+    @property
+    def figure(self) -> "go.Figure":
+        """All panels in one figure, two beside each other."""
+        return side_by_side(self.panels)
+
+    def _repr_mimebundle_(self, *args: Any, **kwargs: Any) -> Any:
+        return self.figure._repr_mimebundle_(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -93,22 +160,40 @@ class TablePanel:
     rows: list[dict[str, Any]]
     total: int
 
+    @property
+    def figure(self) -> "go.Figure":
+        """The rows as plotly's table."""
+        import plotly.graph_objects as go
+
+        header = {"values": [heading for _, heading, _ in COLUMNS], "align": "left"}
+        values = [[plain(_shown(row[name])) for row in self.rows] for name, _, _ in COLUMNS]
+        table = go.Table(header=header, cells={"values": values, "align": "left"})
+        return go.Figure([table], {"margin": {"l": 8, "r": 8, "t": 8, "b": 8}})
+
     def _repr_html_(self) -> str:
-        def cells(tag: str, values: list[Any]) -> str:
-            return "".join(f"<{tag}>{html.escape('' if v is None else str(v))}</{tag}>" for v in values)
+        def cells(tag: str, values: Iterable[Any]) -> str:
+            return "".join(f"<{tag}>{html.escape(_shown(value))}</{tag}>" for value in values)
 
         head = cells("th", [heading for _, heading, _ in COLUMNS])
-        body = "".join(f"<tr>{cells('td', list(row.values()))}</tr>" for row in self.rows)
+        body = "".join(f"<tr>{cells('td', row.values())}</tr>" for row in self.rows)
         caption = f"{len(self.rows)} of {self.total:,} features"
         return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return number(value)
+    return "" if value is None else visible(str(value))
+
+
 @dataclass(frozen=True)
 class Explorer:
-    """The panels of a feature store, for notebooks and scripts."""
+    """The panels of a feature store, for notebooks and scripts. Every panel has `.figure`, plotly's own object."""
 
     store: FeatureStore
     metrics: Path | None = None  # of the run, for its training curves
+    fire: Callable[[str], PromptFirings] | None = None  # runs the model
+    match: Callable[[Path | str], Comparison] | None = None  # with the features of another run or dictionary
 
     def feature(self, feature: int) -> FeaturePanel:
         """One feature. DataError where the store has none of that number."""
@@ -116,20 +201,44 @@ class Explorer:
         return FeaturePanel(self.store, feature)
 
     def density(self) -> Panel:
+        """How many features fire how often."""
         return density_histogram(self.store)
 
     def map(self) -> Panel:
+        """Every feature at its place in the plane."""
         return feature_map(self.store)
 
     def table(self, sort: str = "-density", search: str = "", limit: int = 20) -> TablePanel:
+        """Features by a column (`-` before it: descending) that have the words, or `density>0.01` and the like."""
         page = self.store.table(sort, Filter(text=search), limit=limit)
         return TablePanel(table_rows(page.rows), page.total)
 
-    def training(self) -> list[Panel]:
+    def training(self) -> Panels:
         """The curves of the run. FormatError where there is no run, or it has logged nothing."""
         if self.metrics is None:
             raise FormatError("these features belong to no run, so there are no training curves.")
-        return training_curves(read_metrics(self.metrics))
+        return Panels(tuple(training_curves(read_metrics(self.metrics))))
+
+    def prompt(self, text: str) -> PromptPanel:
+        """Which features fire on a text. FormatError where there is no model to run."""
+        if self.fire is None:
+            raise FormatError("these features were opened without their model: explore the run, not its store.")
+        return PromptPanel(self.fire(text))
+
+    def compare(self, other: Path | str) -> Panel:
+        """How alike the features of another run, checkpoint or dictionary are; `partners` names the pairs."""
+        return cosine_histogram(self._matched(other))
+
+    def partners(self, other: Path | str) -> list[tuple[int, int, float]]:
+        """(feature, its partner in the other dictionary, cosine), the least alike first; -1: none."""
+        found = self._matched(other)
+        order = found.cosine_F.argsort(kind="stable").tolist()
+        return [(feature, int(found.partner_F[feature]), float(found.cosine_F[feature])) for feature in order]
+
+    def _matched(self, other: Path | str) -> Comparison:
+        if self.match is None:
+            raise FormatError("these features were opened without their dictionary: explore the run, not its store.")
+        return self.match(other)
 
     def label(self, feature: int, label: str, note: str = "") -> None:
         """Name a feature; kept beside the store."""

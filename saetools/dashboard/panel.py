@@ -4,6 +4,7 @@ Figures carry no background and no text colour: pages and notebooks bring their 
 text, so everything that comes from a corpus, a tokenizer or a person goes through `plain` first.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,14 +33,16 @@ class Panel:
     layout: dict[str, Any]
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
+    note: str = ""  # shown beside the title, in smaller letters
 
     @property
     def figure(self) -> "go.Figure":
         """A plotly figure, checked by plotly: 20 ms, which pages do without."""
         import plotly.graph_objects as go
 
-        margin = {**self.layout["margin"], "t": 48}
-        return go.Figure(self.data, {**self.layout, "title": {"text": plain(self.title)}, "margin": margin})
+        margin = {**self.layout["margin"], "t": 64 if self.note else 48}
+        title = {"text": plain(self.title), "subtitle": {"text": plain(self.note)}}
+        return go.Figure(self.data, {**self.layout, "title": title, "margin": margin})
 
     def _repr_mimebundle_(self, *args: Any, **kwargs: Any) -> Any:
         """How a notebook shows it: as plotly shows the figure."""
@@ -49,11 +52,29 @@ class Panel:
         """Plain data for the pages' scripts."""
         return {
             "title": self.title,
+            "note": self.note,
             "data": self.data,
             "layout": self.layout,
             "columns": list(self.columns),
             "rows": [list(row) for row in self.rows],
         }
+
+
+def side_by_side(panels: Sequence[Panel], columns: int = 2) -> "go.Figure":
+    """Several panels as one plotly figure."""
+    from plotly.subplots import make_subplots
+
+    n_rows = max(1, -(-len(panels) // columns))
+    titles = [plain(f"{panel.title}: {panel.note}" if panel.note else panel.title) for panel in panels]
+    figure = make_subplots(n_rows, columns, subplot_titles=titles)
+    for index, panel in enumerate(panels):
+        row, column = index // columns + 1, index % columns + 1
+        for trace in panel.figure.data:
+            figure.add_trace(trace, row, column)
+        figure.update_xaxes(panel.layout["xaxis"], row=row, col=column)
+        figure.update_yaxes(panel.layout["yaxis"], row=row, col=column)
+    figure.update_layout(height=60 + 240 * n_rows, showlegend=False)
+    return figure
 
 
 def layout(

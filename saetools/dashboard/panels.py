@@ -1,5 +1,6 @@
 """Panels: pure functions from store records to figures and tables. No torch here."""
 
+import base64
 import math
 from itertools import pairwise
 from typing import Any
@@ -7,19 +8,21 @@ from typing import Any
 import numpy as np
 
 from saetools.dashboard.panel import NEGATIVE, POSITIVE, Panel, layout, number, plain, visible
-from saetools.features.records import FeatureRecord, Histogram, TokenWeight, bin_edges
-from saetools.features.store import FeatureStore
+from saetools.features.records import FeatureRecord, Histogram, PromptFirings, TokenWeight, bin_edges
+from saetools.features.store import FeatureStore, Filter
 
 DENSITY_BINS_PER_DECADE = 8
 DENSITY_SCALE = [[0.0, "#a9cbe8"], [0.5, "#4b90cf"], [1.0, "#1c64ae"]]
-MAX_MAP_POINTS, MAX_SVG_POINTS = 200_000, 3_000
+VALUE_SCALE = [[0.0, "rgba(194,98,14,0)"], [1.0, POSITIVE]]
+SIGNED_SCALE = [[0.0, NEGATIVE], [0.5, "rgba(128,128,128,0)"], [1.0, POSITIVE]]
+MAX_MAP_POINTS, MAX_NAMED_POINTS, MAX_SVG_POINTS = 200_000, 20_000, 3_000
 
 
 def density_histogram(store: FeatureStore) -> Panel:
-    """How many features fire how often: counts in log10 bins of density; features that never fire are in the title."""
+    """How many features fire how often: counts in log10 bins of density; features that never fire are in the note."""
     density = store.columns("density")["density"]
     alive = density[density > 0]
-    title = f"Firing density ({len(density) - len(alive):,} of {len(density):,} features never fired)"
+    note = f"{len(density) - len(alive):,} of {len(density):,} features never fired"
     lowest = math.floor(np.log10(alive.min())) if len(alive) else -1
     edges = np.linspace(lowest, 0, DENSITY_BINS_PER_DECADE * -lowest + 1) if lowest else np.array([-1.0, 0.0])
     counts, _ = np.histogram(np.log10(alive), edges)
@@ -28,7 +31,8 @@ def density_histogram(store: FeatureStore) -> Panel:
     ticks = list(range(lowest, 1))
     axis = {"tickvals": ticks, "ticktext": [number(10.0**tick) for tick in ticks]}
     shape = layout("fraction of tokens at which a feature fires", "features", axis)
-    return Panel(title, [bar], shape, ("density", "features"), tuple(zip(spans, counts.tolist(), strict=True)))
+    rows = tuple(zip(spans, counts.tolist(), strict=True))
+    return Panel("Firing density", [bar], shape, ("density", "features"), rows, note)
 
 
 def activation_histogram(record: FeatureRecord) -> Panel:
@@ -84,14 +88,11 @@ def logits_bars(record: FeatureRecord) -> Panel:
 
 
 def feature_map(store: FeatureStore) -> Panel:
-    """Every feature at the first two principal components of its unit decoder row, coloured by log10 density.
+    """Every feature at its place on the map, coloured by log10 density.
 
-    Features that never fire are left out. Of more than 200,000 an evenly spaced part is drawn, and the title says so.
+    Features that never fire are left out. Of more than 200,000 an evenly spaced part is drawn, and the note says so.
     """
-    columns = store.columns("x", "y", "density")
-    drawn = np.flatnonzero(np.isfinite(columns["x"]) & (columns["density"] > 0))
-    step = max(1, math.ceil(len(drawn) / MAX_MAP_POINTS))
-    drawn = drawn[::step]
+    drawn, columns, part = _placed(store)
     x, y = (np.round(columns[name][drawn], 4).tolist() for name in ("x", "y"))
     is_large = len(drawn) > MAX_SVG_POINTS
     points = {
@@ -108,12 +109,66 @@ def feature_map(store: FeatureStore) -> Panel:
         },
         "hovertemplate": "feature %{customdata}<br>density 10^%{marker.color}<extra></extra>",
     }
-    free = {"fixedrange": False, "showticklabels": False}
+    free = {"fixedrange": False, "showticklabels": False, "showgrid": False, "zeroline": False}
     shape = layout("", "", free, {**free, "rangemode": "normal"})
     shape |= {"height": 500, "dragmode": "lasso", "margin": {"l": 16, "r": 12, "t": 36, "b": 16}}
-    part = f", every {step}th drawn" if step > 1 else ""
     rows = tuple(zip(drawn.tolist(), x, y, strict=True))
-    return Panel(f"Map of features: {store.info.map_note}{part}", [points], shape, ("feature", "x", "y"), rows)
+    return Panel("Map of features", [points], shape, ("feature", "x", "y"), rows, f"{store.info.map_note}{part}")
+
+
+def firings_heatmap(firings: PromptFirings, n_features: int) -> Panel:
+    """Which features fire at which tokens of a text: the strongest `n_features` by the text's tokens."""
+    shown = firings.features[:n_features]
+    grid = np.zeros((len(shown), len(firings.tokens)))
+    for row, (_, pairs) in enumerate(shown):
+        for at, value in pairs:
+            grid[row, at] = value
+    extent = float(np.abs(grid).max(initial=0.0)) or 1.0
+    names = [f"#{feature}" for feature, _ in shown]
+    heat = {
+        "type": "heatmap",
+        "z": grid.tolist(),
+        "zmin": -extent if (grid < 0).any() else 0.0,
+        "zmax": extent,
+        "colorscale": SIGNED_SCALE if (grid < 0).any() else VALUE_SCALE,
+        "hovertemplate": "%{y} at token %{x}<br>%{z:.3g}<extra></extra>",
+        "colorbar": {"thickness": 10, "outlinewidth": 0},
+    }
+    tokens = [plain(visible(token)) for token in firings.tokens]
+    x = {"tickvals": list(range(len(tokens))), "ticktext": tokens, "tickfont": {"family": "monospace"}}
+    y = {"tickvals": list(range(len(names))), "ticktext": names, "autorange": "reversed", "rangemode": "normal"}
+    rows = tuple((name, *(round(value, 4) for value in line)) for name, line in zip(names, grid.tolist(), strict=True))
+    shape = layout("", "", x, y) | {"height": 140 + 18 * len(shown)}
+    columns = ("feature", *(visible(token) for token in firings.tokens))
+    return Panel("Features that fire", [heat], shape, columns, rows)
+
+
+def map_points(store: FeatureStore) -> dict[str, Any]:
+    """The points of `feature_map` for the pages' own script: base64 of little-endian int32 and float32 columns.
+
+    Labels or top tokens come with at most 20,000 points.
+    """
+    drawn, columns, part = _placed(store)
+    tokens: list[str] | None = None
+    if len(drawn) <= MAX_NAMED_POINTS:
+        rows = store.table("feature", Filter(features=drawn.tolist()), limit=len(drawn)).rows
+        tokens = [row.label or row.peak_token or "" for row in rows]
+    packed = {name: _packed(columns[name][drawn], "<f4") for name in ("x", "y", "density")}
+    title = f"{store.info.map_note}{part}"
+    return {"title": title, "feature": _packed(drawn, "<i4"), **packed, "tokens": tokens}
+
+
+def _placed(store: FeatureStore) -> tuple[np.ndarray, dict[str, np.ndarray], str]:
+    """(features with a place on the map, columns, what was left out)."""
+    columns = store.columns("x", "y", "density")
+    placed = np.isfinite(columns["x"]) & (columns["density"] > 0)
+    drawn = np.flatnonzero(placed)
+    step = max(1, math.ceil(len(drawn) / MAX_MAP_POINTS))
+    return drawn[::step], columns, f"; every {step}th feature is drawn" if step > 1 else ""
+
+
+def _packed(values: np.ndarray, dtype: str) -> str:
+    return base64.b64encode(values.astype(dtype).tobytes()).decode()
 
 
 def _bars(

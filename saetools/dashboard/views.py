@@ -10,11 +10,11 @@ from saetools.features.store import FeatureStore, TableRow
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("feature", "Feature", "row of the dictionary"),
-    ("label", "Label", "name given by a person"),
     ("peak_token", "Top token", "token of the strongest context"),
+    ("label", "Label", "name given by a person"),
     ("density", "Density", "fraction of tokens at which it fires"),
-    ("mean", "Mean", "mean value where it fires"),
     ("max_value", "Max", "value of greatest magnitude"),
+    ("mean", "Mean", "mean value where it fires"),
     ("kurtosis", "Kurtosis", "excess kurtosis of the values where it fires"),
     ("top_logit", "Top logit", "token that its decoder row raises most"),
 )
@@ -48,7 +48,7 @@ def statistics(record: FeatureRecord, info: StoreInfo) -> list[dict[str, str]]:
     """Name, value and explanation of each number, in the order shown."""
     tokens = f"{info.n_tokens:,} tokens"
     shown = [
-        ("Density", f"{record.density:.3%}" if record.density >= 1e-5 else number(record.density), f"of {tokens}"),
+        ("Density", f"{number(100 * record.density)}%", f"of {tokens}"),
         ("Fires", f"{record.count:,}", f"tokens, in {record.n_contexts:,} contexts"),
         ("Mean", number(record.mean), "value where it fires"),
         ("Max", number(record.max_value), "value of greatest magnitude"),
@@ -91,6 +91,7 @@ def _neighbours(record: FeatureRecord) -> list[dict[str, Any]]:
         ("Similar encoder rows", "cosine", record.encoder_neighbours),
         ("Fires together", "Jaccard: both / either", record.jaccard),
         ("Fires together, against chance", "PMI in nats", record.pmi),
+        ("Correlated values", "Pearson r over all tokens", record.pearson),
     ]
     return [
         {"title": title, "unit": unit, "items": [[n.feature, _short(n.value)] for n in neighbours[:10]]}

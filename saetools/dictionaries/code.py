@@ -64,6 +64,14 @@ class SparseCode:
         indices = self.indices.new_zeros(len(self), width).index_put((rows, slots), self.indices)
         return SparseCode(values, indices, self.n_features)
 
+    def to_ragged(self) -> "SparseCode":
+        """The ragged layout without stored zeros; rows keep the order of their slots."""
+        kept = self.values != 0
+        rows_M = self.rows()[kept.flatten()]
+        counts_N = torch.bincount(rows_M, minlength=len(self))
+        offsets_N1 = torch.nn.functional.pad(counts_N.cumsum(0), (1, 0))
+        return SparseCode(self.values[kept], self.indices[kept], self.n_features, offsets_N1)
+
     def select(self, rows: slice) -> "SparseCode":
         """The code of a contiguous range of rows."""
         if self.offsets_N1 is None:

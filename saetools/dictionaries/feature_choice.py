@@ -32,7 +32,7 @@ from torch import Tensor
 from saetools.dictionaries.auxiliary import rows_loss
 from saetools.dictionaries.base import Dictionary, Progress, SparseCode, State, Terms
 from saetools.dictionaries.settings import WithAuxK, WithK
-from saetools.dictionaries.threshold import DECAY, ThresholdState, fresh_threshold_state, threshold_code
+from saetools.dictionaries.threshold import ThresholdState, fresh_threshold_state, threshold_code
 from saetools.functional.allocation import random_rounding, zipf_shares
 from saetools.functional.losses import reconstruction
 from saetools.functional.selection import batch_topk_code, column_topk_mask, masked_code
@@ -40,6 +40,7 @@ from saetools.functional.statistics import dead_F, density_F, firing_counts_F, l
 from saetools.kernels.plan import FusedBatch, FusedPlan
 from saetools.rng import torch_seed
 
+DECAY = 0.99
 REFIT_STEPS = 100
 GAIN = 0.1
 START = 1e-3

@@ -1,21 +1,23 @@
 """Gradient (g-SAE): which features a row keeps depends on how much the model's loss depends on them.
 
     pre   = (x - b_dec) W_enc^T + b_enc                                            [N, F]
-    g     = dL/dx / RMS(dL/dx)          field `grad` of the stream, RMS per entry over about 100 batches
+    g     = grad / gradient_rms    grad = dL/dx: field `grad` of the stream, raw; gradient_rms: its calibration's
     score = ReLU(pre) (1 + beta |g W_dec^T|)         or, with `score: product`, ReLU(pre) |g W_dec^T|
     code  = ReLU(pre) at the k largest scores of each row, 0 elsewhere              never weighted by the gradient
     recon = code W_dec + b_dec                                                      [N, D], unit rows of W_dec
     loss  = ||target - recon||^2 / V + aux_weight * AuxK
 
 ReLU(pre_i) <dL/dx, d_i> is the first-order change of the loss when feature i is removed. Scores are constants for
-autograd. Encoding uses gradients where they are given (`encode(x, {"grad": g})`) and is TopK where they are not. With
+autograd. Streams carry gradients where `activations.gradients` is true, and rows files that have a `grad`; L is then
+the sum of the losses of all later tokens, not their mean, so that |g| does not depend on the length of a window.
+Encoding uses gradients where they are given (`encode(x, {"grad": dL/dx})`, raw) and is TopK where they are not. With
 beta = 0 it is TopK; so it is on rows without gradients, which is said once and recorded in `gradient_share`, the
 fraction of the rows trained on that came with gradients.
 
 Source: Olmo et al. 2024, "Features that Make a Difference: Leveraging Gradients for Improved Dictionary Learning",
 arXiv 2411.10397. There is no public code and the body was not at hand: this is a reconstruction. Established there:
 TopK whose selection has a term in z * |W_dec^T grad|, weighted by beta. Ours: the sum 1 + beta |.| (it keeps
-activation as the base), the normalisation by RMS (so that beta has no unit), the default of beta.
+activation as the base), the normalisation by RMS over entries and rows (so that beta has no unit), the default of beta.
 """
 
 import logging
@@ -29,14 +31,13 @@ from pydantic import Field
 from torch import Tensor
 
 from saetools.dictionaries.auxiliary import standard_terms, standard_weights
-from saetools.dictionaries.base import Dictionary, Progress, SparseCode, State, Terms
+from saetools.dictionaries.base import Calibration, Dictionary, Progress, SparseCode, State, Terms
 from saetools.dictionaries.settings import WithAuxK, WithK
 from saetools.errors import MismatchError
 from saetools.functional.selection import topk_indices, topk_mask_reference
 from saetools.kernels.plan import FusedBatch, FusedPlan
 from saetools.kernels.score import Score
 
-DECAY = 0.99
 FIELD = "grad"
 
 log = logging.getLogger(__name__)
@@ -44,29 +45,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GradientState(State):
-    """Dead counters, the running mean square of gradient entries, and how many rows had gradients."""
+    """Dead counters, and how many rows had gradients."""
 
-    square_sum: Tensor  # float64; divided by square_weight: mean square over about 100 batches
-    square_weight: Tensor  # float64
     n_rows: Tensor  # int64
     n_rows_with_gradient: Tensor  # int64
 
-    def observe(self, n_rows: int, grad_ND: Tensor | None) -> "GradientState":
+    def observe(self, n_rows: int, have_gradients: bool) -> "GradientState":
         """The state after a batch."""
-        state = replace(self, n_rows=self.n_rows + n_rows)
-        if grad_ND is None or not n_rows:
-            return state
         return replace(
-            state,
-            square_sum=DECAY * self.square_sum + (1 - DECAY) * grad_ND.double().square().mean(),
-            square_weight=DECAY * self.square_weight + (1 - DECAY),
-            n_rows_with_gradient=self.n_rows_with_gradient + n_rows,
+            self,
+            n_rows=self.n_rows + n_rows,
+            n_rows_with_gradient=self.n_rows_with_gradient + (n_rows if have_gradients else 0),
         )
-
-    def rms(self) -> Tensor:
-        """Root mean square of gradient entries; 1 before the first."""
-        seen = self.square_sum > 0
-        return torch.where(seen, self.square_sum / self.square_weight.where(seen, 1), 1).sqrt()
 
 
 class Gradient(Dictionary, kind="gradient"):
@@ -96,11 +86,11 @@ class Gradient(Dictionary, kind="gradient"):
         return self.config.beta > 0 or self.config.score == "product"
 
     def encode_chunk(self, x_ND: Tensor, fields: Mapping[str, Tensor]) -> SparseCode:
-        return self._select(self.pre(x_ND), self._gradient(x_ND, fields), self.gradient_rms)
+        return self._select(self.pre(x_ND), self._gradient(x_ND, fields))
 
     def encode_reference(self, x_ND: Tensor, fields: Mapping[str, Tensor] | None = None) -> Tensor:
         pre_NF = self.pre(x_ND)
-        scores_NF = self._scores(pre_NF, self._gradient(x_ND, fields or {}), self.gradient_rms)
+        scores_NF = self._scores(pre_NF, self._gradient(x_ND, fields or {}))
         return pre_NF.relu() * topk_mask_reference(scores_NF, self.config.k)
 
     def loss_terms(
@@ -109,7 +99,7 @@ class Gradient(Dictionary, kind="gradient"):
         assert isinstance(state, GradientState)
         grad_ND = self._gradient(x_ND, fields)
         state = self._observed(state, len(x_ND), grad_ND)
-        code = self._select(self.pre(x_ND), grad_ND, state.rms())
+        code = self._select(self.pre(x_ND), grad_ND)
         return standard_terms(self, code, x_ND, target_ND, state, progress)
 
     def loss_weights(self, progress: Progress) -> dict[str, float]:
@@ -117,12 +107,15 @@ class Gradient(Dictionary, kind="gradient"):
 
     def initial_state(self) -> GradientState:
         since_F = super().initial_state().tokens_since_fired_F
-        zero, count = torch.zeros((), dtype=torch.float64, device=since_F.device), since_F.new_zeros(())
-        return GradientState(since_F, zero, zero.clone(), count, count.clone())
+        return GradientState(since_F, since_F.new_zeros(()), since_F.new_zeros(()))
+
+    def calibrate_(self, calibration: Calibration) -> None:
+        super().calibrate_(calibration)
+        if calibration.gradient_rms:
+            self.gradient_rms.fill_(calibration.gradient_rms)
 
     def absorb_(self, state: State) -> None:
         assert isinstance(state, GradientState)
-        self.gradient_rms.copy_(state.rms())
         self.gradient_share.copy_(state.n_rows_with_gradient / state.n_rows.clamp_min(1))
 
     def fused_plan(self) -> FusedPlan:
@@ -139,8 +132,7 @@ class Gradient(Dictionary, kind="gradient"):
             return state, batch
         base = 0.0 if self.config.score == "product" else 1.0
         beta = 1.0 if self.config.score == "product" else self.config.beta
-        scaled_ND = grad_ND / state.rms().to(grad_ND.dtype)
-        return state, replace(batch, score=Score("gradient", scaled_ND, self.W_dec_FD.detach(), beta, base))
+        return state, replace(batch, score=Score("gradient", grad_ND, self.W_dec_FD.detach(), beta, base))
 
     @classmethod
     def examples(cls) -> list[Dictionary.Config]:
@@ -156,10 +148,10 @@ class Gradient(Dictionary, kind="gradient"):
             return state
         if grad_ND is None:
             warn_once()
-        return state.observe(n_rows, grad_ND)
+        return state.observe(n_rows, grad_ND is not None)
 
     def _gradient(self, x_ND: Tensor, fields: Mapping[str, Tensor]) -> Tensor | None:
-        """The gradient of each row, in the dtype of the rows; None where there is none."""
+        """g of each row, in the dtype of the rows; None where there is no gradient."""
         grad_ND = fields.get(FIELD)
         if grad_ND is None:
             return None
@@ -168,18 +160,18 @@ class Gradient(Dictionary, kind="gradient"):
                 f"the field `{FIELD}` has shape {tuple(grad_ND.shape)}, the rows {tuple(x_ND.shape)}. Give dL/dx of "
                 "each row."
             )
-        return grad_ND.to(x_ND.dtype)
+        return grad_ND.to(x_ND.dtype) / self.gradient_rms.to(x_ND.dtype)
 
     @torch.no_grad()
-    def _scores(self, pre_NF: Tensor, grad_ND: Tensor | None, rms: Tensor) -> Tensor:
+    def _scores(self, pre_NF: Tensor, grad_ND: Tensor | None) -> Tensor:
         active_NF = pre_NF.relu()
         if grad_ND is None:
             return active_NF
-        effects_NF = (grad_ND / rms.to(grad_ND.dtype) @ self.W_dec_FD.T).abs()
+        effects_NF = (grad_ND @ self.W_dec_FD.T).abs()
         return active_NF * (effects_NF if self.config.score == "product" else 1 + self.config.beta * effects_NF)
 
-    def _select(self, pre_NF: Tensor, grad_ND: Tensor | None, rms: Tensor) -> SparseCode:
-        indices_NK = topk_indices(self._scores(pre_NF, grad_ND, rms), self.config.k)
+    def _select(self, pre_NF: Tensor, grad_ND: Tensor | None) -> SparseCode:
+        indices_NK = topk_indices(self._scores(pre_NF, grad_ND), self.config.k)
         values_NK = pre_NF.gather(1, indices_NK).relu()
         return SparseCode(values_NK, indices_NK.where(values_NK > 0, 0).int(), self.config.n_features)
 
@@ -188,7 +180,7 @@ class Gradient(Dictionary, kind="gradient"):
 def warn_once() -> None:
     """Say, once a process, that there are no gradients."""
     log.warning(
-        "the rows carry no field `%s`: the gradient dictionary trains as TopK (beta = 0). Harvest with gradients, or "
-        "give a rows file with `grad`.",
+        "the rows carry no field `%s`: the gradient dictionary trains as TopK (beta = 0). Set activations.gradients to "
+        "true (and harvest with it), or give a rows file with `grad`.",
         FIELD,
     )

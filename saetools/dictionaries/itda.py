@@ -1,6 +1,7 @@
 """ITDA, inference-time decomposition of activations: atoms are data rows, codes are found by matching pursuit.
 
-    code, recon = k steps of matching pursuit of x over the atoms in use, by |correlation|, atoms selectable again
+    code, recon = k steps of matching pursuit of x over the atoms in use, by |correlation|, atoms selectable again;
+                  with `coefficients: least_squares`, of orthogonal matching pursuit
     a row is novel where cos(x, recon) < min_cosine, that is where its error 2 (1 - cos) / D is above threshold
     atoms <- atoms + x / ||x|| of the novel rows, until there are n_features                        [F, D]
 
@@ -17,12 +18,12 @@ Source: Leask, Nanda, Al Moubayed 2025, "Inference-Time Decomposition of Activat
 it in: the threshold given as a cosine (an error above 2 / D never occurs in pursuit, so a fixed one may be void); rows
 judged anew within their batch (theirs adds near-duplicates); a start from frequent directions instead of D rows that
 are most often exactly equal, which are padding (rows here are kept tokens only); rows scaled by one constant, which
-changes no choice.
+changes no choice; the option of least squares (their first version's, and their paper's Algorithm 1).
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -36,6 +37,7 @@ from saetools.functional.losses import reconstruction
 from saetools.functional.selection import merged_slots
 from saetools.kernels.gram import Gram
 from saetools.kernels.matching_pursuit import matching_pursuit
+from saetools.kernels.omp import omp
 
 
 class ITDA(Dictionary, kind="itda"):
@@ -51,6 +53,9 @@ class ITDA(Dictionary, kind="itda"):
     class Config(WithK):
         """Settings of ITDA; k is the number of steps, n_features the most atoms."""
 
+        coefficients: Literal["pursuit", "least_squares"] = Field(
+            "pursuit", description="as each step found them, or fitted anew after each step (OMP)"
+        )
         min_cosine: float = Field(0.9, gt=0, lt=1, description="a row explained to a smaller cosine becomes an atom")
 
     config: Config
@@ -106,10 +111,13 @@ class ITDA(Dictionary, kind="itda"):
         return [
             cls.configure(n_features=24, k=4),
             cls.configure(n_features=80, k=3, min_cosine=0.8),
+            cls.configure(n_features=24, k=4, coefficients="least_squares"),
         ]
 
     def _pursue(self, x_ND: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
         atoms = self.W_dec_FD[: max(1, int(self.n_atoms))]  # the first row is zero, so not selected, where none is used
+        if self.config.coefficients == "least_squares":
+            return omp(x_ND - self.b_dec_D, atoms, min(self.config.k, len(atoms)), **options)
         return matching_pursuit(x_ND - self.b_dec_D, atoms, self.config.k, rule="absolute", **options)
 
     @torch.no_grad()

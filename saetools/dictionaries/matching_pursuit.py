@@ -7,16 +7,25 @@
 Rules: `nonnegative` takes the largest positive c and stops where there is none, `signed` the largest c whatever its
 sign, `absolute` the largest |c| with its sign. Atoms have unit norm, so that ||r_t||^2 = ||r_{t-1}||^2 - v_t^2. With
 `reselect` an atom may be chosen again, so that a row may have fewer than k active features. A row stops early where
-||r|| <= tolerance * sqrt(V). `inference_steps` may differ from k: a dictionary goes on improving with more steps.
+||r|| <= tolerance * sqrt(V), and with `stop_at_repeat` after the first atom that comes a second time (as in SAELens).
+Inference may take other steps than training: `inference_steps` at most, and until
+`inference_tolerance`, so that each row has as many as it needs; `with_inference` changes them for given atoms.
+
+`coefficients: least_squares` is orthogonal matching pursuit: after each choice all coefficients are fitted anew,
+code_S = argmin ||x - b_dec - code_S W_S||^2, so that the residual is orthogonal to every atom chosen, not to the last
+alone, and none is chosen again. Its coefficients can be negative under every rule.
 
 Source: Costa et al. 2025, "From Flat to Hierarchical: Extracting Sparse Representations with Matching Pursuit", arXiv
 2506.03093. Differs from it in: the gradient by running the pursuit backwards (kernels/matching_pursuit); a
 bias b_dec; atoms renormalised after each step (their toy code normalises at the start only); dead atoms learn by AuxK
-on the last residual, coded by their correlation with it (overcomplete subtracts 1e-2 of that correlation).
+on the last residual, coded by their correlation with it (overcomplete subtracts 1e-2 of that correlation). Least
+squares: Pati, Rezaiifar, Krishnaprasad 1993 (overcomplete's variant solves for nonnegative coefficients by projected
+gradients, and passes no gradient to the code).
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from copy import copy
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -25,11 +34,12 @@ from torch import Tensor
 from saetools.dictionaries.base import Dictionary, Progress, SparseCode, State, Terms
 from saetools.dictionaries.settings import WithAuxK, WithK
 from saetools.errors import ConfigError
-from saetools.functional.linear import scatter_rows
+from saetools.functional.linear import gather_sum, scatter_rows
 from saetools.functional.losses import auxk, reconstruction
-from saetools.functional.selection import merged_slots
+from saetools.functional.selection import merged_slots, until_repeat
 from saetools.functional.statistics import dead_F
 from saetools.kernels.matching_pursuit import Rule, matching_pursuit
+from saetools.kernels.omp import omp
 
 
 class MatchingPursuit(Dictionary, kind="matching_pursuit"):
@@ -43,38 +53,58 @@ class MatchingPursuit(Dictionary, kind="matching_pursuit"):
 
         rule: Rule = Field("nonnegative", description="which correlation is largest: positive, signed or absolute")
         reselect: bool = Field(True, description="whether a row may take an atom again")
+        stop_at_repeat: bool = Field(False, description="whether a row ends with the first atom that it takes again")
+        coefficients: Literal["pursuit", "least_squares"] = Field(
+            "pursuit", description="as each step found them, or fitted anew after each step (OMP; reselects nothing)"
+        )
         tolerance: float = Field(0.0, ge=0, description="norm of the residual at which a row stops, in sqrt(V)")
-        inference_steps: int | None = Field(None, gt=0, description="steps of encoding; None: k, as in training")
+        inference_steps: int | None = Field(None, gt=0, description="most steps of encoding; None: k, as in training")
+        inference_tolerance: float | None = Field(None, ge=0, description="tolerance of encoding; None: as in training")
+
+        @property
+        def selects_once(self) -> bool:
+            """Whether no atom is taken twice for a row."""
+            return not self.reselect or self.coefficients == "least_squares"
 
         def validate_for(self, d_model: int) -> None:
             super().validate_for(d_model)
-            if not self.reselect and (self.inference_steps or 0) > self.n_features:
+            if self.stop_at_repeat and self.selects_once:
+                raise ConfigError("stop_at_repeat needs reselect and coefficients pursuit: else no atom comes twice.")
+            if self.selects_once and (self.inference_steps or 0) > self.n_features:
                 raise ConfigError(
-                    f"inference_steps = {self.inference_steps} without reselect is more than n_features = "
+                    f"inference_steps = {self.inference_steps} without reselecting is more than n_features = "
                     f"{self.n_features}."
+                )
+            if self.coefficients == "least_squares" and self.rule == "signed":
+                raise ConfigError(
+                    "rule signed has no meaning with coefficients least_squares. Use absolute or nonnegative."
                 )
 
     config: Config
 
     def encode_chunk(self, x_ND: Tensor, fields: Mapping[str, Tensor]) -> SparseCode:
-        return self._pursue(x_ND, self.config.inference_steps or self.config.k)[0]
+        return self._pursue(x_ND, *self._inference())[0]
 
     def encode_reference(self, x_ND: Tensor, fields: Mapping[str, Tensor] | None = None) -> Tensor:
-        values_NK, indices_NK, _ = matching_pursuit(
-            x_ND - self.b_dec_D,
-            self.W_dec_FD,
-            self.config.inference_steps or self.config.k,
-            rule=self.config.rule,
-            tolerance=self._tolerance(),
-            reselect=self.config.reselect,
-            impl="reference",
-        )
+        values_NK, indices_NK, _ = self._steps(x_ND, *self._inference(), impl="reference")
+        if self.config.stop_at_repeat:
+            values_NK = values_NK * until_repeat(indices_NK)
         return scatter_rows(values_NK, indices_NK, self.config.n_features)
+
+    def with_inference(self, steps: int, tolerance: float = 0.0) -> "MatchingPursuit":
+        """The same dictionary, weights shared, that encodes by up to `steps` steps, until ||r|| <= tolerance sqrt(V).
+
+        Raises ConfigError for more steps than there are atoms where none is taken twice.
+        """
+        other = copy(self)
+        other.config = self.config.model_copy(update={"inference_steps": steps, "inference_tolerance": tolerance})
+        other.config.validate_for(self.d_model)
+        return other
 
     def loss_terms(
         self, x_ND: Tensor, target_ND: Tensor, fields: Mapping[str, Tensor], state: State, progress: Progress
     ) -> Terms:
-        code, left_ND = self._pursue(x_ND, self.config.k)
+        code, left_ND = self._pursue(x_ND, self.config.k, self.config.tolerance)
         residual_ND = target_ND - x_ND + left_ND
         losses = {"reconstruction": reconstruction(residual_ND, self.total_variance)}
         if self.config.aux_weight:
@@ -91,23 +121,37 @@ class MatchingPursuit(Dictionary, kind="matching_pursuit"):
             cls.configure(n_features=40, k=4),
             cls.configure(n_features=40, k=6, rule="absolute", reselect=False, tolerance=0.3),
             cls.configure(n_features=24, k=3, rule="signed", inference_steps=6, aux_weight=0),
+            cls.configure(n_features=20, k=16, stop_at_repeat=True, aux_weight=0),
+            cls.configure(n_features=40, k=4, coefficients="least_squares", inference_steps=8, inference_tolerance=0.4),
+            cls.configure(n_features=40, k=4, coefficients="least_squares", rule="absolute", tolerance=0.2),
         ]
 
-    def _pursue(self, x_ND: Tensor, n_steps: int) -> tuple[SparseCode, Tensor]:
-        """The code of each row, one slot per atom, and what it leaves."""
-        values_NK, indices_NK, left_ND = matching_pursuit(
-            x_ND - self.b_dec_D,
-            self.W_dec_FD,
-            n_steps,
-            rule=self.config.rule,
-            tolerance=self._tolerance(),
-            reselect=self.config.reselect,
-        )
-        code = SparseCode(values_NK, indices_NK, self.config.n_features)
-        return replace(code, values=merged_slots(values_NK, indices_NK)) if self.config.reselect else code, left_ND
+    def _inference(self) -> tuple[int, float]:
+        """(most steps, tolerance in sqrt(V)) of encoding."""
+        config = self.config
+        tolerance = config.tolerance if config.inference_tolerance is None else config.inference_tolerance
+        return config.inference_steps or config.k, tolerance
 
-    def _tolerance(self) -> float:
-        return self.config.tolerance * float(self.total_variance) ** 0.5
+    def _pursue(self, x_ND: Tensor, n_steps: int, tolerance: float) -> tuple[SparseCode, Tensor]:
+        """The code of each row, one slot per atom, and what it leaves."""
+        values_NK, indices_NK, left_ND = self._steps(x_ND, n_steps, tolerance)
+        if self.config.stop_at_repeat:
+            values_NK = values_NK * until_repeat(indices_NK)
+            used = slice(int((values_NK != 0).any(0).nonzero().max()) + 1 if values_NK.any() else 0)
+            values_NK, indices_NK = values_NK[:, used], indices_NK[:, used]
+            left_ND = x_ND - self.b_dec_D - gather_sum(values_NK, indices_NK, self.W_dec_FD)
+        if not self.config.selects_once:
+            values_NK = merged_slots(values_NK, indices_NK)
+        code = SparseCode(values_NK, indices_NK, self.config.n_features)
+        return code.to_ragged() if self.config.stop_at_repeat else code, left_ND
+
+    def _steps(self, x_ND: Tensor, n_steps: int, tolerance: float, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """values_NK and indices_NK step by step, and the last residual."""
+        x_ND, config = x_ND - self.b_dec_D, self.config
+        options |= {"rule": config.rule, "tolerance": tolerance * float(self.total_variance) ** 0.5}
+        if config.coefficients == "least_squares":
+            return omp(x_ND, self.W_dec_FD, n_steps, **options)
+        return matching_pursuit(x_ND, self.W_dec_FD, n_steps, reselect=config.reselect, **options)
 
     def _auxk(self, residual_ND: Tensor, state: State, progress: Progress) -> Tensor:
         dead_A = dead_F(state.tokens_since_fired_F, progress.dead_after_tokens).nonzero()[:, 0]

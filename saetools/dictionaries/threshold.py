@@ -11,13 +11,14 @@ from saetools.dictionaries.base import Dictionary, SparseCode, State
 from saetools.functional.selection import masked_code
 from saetools.functional.statistics import least_positive
 
-DECAY = 0.99
+DECAY = 0.9
+"""Short: one batch alone gives the threshold to a per cent or so, and a mean over many would be of older weights."""
 AnyThresholds = TypeVar("AnyThresholds", bound="ThresholdState")
 
 
 @dataclass(frozen=True)
 class ThresholdState(State):
-    """Dead counters, and a mean of thresholds over about the last 1 / (1 - DECAY) = 100 batches.
+    """Dead counters, and a mean of thresholds over about the last 1 / (1 - DECAY) = 10 batches.
 
     sum <- DECAY sum + (1 - DECAY) value;  weight <- DECAY weight + (1 - DECAY);  mean = sum / weight
 
@@ -58,7 +59,7 @@ def threshold_code(pre_NF: Tensor, threshold: Tensor) -> SparseCode:
 class BatchThreshold(Dictionary):
     """What kinds share whose training code is a choice over the whole batch: inference by one learnt threshold.
 
-    code = pre where pre >= threshold (and > 0), 0 elsewhere. The threshold is the mean, over about the last 100
+    code = pre where pre >= threshold (and > 0), 0 elsewhere. The threshold is the mean, over about the last 10
     training batches, of the smallest value kept. Before training it is 0: everything positive is kept.
     """
 

@@ -7,7 +7,7 @@
            + multi_weight * ||target - recon'||^2 / V, recon' with the 4 k largest (MultiTopK)
 
 With `inference: threshold`, encoding keeps every pre-activation of at least a learnt threshold instead: the mean,
-over about the last 100 batches, of the value that exactly as many pre-activations of the batch reach as fired in it.
+over about the last 10 batches, of the value that exactly as many pre-activations of the batch reach as fired in it.
 Held-out rows then have the training L0 on average and each its own number of features.
 
 Source: Gao et al. 2024, "Scaling and evaluating sparse autoencoders", arXiv 2406.04093, sections 2.3-2.4, 5.3

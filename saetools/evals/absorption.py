@@ -24,11 +24,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from saetools.dictionaries.base import Dictionary, SparseCode
+from saetools.dictionaries.base import Dictionary
 from saetools.evals.base import EvalRecord, Evaluation, Subject, Tick, no_tick
 from saetools.evals.bootstrap import mean_interval
 from saetools.evals.labelled import LabelledConfig, LabelledRows, class_groups, collect_labelled, usable_classes
-from saetools.evals.probes import Probe, columns, encode_rows, mean_difference_F, random_dictionary, train_probe
+from saetools.evals.probes import Firings, Probe, encode_rows, random_dictionary, train_probe
 
 LETTERS = tuple(string.ascii_lowercase)
 
@@ -78,13 +78,13 @@ class Absorption(Evaluation, name="absorption"):
         ]
 
     def _letter(
-        self, rows: LabelledRows, name: str, probe: Probe, dictionary: Dictionary, code: SparseCode
+        self, rows: LabelledRows, name: str, probe: Probe, dictionary: Dictionary, code: Firings
     ) -> tuple[float, float]:
         """(absorption, F1 of the main features) of one letter; nan where the probe is never right."""
         train, y_train = rows.task(name, f"not {name}", "train")
         test, y_test = rows.task(name, f"not {name}", "test")
-        main = mean_difference_F(code, train, y_train).topk(min(self.config.n_main, code.n_features)).indices
-        fires_N = (columns(code, main) != 0).any(1)
+        main = code.mean_difference_F(train, y_train).topk(min(self.config.n_main, code.n_features)).indices
+        fires_N = (code.columns(main) != 0).any(1)
         hits = (fires_N[test] & y_test).sum()
         f1 = 2 * hits / max(fires_N[test].sum() + y_test.sum(), 1)
         right = test[y_test & probe.correct(rows.x_ND[test].double().numpy(), y_test)]
@@ -94,7 +94,7 @@ class Absorption(Evaluation, name="absorption"):
         absorbed = ~fires_N[right] & (carried_N[right] >= self.config.least_share)
         return float(absorbed.mean()), float(f1)
 
-    def _carried(self, rows: LabelledRows, probe: Probe, atoms_FD: Tensor, code: SparseCode) -> np.ndarray:
+    def _carried(self, rows: LabelledRows, probe: Probe, atoms_FD: Tensor, code: Firings) -> np.ndarray:
         """[N]: greatest share of the probe's projection that one aligned feature carries; 0 where that is negative."""
         w_D = torch.from_numpy(probe.w_D)
         along_F = atoms_FD @ w_D
@@ -103,10 +103,9 @@ class Absorption(Evaluation, name="absorption"):
         )
         x_ND = rows.x_ND.double()
         total_N = (x_ND - x_ND.mean(0)) @ w_D
-        row_M, feature_M, value_M = code.flat()
-        aligned = cosine_F[feature_M] >= self.config.least_cosine
-        row_M, carried_M = row_M[aligned], value_M[aligned].double() * along_F[feature_M[aligned]]
-        best_N = torch.zeros(len(x_ND), dtype=torch.float64).scatter_reduce_(0, row_M, carried_M, "amax")
+        aligned = cosine_F[code.feature_M] >= self.config.least_cosine
+        carried_M = code.value_M[aligned] * along_F[code.feature_M[aligned]]
+        best_N = torch.zeros(len(x_ND), dtype=torch.float64).scatter_reduce_(0, code.row_M[aligned], carried_M, "amax")
         return torch.where(total_N > 0, best_N / total_N.clamp_min(1e-30), 0.0).numpy()
 
     def _mean(self, name: str, found: dict[str, float], unit: str, seed: int) -> EvalRecord:

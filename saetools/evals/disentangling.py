@@ -4,7 +4,8 @@ Probes are logistic regressions on whole rows. A feature's effect on the probe w
 
     effect_f = (mean code inside c - mean code outside) * <d_f, w>          over training rows
 
-and ablating a set S turns x into x - sum over f in S of a_f d_f: the reconstruction error stays.
+and ablating a set S turns x into x - sum over f in S of a_f d_f: the reconstruction error stays. Probes are linear, so
+that their scores change by - sum over f in S of a_f <d_f, w>.
 
     tpp_<n>    targeted probe perturbation: for each class c the n features of greatest effect on c's probe are ablated;
                mean over c of (fall of c's test accuracy - mean fall of the other classes' accuracies)
@@ -30,7 +31,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from saetools.dictionaries.base import Dictionary, SparseCode
+from saetools.dictionaries.base import Dictionary
 from saetools.evals.base import EvalRecord, Evaluation, Subject, Tick, no_tick
 from saetools.evals.bootstrap import mean_interval
 from saetools.evals.labelled import (
@@ -41,7 +42,7 @@ from saetools.evals.labelled import (
     python_labeller,
     usable_classes,
 )
-from saetools.evals.probes import Probe, encode_rows, mean_difference_F, random_dictionary, train_probe
+from saetools.evals.probes import Firings, Probe, encode_rows, random_dictionary, train_probe
 from saetools.evals.python_labels import CLASSES
 
 PAIRS = (("string", "call_argument"), ("keyword", "nested"), ("attribute", "call_argument"), ("operator", "nested"))
@@ -50,31 +51,28 @@ LEAST_GAIN = 0.02
 
 @dataclass(frozen=True)
 class _Coded:
-    """Rows with their code in one dictionary, and how to take features out of them."""
+    """Rows in the code of one dictionary, and what its features do to probes."""
 
-    x_ND: np.ndarray
-    code: SparseCode
-    atoms_FD: Tensor
+    code: Firings
+    atoms_FD: np.ndarray  # float64
 
     @staticmethod
-    def of(dictionary: Dictionary, x_ND: Tensor, code: SparseCode | None = None) -> "_Coded":
-        code = encode_rows(dictionary, x_ND) if code is None else code
-        return _Coded(x_ND.double().numpy(), code, dictionary.directions().cpu().double())
+    def of(dictionary: Dictionary, code: Firings) -> "_Coded":
+        return _Coded(code, dictionary.directions().cpu().double().numpy())
 
     def most_effective(self, probe: Probe, rows: np.ndarray, y_N: np.ndarray, n: int) -> Tensor:
         """The n features of greatest effect on the probe between the positive and the other rows."""
-        effect_F = mean_difference_F(self.code, rows, y_N) * (self.atoms_FD @ torch.from_numpy(probe.w_D))
+        effect_F = self.code.mean_difference_F(rows, y_N) * torch.from_numpy(self.atoms_FD @ probe.w_D)
         return effect_F.topk(min(n, len(effect_F))).indices
 
-    def without(self, features: Tensor) -> np.ndarray:
-        """x - sum of a_f d_f over the features."""
-        chosen_F = torch.zeros(len(self.atoms_FD), dtype=torch.bool)
-        chosen_F[features] = True
-        row_M, feature_M, value_M = self.code.flat()
-        kept = chosen_F[feature_M]
-        change_ND = torch.zeros(self.x_ND.shape, dtype=torch.float64)
-        change_ND.index_add_(0, row_M[kept], value_M[kept].double()[:, None] * self.atoms_FD[feature_M[kept]])
-        return self.x_ND - change_ND.numpy()
+    def taken(self, features: Tensor, w_DC: np.ndarray) -> np.ndarray:
+        """float64 [N, C]: sum of a_f <d_f, w_c> over the features: taken from each probe by ablation."""
+        taken_NC = np.zeros((self.code.n_rows, w_DC.shape[1]))
+        for feature in features.tolist():
+            entries = self.code.of_feature(feature)
+            effect_C = self.atoms_FD[feature] @ w_DC
+            taken_NC[self.code.row_M[entries].numpy()] += self.code.value_M[entries].numpy()[:, None] * effect_C
+        return taken_NC
 
 
 class Disentangling(Evaluation, name="disentangling"):
@@ -100,26 +98,25 @@ class Disentangling(Evaluation, name="disentangling"):
         groups = class_groups() | _cells()
         per_group = self.config.n_train, self.config.n_test
         rows = collect_labelled(subject, python_labeller, groups, self.config.n_tokens, per_group, tick)
-        own = _Coded.of(subject.dictionary, rows.x_ND)
-        random = _Coded.of(random_dictionary(subject.dictionary, rows.x_ND, own.code, subject.seed), rows.x_ND)
-        seed = subject.seed
+        own = _Coded.of(subject.dictionary, encode_rows(subject.dictionary, rows.x_ND))
+        floor = random_dictionary(subject.dictionary, rows.x_ND, own.code, subject.seed)
+        random, seed = _Coded.of(floor, encode_rows(floor, rows.x_ND)), subject.seed
         return [*self._tpp(rows, own, random, seed), *self._scr(rows, own, random, seed)]
 
     def _tpp(self, rows: LabelledRows, own: _Coded, random: _Coded, seed: int) -> list[EvalRecord]:
-        bench = _Targets(rows, own.x_ND, usable_classes(rows, self.config.min_rows))
+        bench = _Targets(rows, usable_classes(rows, self.config.min_rows))
         records = []
         for n in self.config.n_ablated:
             for suffix, coded in (("", own), ("_random", random)):
-                found = {
-                    name: bench.targeted(name, coded.without(bench.chosen(coded, name, n))) for name in bench.names
-                }
+                found = {name: bench.targeted(name, bench.ablated(coded, name, n)) for name in bench.names}
                 records.append(self._mean_record(f"tpp_{n}{suffix}", found, "accuracy", "classes", seed))
         dense = {name: bench.targeted(name, bench.projected(name)) for name in bench.names}
         return [*records, self._mean_record("tpp_dense", dense, "accuracy", "classes", seed)]
 
     def _scr(self, rows: LabelledRows, own: _Coded, random: _Coded, seed: int) -> list[EvalRecord]:
         usable = [pair for pair in PAIRS if min(rows.size(_cell(*pair, t, s)) for t in (0, 1) for s in (0, 1)) > 0]
-        pairs = [_Pair(rows, own.x_ND, *pair, self.config.min_rows) for pair in usable]
+        x_ND = rows.x_ND.double().numpy()
+        pairs = [_Pair(rows, x_ND, *pair, self.config.min_rows) for pair in usable]
         pairs = [pair for pair in pairs if pair.is_large_enough and pair.oracle - pair.before >= LEAST_GAIN]
         records = []
         for n in self.config.n_ablated:
@@ -139,35 +136,40 @@ class Disentangling(Evaluation, name="disentangling"):
 
 
 class _Targets:
-    """A probe per class, and what an intervention does to all of them."""
+    """A probe per class, and what an intervention does to all of them: it is given by what it takes from the scores."""
 
-    def __init__(self, rows: LabelledRows, x_ND: np.ndarray, names: list[str]) -> None:
-        self.names, self.x_ND = names, x_ND
+    def __init__(self, rows: LabelledRows, names: list[str]) -> None:
+        self.names, x_ND = names, rows.x_ND.double().numpy()
         self.train = {name: rows.task(name, f"not {name}", "train") for name in names}
         self.test = {name: rows.task(name, f"not {name}", "test") for name in names}
         self.probes = {name: train_probe(x_ND[chosen], y) for name, (chosen, y) in self.train.items()}
-        self.before = self.accuracies(x_ND)
+        self.w_DC = np.stack([self.probes[name].w_D for name in names], 1)
+        self.scores_NC = np.stack([self.probes[name].scores(x_ND) for name in names], 1)
+        self.before = self.accuracies(self.scores_NC)
 
-    def chosen(self, coded: _Coded, name: str, n: int) -> Tensor:
-        return coded.most_effective(self.probes[name], *self.train[name], n)
+    def ablated(self, coded: _Coded, name: str, n: int) -> np.ndarray:
+        """[N, C]: of ablating the n features of greatest effect on the class' probe."""
+        return coded.taken(coded.most_effective(self.probes[name], *self.train[name], n), self.w_DC)
 
     def projected(self, name: str) -> np.ndarray:
-        """Rows without their component along the probe's w, but for its mean."""
-        w_D = self.probes[name].w_D
-        along_N = (self.x_ND - self.x_ND[self.train[name][0]].mean(0)) @ w_D / max(w_D @ w_D, 1e-30)
-        return self.x_ND - along_N[:, None] * w_D
+        """[N, C]: of removing the rows' component along the probe's w, but for its mean."""
+        w_D, scores_N = self.probes[name].w_D, self.scores_NC[:, self.names.index(name)]
+        along_N = (scores_N - scores_N[self.train[name][0]].mean()) / max(w_D @ w_D, 1e-30)
+        return along_N[:, None] * (w_D @ self.w_DC)
 
-    def targeted(self, name: str, changed_ND: np.ndarray) -> float:
+    def targeted(self, name: str, taken_NC: np.ndarray) -> float:
         """Fall of the class' accuracy, less the mean fall of the others'."""
-        after = self.accuracies(changed_ND)
+        after = self.accuracies(self.scores_NC - taken_NC)
         falls = {other: self.before[other] - after[other] for other in self.names}
         others = [fall for other, fall in falls.items() if other != name]
         return falls[name] - (float(np.mean(others)) if others else 0.0)
 
-    def accuracies(self, x_ND: np.ndarray) -> dict[str, float]:
-        return {
-            name: float(self.probes[name].correct(x_ND[chosen], y).mean()) for name, (chosen, y) in self.test.items()
-        }
+    def accuracies(self, scores_NC: np.ndarray) -> dict[str, float]:
+        found = {}
+        for c, name in enumerate(self.names):
+            chosen, y = self.test[name]
+            found[name] = float(((scores_NC[chosen, c] > 0) == y).mean())
+        return found
 
 
 class _Pair:
@@ -189,15 +191,19 @@ class _Pair:
         self.balanced, self.spurious_y = _joined(part["train"], by=1)
         biased, biased_y = _joined({key: part["train"][key] for key in ((1, 1), (0, 0))}, by=0)
         self.biased = train_probe(x_ND[biased], biased_y)
-        self.before = float(self.biased.correct(x_ND[self.test], self.test_y).mean())
+        self.scores = self.biased.scores(x_ND[self.test])
+        self.before = self._accuracy(self.scores)
         oracle = train_probe(x_ND[balanced], balanced_y)
         self.oracle = float(oracle.correct(x_ND[self.test], self.test_y).mean())
 
     def removal(self, coded: _Coded, n: int) -> float:
         """How much of the gap between the biased and the balanced probe is closed."""
         features = coded.most_effective(self.biased, self.balanced, self.spurious_y, n)
-        after = float(self.biased.correct(coded.without(features)[self.test], self.test_y).mean())
+        after = self._accuracy(self.scores - coded.taken(features, self.biased.w_D[:, None])[self.test, 0])
         return (after - self.before) / (self.oracle - self.before)
+
+    def _accuracy(self, scores: np.ndarray) -> float:
+        return float(((scores > 0) == self.test_y).mean())
 
 
 def _joined(parts: dict[tuple[int, int], np.ndarray], by: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,8 +19,10 @@ Sources: Babel function: Tropp 2004; conditional orthogonality: Costa et al. 202
 definition is not public); epsilon_LBO and ZF plot: Lee et al. 2025 (arXiv 2503.24277), whose plot adds ||b_dec|| to f
 and does not subtract it from x.
 
-Cost: one encode per row, N K^2 D for the pairs, F^2 D for the atoms. Cannot tell: whether similar atoms are redundant
-or the two sides of a hierarchy.
+Codes are looked at in a share of the rows (`pair_share`), drawn evenly from all documents; firing is counted in all.
+
+Cost: one encode per row, N K^2 D for the pairs of that share, F^2 D for the atoms. Cannot tell: whether similar atoms
+are redundant or the two sides of a hierarchy.
 """
 
 import numpy as np
@@ -31,7 +33,8 @@ from saetools.dictionaries.base import SparseCode
 from saetools.evals.base import EvalRecord, Subject
 from saetools.evals.bootstrap import DocumentSums, Statistic
 from saetools.evals.rows import CodedRows, RowEvaluation
-from saetools.evals.sample import TokenSample
+from saetools.evals.sample import DRAW, TokenSample
+from saetools.features.sampling import uniform
 from saetools.functional.geometry import BLOCK_BYTES, Angles, angles, co_firing_cosines, row_cosines
 from saetools.functional.statistics import firing_counts_F
 
@@ -47,7 +50,9 @@ class Geometry(RowEvaluation, name="geometry"):
     class Config(RowEvaluation.Config):
         """Sizes and borders."""
 
-        n_tokens: int = Field(20_000, gt=0, description="held-out rows to read")
+        pair_share: float = Field(
+            0.1, gt=0, le=1, description="share of the rows, drawn evenly, whose codes are looked at"
+        )
         n_babel: int = Field(64, gt=0, description="greatest m of the Babel function")
         duplicate_above: float = Field(
             0.9, gt=0, lt=1, description="|cosine| above which two atoms are near-duplicates"
@@ -70,12 +75,28 @@ class _Tally:
 
     def add(self, rows: CodedRows) -> None:
         self.counts_F += firing_counts_F(rows.code).cpu()
-        code = rows.code.to_fixed()
+        rows = self._drawn(rows)
+        code = rows.code
         n_chunk = max(1, BLOCK_BYTES // (4 * max(code.values.shape[1], 1) * self.atoms_FD.shape[1]))
         for start in range(0, len(code), n_chunk):
             part = slice(start, start + n_chunk)
             self.pair_sums.add(rows.where_N2[part, 0], self._pair_columns(code.select(part)))
         self._add_norms(rows)
+
+    def _drawn(self, rows: CodedRows) -> CodedRows:
+        """The rows of least hash, whatever batch they came in."""
+        where = rows.where_N2.numpy()
+        drawn = torch.from_numpy(
+            np.flatnonzero(uniform(DRAW, where[:, 0], where[:, 1]) < self.evaluation.config.pair_share)
+        )
+        code, device = rows.code.to_fixed(), rows.x_ND.device
+        at = drawn.to(device)
+        return CodedRows(
+            rows.x_ND[at],
+            SparseCode(code.values[at], code.indices[at], code.n_features),
+            rows.recon_ND[at],
+            rows.where_N2[drawn],
+        )
 
     def _pair_columns(self, code: SparseCode) -> torch.Tensor:
         sum_N, pairs_N, next_NK = co_firing_cosines(code.values, code.indices, self.atoms_FD)

@@ -10,7 +10,8 @@ For a sample of features that fire in enough contexts (windows), from a uniform 
                       explaining the feature from other contexts; 0.5 is chance
     <judge>_fuzzing   AUC of telling the firing tokens of a context marked from as many others marked
 
-Means over features, intervals over features. Judges: `ngram` and `class` (judges.py); pass others to
+Contexts are drawn by hash of the window's number in the plan, whose held-out order is one for all runs. Means over
+features, intervals over features. Judges: `ngram` and `class` (judges.py); pass others to
 `Interpretability(scorers=[...])`. Detection and fuzzing: Paulo et al. 2024 (arXiv 2410.13928), there judged by a
 language model and as accuracy; an AUC of 0/1 verdicts is their balanced accuracy.
 
@@ -142,11 +143,15 @@ class _Bench:
     @cached_property
     def corpus_peaks(self) -> list[Peak]:
         """The tokens at random places of the corpus."""
-        examples = self.contexts.examples(self.chosen[0], self.texts)
-        return [self._peak(example) for example in examples if example.band == "uniform"]
+        return [self._peak(example) for example in self._examples(self.chosen[0]) if example.band == "uniform"]
+
+    def _examples(self, feature: int) -> list[Example]:
+        """A feature's contexts in the order of their places, which is none of the batches they came in."""
+        found = self.contexts.examples(feature, self.texts)
+        return sorted(found, key=lambda example: (example.document, example.position, example.peak))
 
     def shown(self, feature: int, numbers: np.random.Generator) -> _Shown:
-        examples = self.contexts.examples(feature, self.texts)
+        examples = self._examples(feature)
         top = [example for example in examples if example.band == "top"]
         firing = [example for example in examples if example.band.startswith("q")]
         silent = [example for example in examples if example.band == "uniform" and not any(example.values)]

@@ -93,7 +93,7 @@ def collect_labelled(
         for split, size in zip(SPLITS, per_group, strict=True)
     }
     n_labelled = 0
-    for document, labels_NC in _labelled_documents(subject, labeller, n_tokens):
+    for document, _, labels_NC in labelled_documents(subject, labeller, n_tokens):
         split = SPLITS[int(uniform(subject.seed, document)[0] < TEST_SHARE)]
         where = np.column_stack([np.full(len(labels_NC), document), np.arange(len(labels_NC))])
         for group, belongs in groups.items():
@@ -105,8 +105,10 @@ def collect_labelled(
     return _fetch(subject, {key: sample.columns().astype(np.int64) for key, sample in samples.items()}, tick)
 
 
-def _labelled_documents(subject: Subject, labeller: Labeller, n_tokens: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, labels) of each held-out document that can be labelled, cut where n_tokens were met."""
+def labelled_documents(
+    subject: Subject, labeller: Labeller, n_tokens: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(number, token ids, labels) of each held-out document that can be labelled, cut where n_tokens were met."""
     parts = with_host(subject)
     last, left = -1, n_tokens
     for batch in parts.tokens.batches(0):
@@ -116,10 +118,11 @@ def _labelled_documents(subject: Subject, labeller: Labeller, n_tokens: int) -> 
             last, document = number, parts.tokens.document(number)
             if document is None:
                 raise NotApplicableError("the corpus is a stream, whose documents cannot be read again")
-            texts = parts.host.token_texts(parts.tokens.tokenize.encode([document.text])[0])
+            ids = parts.tokens.tokenize.encode([document.text])[0]
+            texts = parts.host.token_texts(ids)
             found = labeller(document.text, texts) if "".join(texts) == document.text else None
             if found is not None:
-                yield number, found[:left]
+                yield number, np.array(ids[:left]), found[:left]
             left -= min(left, len(texts))
             if left == 0:
                 return

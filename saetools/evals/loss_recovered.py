@@ -8,10 +8,11 @@ The host runs with the rows at the point replaced by recon ("spliced"), by 0 ("z
     ce_recovered_zero = (ce_zero - ce_spliced) / (ce_zero - ce_original);  ce_recovered_mean likewise
     kl_recovered_zero = 1 - kl_spliced / kl_zero;                          kl_recovered_mean likewise
 
-1 is no loss, 0 is as bad as the ablation. Zero-ablation is the field's reference (SAEBench, dictionary_learning); the
-mean is the stricter one. Numerators and denominators are sums over all predictions. `error_term` puts that share of
-x - recon back: at 1 the spliced run is the original. `ce_spliced` carries quantiles of the loss added per token (over
-a uniform sample of 65,536 predictions) and the worst ones.
+Windows are drawn by hash from the first `n_read_tokens` held-out tokens, the same for every dictionary and seed, so
+that few predictions are still of many documents. 1 is no loss, 0 is as bad as the ablation. Zero-ablation is the
+field's reference (SAEBench, dictionary_learning); the mean is the stricter one. Numerators and denominators are sums
+over all predictions. `error_term` puts that share of x - recon back: at 1 the spliced run is the original. `ce_spliced`
+carries quantiles of the loss added per token (over a uniform sample of 65,536 predictions) and the worst ones.
 
 Cost: four forward passes of the host per token, and one to the point for the mean. Cannot tell: whether the features
 that matter were the ones rebuilt; predictions of other points; anything about generation.
@@ -52,7 +53,8 @@ class LossRecovered(Evaluation, name="loss_recovered"):
         """How much text, and what is spliced."""
 
         n_tokens: int = Field(50_000, gt=0, description="held-out predictions to count; fewer where there are fewer")
-        n_mean_tokens: int = Field(50_000, gt=0, description="held-out rows whose mean the mean-ablation puts in")
+        n_read_tokens: int = Field(200_000, gt=0, description="held-out tokens from which their windows are drawn")
+        n_mean_tokens: int = Field(200_000, gt=0, description="held-out rows whose mean the mean-ablation puts in")
         error_term: float = Field(0.0, ge=0, le=1, description="share of the reconstruction error that is put back")
         n_worst: int = Field(20, ge=0, description="tokens named that lose most")
 
@@ -73,7 +75,7 @@ class LossRecovered(Evaluation, name="loss_recovered"):
             "mean": lambda x_ND: mean_D.to(x_ND.dtype).expand_as(x_ND),
         }
         sums, added = DocumentSums(len(COLUMNS)), _Added(subject.seed, self.config.n_worst)
-        for windows in counted_windows(parts, self.config.n_tokens):
+        for windows in counted_windows(parts, self.config.n_tokens, self.config.n_read_tokens):
             columns_NC = self._columns(splicer, windows, replacements)
             sums.add(windows.document_N, columns_NC)
             added.add(windows, columns_NC[:, 2] - columns_NC[:, 1])

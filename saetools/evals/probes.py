@@ -10,7 +10,6 @@ from torch import Tensor
 
 from saetools.dictionaries.base import Dictionary, SparseCode
 from saetools.dictionaries.topk import TopK
-from saetools.functional.statistics import l0_N
 from saetools.rng import torch_seed
 
 ITERATIONS = 200
@@ -44,41 +43,64 @@ def train_probe(x_ND: np.ndarray, y_N: np.ndarray) -> Probe:
     return Probe(w_D, float(fitted.intercept_[0] - mean_D @ w_D))
 
 
+@dataclass(frozen=True)
+class Firings:
+    """The code of N rows by feature, on the CPU: its M entries that are not zero, features ascending."""
+
+    row_M: Tensor  # int64
+    feature_M: Tensor  # int64
+    value_M: Tensor  # float64
+    first_F1: Tensor  # int64: feature f has the entries first[f] : first[f + 1]
+    n_rows: int
+
+    @staticmethod
+    def of(code: SparseCode) -> "Firings":
+        row_M, feature_M, value_M = (column.cpu() for column in code.flat())
+        order = feature_M.argsort(stable=True)
+        first_F1 = torch.zeros(code.n_features + 1, dtype=torch.int64)
+        first_F1[1:] = torch.bincount(feature_M, minlength=code.n_features).cumsum(0)
+        return Firings(row_M[order], feature_M[order], value_M[order].double(), first_F1, len(code))
+
+    @property
+    def n_features(self) -> int:
+        return len(self.first_F1) - 1
+
+    @property
+    def mean_l0(self) -> float:
+        return len(self.row_M) / max(self.n_rows, 1)
+
+    def of_feature(self, feature: int) -> slice:
+        """The entries of one feature."""
+        return slice(int(self.first_F1[feature]), int(self.first_F1[feature + 1]))
+
+    def columns(self, features: Tensor) -> np.ndarray:
+        """float64 [N, k]: the values of a few features."""
+        found_kN = torch.zeros(len(features), self.n_rows, dtype=torch.float64)
+        for k, feature in enumerate(features.tolist()):
+            entries = self.of_feature(feature)
+            found_kN[k, self.row_M[entries]] = self.value_M[entries]
+        return found_kN.T.numpy()
+
+    def mean_difference_F(self, rows: np.ndarray, y_N: np.ndarray) -> Tensor:
+        """float64 [F]: mean code over the positive rows minus that over the negative ones."""
+        weight_N = torch.zeros(self.n_rows, dtype=torch.float64)
+        weight_N[torch.from_numpy(rows[y_N])] = 1 / max(y_N.sum(), 1)
+        weight_N[torch.from_numpy(rows[~y_N])] -= 1 / max((~y_N).sum(), 1)
+        total_F = torch.zeros(self.n_features, dtype=torch.float64)
+        return total_F.index_add_(0, self.feature_M, self.value_M * weight_N[self.row_M])
+
+
 @torch.no_grad()
-def encode_rows(dictionary: Dictionary, x_ND: Tensor, n_chunk: int = 8192) -> SparseCode:
-    """The code of rows on the CPU, a chunk at a time."""
+def encode_rows(dictionary: Dictionary, x_ND: Tensor, n_chunk: int = 8192) -> Firings:
+    """The code of rows, a chunk at a time."""
     parts = [dictionary.encode(part.to(dictionary.device)) for part in x_ND.split(n_chunk)]
-    code = SparseCode.concatenate(parts)
-    offsets = None if code.offsets_N1 is None else code.offsets_N1.cpu()
-    return SparseCode(code.values.cpu(), code.indices.cpu(), code.n_features, offsets)
-
-
-def mean_difference_F(code: SparseCode, rows: np.ndarray, y_N: np.ndarray) -> Tensor:
-    """float64 [F]: mean code over the positive rows minus that over the negative ones."""
-    weight_N = torch.zeros(len(code), dtype=torch.float64)
-    weight_N[torch.from_numpy(rows[y_N])] = 1 / max(y_N.sum(), 1)
-    weight_N[torch.from_numpy(rows[~y_N])] -= 1 / max((~y_N).sum(), 1)
-    row_M, feature_M, value_M = code.flat()
-    return torch.zeros(code.n_features, dtype=torch.float64).index_add_(
-        0, feature_M, value_M.double() * weight_N[row_M]
-    )
-
-
-def columns(code: SparseCode, features: Tensor) -> np.ndarray:
-    """float64 [N, k]: the values of a few features."""
-    place_F = torch.full((code.n_features,), -1)
-    place_F[features] = torch.arange(len(features))
-    row_M, feature_M, value_M = code.flat()
-    wanted = place_F[feature_M] >= 0
-    found_Nk = torch.zeros(len(code), len(features), dtype=torch.float64)
-    found_Nk[row_M[wanted], place_F[feature_M[wanted]]] = value_M[wanted].double()
-    return found_Nk.numpy()
+    return Firings.of(SparseCode.concatenate(parts))
 
 
 @torch.no_grad()
-def random_dictionary(dictionary: Dictionary, x_ND: Tensor, code: SparseCode, seed: int) -> TopK:
+def random_dictionary(dictionary: Dictionary, x_ND: Tensor, code: Firings, seed: int) -> TopK:
     """The floor: as many random unit atoms, tied encoder, mean of the rows as bias, TopK at the same mean L0."""
-    k = max(1, min(round(float(l0_N(code).double().mean())), code.n_features))
+    k = max(1, min(round(code.mean_l0), code.n_features))
     config = TopK.Config.model_validate({"kind": TopK.kind, "n_features": code.n_features, "k": k})
     made = TopK(config, dictionary.d_model, torch_seed(seed, "random dictionary") % 2**31)
     made.b_dec_D.copy_(x_ND.double().mean(0))

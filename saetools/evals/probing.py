@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from saetools.dictionaries.base import SparseCode
 from saetools.evals.base import EvalRecord, Evaluation, Subject, Tick, no_tick
 from saetools.evals.bootstrap import DocumentSums
 from saetools.evals.labelled import (
@@ -32,7 +31,7 @@ from saetools.evals.labelled import (
     python_labeller,
     usable_classes,
 )
-from saetools.evals.probes import columns, encode_rows, mean_difference_F, random_dictionary, train_probe
+from saetools.evals.probes import Firings, encode_rows, random_dictionary, train_probe
 
 Judge = Callable[[str], tuple[np.ndarray, np.ndarray]]
 """class -> (test rows, whether the probe is right there)"""
@@ -106,14 +105,14 @@ def _dense(rows: LabelledRows) -> Judge:
     return judge
 
 
-def _sparse(rows: LabelledRows, code: SparseCode, k: int) -> Judge:
+def _sparse(rows: LabelledRows, code: Firings, k: int) -> Judge:
     """A probe on the k features that differ most."""
 
     def judge(name: str) -> tuple[np.ndarray, np.ndarray]:
         train, y_train = rows.task(name, f"not {name}", "train")
         test, y_test = rows.task(name, f"not {name}", "test")
-        difference_F = mean_difference_F(code, train, y_train)
-        values_Nk = columns(code, difference_F.abs().topk(min(k, len(difference_F))).indices)
+        difference_F = code.mean_difference_F(train, y_train)
+        values_Nk = code.columns(difference_F.abs().topk(min(k, len(difference_F))).indices)
         return test, train_probe(values_Nk[train], y_train).correct(values_Nk[test], y_test)
 
     return judge

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from saetools.evals.base import (
     make_evaluation,
 )
 from saetools.evals.cost import Cost
+from saetools.evals.kept_rows import KeptRows
 from saetools.evals.rows import RowEvaluation, run_together
 
 EVAL_FILE, KEPT = "eval.json", "evaluations"
@@ -54,7 +55,12 @@ def default_evaluations(section: EvaluationConfig) -> list[Evaluation]:
     sizes = {
         "reconstruction": {"n_tokens": section.n_tokens},
         "sparsity": {"n_tokens": section.n_tokens},
-        "loss_recovered": {"n_tokens": section.n_ce_tokens, "n_mean_tokens": section.n_ce_tokens},
+        "geometry": {"n_tokens": section.n_tokens},
+        "loss_recovered": {
+            "n_tokens": section.n_ce_tokens,
+            "n_read_tokens": section.n_tokens,
+            "n_mean_tokens": section.n_tokens,
+        },
     }
     names = available_evaluations() if "all" in section.run else dict.fromkeys(section.run)
     return [make_evaluation(name, **sizes.get(name, {})) for name in names]
@@ -70,10 +76,13 @@ def run_evaluations(
 ) -> list[EvalRecord]:
     """All records in the order of `evaluations`, and `eval.json` in `directory` where one is given.
 
-    Row evaluations of equal length share one pass. `fresh` computes again what is there; `progress` shows a bar per
+    Row evaluations of equal length share one pass; rows that a host made are kept for those after (kept_rows.py).
+    `fresh` computes again what is there; `progress` shows a bar per
     pass on stderr; `on_done` is told of each evaluation as it ends.
     """
     store = _Store(directory, subject, fresh)
+    if subject.host is not None and not isinstance(subject.heldout, KeptRows):
+        subject = replace(subject, heldout=KeptRows(subject.heldout))
     outcomes: dict[int, Outcome] = {}
 
     def done(i: int, outcome: Outcome) -> None:

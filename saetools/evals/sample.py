@@ -6,6 +6,8 @@ from torch import Tensor
 from saetools.features.sampling import uniform
 
 SIZE = 65_536
+DRAW = 0
+"""Key of the hash by which rows and windows are drawn to be judged: one for all runs."""
 
 
 class TokenSample:

@@ -1,22 +1,30 @@
 """Running the host with its activations replaced at the kept tokens of a point, and comparing what it predicts.
 
 Only kept tokens are replaced: BOS and padding keep the host's own vectors, and so do outliers, which the dictionary
-never saw in training. Predictions count where the token is kept and so is the next one in its window.
+never saw in training. Predictions count where the token is kept and so is the next one in its window. Windows are drawn
+from many documents, the same ones for every dictionary: the first ones alone could all be of one document.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from saetools.activations.calibration import OUTLIER_FACTOR
 from saetools.evals.base import HostSubject, Subject
+from saetools.evals.sample import DRAW
+from saetools.features.sampling import uniform
 from saetools.lm.base import Edit
 from saetools.text.base import TokenBatch
+from saetools.text.packing import TokenPlan
 
 LOGIT_BYTES = 256 << 20
 """Logits of one forward pass at most (float32); windows are run a few at a time where the vocabulary is large."""
+
+CHUNK_ROWS = 64
+"""Rows of distributions that are worked on at a time: what fits into a core's cache."""
 
 Replacement = Callable[[Tensor], Tensor]
 """x_ND -> the rows that take their place, of the same shape."""
@@ -34,37 +42,84 @@ class Windows:
     target_N: Tensor  # int64: the next token
 
 
-def counted_windows(parts: HostSubject, n_predictions: int) -> Iterator[Windows]:
-    """The held-out windows, a few at a time, until n_predictions are counted; the last are cut to that number."""
+def counted_windows(parts: HostSubject, n_predictions: int, n_read: int) -> Iterator[Windows]:
+    """Held-out windows with n_predictions to count, a few at a time in the plan's order; the last is cut to fit.
+
+    They are those of least hash among the first n_read tokens' windows (all, where they hold no more predictions), so
+    that neither batches nor the order of documents matter. The text is tokenized twice.
+    """
     vocabulary = parts.host.unembedding()[0].shape[0]
-    left = n_predictions
+    n_windows = max(1, LOGIT_BYTES // (4 * vocabulary * parts.tokens.context_tokens))
+    rows_of_batch = _drawn(parts.tokens, n_predictions, n_read)
+    left, waiting = n_predictions, _Waiting()
     for batch in parts.tokens.batches(0):
-        n_windows = max(1, LOGIT_BYTES // (4 * vocabulary * batch.ids_BT.shape[1]))
-        for start in range(0, len(batch.ids_BT), n_windows):
-            windows = _windows(batch, slice(start, start + n_windows), left, parts.host.device)
-            if len(windows.target_N):
-                left -= len(windows.target_N)
-                yield windows
-            if left == 0:
-                return
+        if batch.number > max(rows_of_batch, default=-1):
+            break
+        waiting.add(batch, rows_of_batch.get(batch.number, []))
+        while len(waiting) >= n_windows:
+            windows = waiting.take(n_windows, left, parts.host.device)
+            left -= len(windows.target_N)
+            yield windows
+    if len(waiting):
+        yield waiting.take(n_windows, left, parts.host.device)
 
 
-def _windows(batch: TokenBatch, rows: slice, limit: int, device: str) -> Windows:
-    """Those of the rows that have a counted position; the first `limit` predictions count."""
-    ids_BT, keep_BT = torch.from_numpy(batch.ids_BT[rows]), torch.from_numpy(batch.keep_BT[rows])
-    counted_BT = torch.zeros_like(keep_BT)
-    counted_BT[:, :-1] = keep_BT[:, :-1] & keep_BT[:, 1:]
-    counted_BT &= (counted_BT.flatten().cumsum(0) <= limit).view_as(counted_BT)
-    document_BT = torch.from_numpy(batch.document_B[rows])[:, None].expand_as(ids_BT)
-    has_any_B = counted_BT.any(1)
-    return Windows(
-        ids_BT[has_any_B].to(device),
-        keep_BT[has_any_B].to(device),
-        counted_BT[has_any_B].to(device),
-        document_BT[counted_BT],
-        torch.from_numpy(batch.position_BT[rows])[counted_BT],
-        ids_BT.roll(-1, 1)[counted_BT].to(device),
-    )
+def _drawn(plan: TokenPlan, n_predictions: int, n_read: int) -> dict[int, list[int]]:
+    """batch number -> the rows drawn of it, ascending. 32 bytes are held per window read."""
+    found, read = [], 0
+    for batch in plan.batches(0):
+        counts_B = _counted(batch).sum(1)
+        rows = np.flatnonzero(counts_B)
+        first_B = np.where(batch.keep_BT, batch.position_BT, np.iinfo(np.int64).max).min(1)
+        hash_N = uniform(DRAW, batch.document_B[rows], first_B[rows])
+        found.append(np.column_stack([hash_N, np.full(len(rows), batch.number), rows, counts_B[rows]]))
+        read += int(batch.keep_BT.sum())
+        if read >= n_read:
+            break
+    table = np.concatenate([np.zeros((0, 4)), *found])
+    table = table[np.argsort(table[:, 0], kind="stable")]
+    n_taken = int(np.searchsorted(table[:, 3].cumsum(), n_predictions)) + 1
+    drawn: dict[int, list[int]] = {}
+    for number, row in sorted(table[:n_taken, 1:3].astype(int).tolist()):
+        drawn.setdefault(number, []).append(row)
+    return drawn
+
+
+def _counted(batch: TokenBatch) -> np.ndarray:
+    """bool [B, T]: kept tokens followed by a kept one."""
+    counted_BT = np.zeros_like(batch.keep_BT)
+    counted_BT[:, :-1] = batch.keep_BT[:, :-1] & batch.keep_BT[:, 1:]
+    return counted_BT
+
+
+class _Waiting:
+    """Windows that were drawn and not yet handed on."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[np.ndarray, ...]] = []  # ids, keep, counted, document, position of each window
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def add(self, batch: TokenBatch, rows: list[int]) -> None:
+        columns = (batch.ids_BT, batch.keep_BT, _counted(batch), batch.document_B, batch.position_BT)
+        self._parts += [tuple(column[row] for column in columns) for row in rows]
+
+    def take(self, n: int, limit: int, device: str) -> Windows:
+        """The n that wait longest, of which the first `limit` predictions count."""
+        taken, self._parts = self._parts[:n], self._parts[n:]
+        ids_BT, keep_BT, counted_BT, document_B, position_BT = (
+            torch.from_numpy(np.stack(column)) for column in zip(*taken, strict=True)
+        )
+        counted_BT &= (counted_BT.flatten().cumsum(0) <= limit).view_as(counted_BT)
+        return Windows(
+            ids_BT.to(device),
+            keep_BT.to(device),
+            counted_BT.to(device),
+            document_B[:, None].expand_as(ids_BT)[counted_BT],
+            position_BT[counted_BT],
+            ids_BT.roll(-1, 1)[counted_BT].to(device),
+        )
 
 
 class Splicer:
@@ -114,5 +169,8 @@ def cross_entropy_N(log_q_NV: Tensor, target_N: Tensor) -> Tensor:
 
 def kl_N(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
     """KL(p || q) = sum_v p (log p - log q), nats; a token with p = 0 adds 0."""
-    p_NV = log_p_NV.exp()
-    return torch.where(p_NV > 0, p_NV * (log_p_NV - log_q_NV), 0.0).sum(-1)
+    parts = []
+    for log_p_RV, log_q_RV in zip(log_p_NV.split(CHUNK_ROWS), log_q_NV.split(CHUNK_ROWS), strict=True):
+        p_RV = log_p_RV.exp()
+        parts.append(torch.where(p_RV > 0, p_RV * (log_p_RV - log_q_RV), 0.0).sum(-1))
+    return torch.cat(parts)

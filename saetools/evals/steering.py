@@ -8,6 +8,8 @@ Targets are the tokens that d raises most on the direct path to the logits (feat
     off_target       mean over positions of KL(q || q') over the other tokens, each renormalised without the targets
     steering_area    mean over features of (1/K) * integral of on_target over off_target from 0 to K = `kl_limit` nats:
                      the curve over doses, from (0, 0), linear between doses and flat beyond the last
+    class_steering_area   the same with a labelled class for target, over the features that announce one
+                     (token_classes.py): on-target ln P'(class) - ln P(class) nats, off-target the KL without its tokens
     logit_influence  mean over features of RMS over positions of ||centred logit change|| / ||vector|| at the least
                      dose: how strongly features move logits in arbitrary contexts, which gradient SAEs claim to win
                      (Olmo et al. 2024, arXiv 2411.10397; their own definition is not public)
@@ -18,7 +20,8 @@ Targets are the tokens that d raises most on the direct path to the logits (feat
 Controls, with vectors of equal norm: `..._random` (random directions, judged by their own top tokens) and
 `..._shuffled` (another feature's atom, judged by this feature's targets). Intervals are over features.
 
-Cost: (3 x doses + 1) forward passes per feature over `n_windows` windows, one backward pass. Cannot tell: whether
+Cost: (3 x doses + 1) forward passes per feature over `n_predictions` tokens, one backward pass, one pass of the host to
+the point over `n_class_tokens`. Cannot tell: whether
 generated text stays sensible, nor whether the feature's meaning is that of its top tokens.
 """
 
@@ -32,15 +35,27 @@ from pydantic import Field
 from torch import Tensor
 
 from saetools.errors import DataError
-from saetools.evals.base import EvalRecord, Evaluation, HostSubject, Subject, Tick, no_tick, with_host
+from saetools.evals.base import (
+    EvalRecord,
+    Evaluation,
+    HostSubject,
+    NotApplicableError,
+    Subject,
+    Tick,
+    no_tick,
+    with_host,
+)
 from saetools.evals.bootstrap import mean_interval
+from saetools.evals.responses import area_under, response_columns
 from saetools.evals.splicing import Splicer, counted_windows, cross_entropy_N, log_probabilities
+from saetools.evals.token_classes import TokenClasses, read_token_classes
 from saetools.features.effects import logit_effects
 from saetools.features.steering import FeatureEdit
 from saetools.rng import generator
 
 UNITS = {
     "steering_area": "nats",
+    "class_steering_area": "nats",
     "logit_influence": "logits per unit of activation",
     "perplexity_cost": "nats per token",
 }
@@ -57,22 +72,26 @@ class Steering(Evaluation, name="steering"):
 
         n_features: int = Field(12, gt=1, description="living features steered, drawn at random")
         n_predictions: int = Field(384, gt=0, description="held-out predictions on which each dose is judged")
+        n_read_tokens: int = Field(200_000, gt=0, description="held-out tokens from which their windows are drawn")
         doses: tuple[float, ...] = Field((0.1, 0.3, 0.9), description="norms added, in median row norms, ascending")
         n_targets: int = Field(10, gt=0, description="top tokens of a direction that count as its targets")
         kl_limit: float = Field(1.0, gt=0, description="K, the off-target cost in nats up to which effects count")
+        n_class_tokens: int = Field(20_000, ge=0, description="held-out tokens read for classes; 0: no class targets")
+        least_rise: float = Field(0.3, gt=0, le=1, description="in probability of the class that a feature announces")
 
     config: Config
 
     @torch.no_grad()
     def run(self, subject: Subject, tick: Tick = no_tick) -> list[EvalRecord]:
         parts = with_host(subject)
-        bench = _Bench(subject, parts, self.config.n_predictions)
+        bench = _Bench(subject, parts, self.config)
         chosen = bench.draw(self.config.n_features, subject.seed)
+        members = self._members(subject, parts, [feature for feature, _ in chosen])
         curves: dict[str, list[_Curve]] = {"": [], "_random": [], "_shuffled": []}
-        for directions in self._directions(subject, chosen):
+        for directions, class_V in zip(self._directions(subject, chosen), members, strict=True):
             for name, (direction_D, speaks_for_D) in directions.vectors.items():
-                targets_J = bench.targets(speaks_for_D, self.config.n_targets)
-                curves[name].append(bench.curve(direction_D, targets_J, directions.silent, self.config.doses, tick))
+                aim = _Aim(bench.targets(speaks_for_D, self.config.n_targets), class_V, directions.silent)
+                curves[name].append(bench.curve(direction_D, aim, self.config.doses, tick))
         records = [record for name, found in curves.items() for record in self._of_curves(name, found, subject.seed)]
         return [*records, self._attribution(bench, chosen)]
 
@@ -90,9 +109,23 @@ class Steering(Evaluation, name="steering"):
             found.append(_Directions(vectors, silent))
         return found
 
+    def _members(self, subject: Subject, parts: HostSubject, features: list[int]) -> list[Tensor | None]:
+        """For each feature, P(class | token) [V] of the class that it announces; None where there is none."""
+        n_vocabulary = parts.host.unembedding()[0].shape[0]
+        try:
+            classes = read_token_classes(subject, self.config.n_class_tokens, n_vocabulary)
+        except NotApplicableError:  # a stream, whose documents cannot be labelled
+            classes = TokenClasses(torch.zeros(0, 0), {})
+        if not classes.labels:
+            return [None] * len(features)
+        names = classes.announced(subject, features, self.config.least_rise)
+        return [None if name is None else classes.members(name) for name in names]
+
     def _of_curves(self, suffix: str, curves: "list[_Curve]", seed: int) -> list[EvalRecord]:
+        limit = self.config.kl_limit
         figures = {
-            "steering_area": [area_under(c.off_target, c.on_target, self.config.kl_limit) for c in curves],
+            "steering_area": [area_under(c.off_target, c.on_target, limit) for c in curves],
+            "class_steering_area": [area_under(c.class_off, c.class_on, limit) for c in curves if c.class_on],
             "logit_influence": [c.influence for c in curves],
             "perplexity_cost": [c.loss_added[0] for c in curves],
         }
@@ -106,12 +139,13 @@ class Steering(Evaluation, name="steering"):
         return [
             self.record(
                 f"{name}{suffix}",
-                float(np.mean(values)),
+                float(np.mean(values)) if values else None,
                 UNITS[name],
                 len(values),
                 n_unit="features",
                 spread=mean_interval(values, seed),
                 series=mean_curve if name == "steering_area" else None,
+                note=None if values else "no feature steered announces a labelled class",
             )
             for name, values in figures.items()
         ]
@@ -138,21 +172,32 @@ class _Directions:
 
 
 @dataclass(frozen=True)
+class _Aim:
+    """What a direction is judged by, and where."""
+
+    targets_J: Tensor
+    class_V: Tensor | None
+    silent: Tensor
+
+
+@dataclass(frozen=True)
 class _Curve:
-    """Response to each dose."""
+    """Response to each dose; no class response where there is no class to aim at."""
 
     on_target: list[float]
     off_target: list[float]
     loss_added: list[float]
     influence: float  # RMS centred logit change per unit of norm, at the least dose
+    class_on: list[float]
+    class_off: list[float]
 
 
 class _Bench:
     """The windows on which everything is tried, with the host's own predictions there."""
 
-    def __init__(self, subject: Subject, parts: HostSubject, n_predictions: int) -> None:
+    def __init__(self, subject: Subject, parts: HostSubject, config: Steering.Config) -> None:
         self.subject, self.parts, self.splicer = subject, parts, Splicer(subject, parts)
-        self.windows = list(counted_windows(parts, n_predictions))
+        self.windows = list(counted_windows(parts, config.n_predictions, config.n_read_tokens))
         if not self.windows:
             raise DataError("No held-out window has two tokens in a row, so nothing can be steered. Add text.")
         self.logits = [self.splicer.logits(w).float() for w in self.windows]
@@ -183,23 +228,24 @@ class _Bench:
         assert self.W_U_VD is not None
         return logit_effects(direction_D[None], self.W_U_VD, self.norm_weight_D, n).top_tokens_FJ[0]
 
-    def curve(
-        self, direction_D: Tensor, targets_J: Tensor, silent: Tensor, doses: tuple[float, ...], tick: Tick
-    ) -> _Curve:
-        """The response at each dose, averaged over the positions in `silent`."""
+    def curve(self, direction_D: Tensor, aim: "_Aim", doses: tuple[float, ...], tick: Tick) -> _Curve:
+        """The response at each dose, averaged over the positions where the feature is silent."""
         responses = []
         for dose in doses:
             vector_D = (dose * self.median_norm * direction_D).to(self.parts.host.device)
             columns, first = [], 0
             for w, logits_NV in zip(self.windows, self.logits, strict=True):
-                here = silent[first : first + len(w.target_N)].to(logits_NV.device)
-                steered_NV = self.splicer.logits(w, _adding(vector_D))
-                columns.append(response_columns(logits_NV[here], steered_NV[here].float(), targets_J, w.target_N[here]))
+                here = aim.silent[first : first + len(w.target_N)].to(logits_NV.device)
+                steered_NV = self.splicer.logits(w, _adding(vector_D))[here].float()
+                columns.append(
+                    response_columns(logits_NV[here], steered_NV, aim.targets_J, w.target_N[here], aim.class_V)
+                )
                 first += len(w.target_N)
                 tick(len(w.target_N))
             responses.append(torch.cat(columns).mean(0).tolist())
-        on_target, off_target, loss_added, square = (list(column) for column in zip(*responses, strict=True))
-        return _Curve(on_target, off_target, loss_added, square[0] ** 0.5 / (doses[0] * self.median_norm))
+        on_target, off_target, loss_added, square, *of_class = (list(column) for column in zip(*responses, strict=True))
+        influence = square[0] ** 0.5 / (doses[0] * self.median_norm)
+        return _Curve(on_target, off_target, loss_added, influence, *(of_class or ([], [])))
 
     @cached_property
     def gradients(self) -> list[tuple[Tensor, Tensor]]:
@@ -208,8 +254,8 @@ class _Bench:
         for w in self.windows:
             targets_BT = torch.zeros_like(w.counted_BT)
             targets_BT[:, 1:] = w.counted_BT[:, :-1]
-            x_BTD, g_BTD = self.parts.host.activations_and_gradients(w.ids_BT, self.parts.point, targets_BT)
-            found.append((x_BTD.detach(), g_BTD.detach()))
+            point = self.parts.point
+            found.append(self.parts.host.activations_and_gradients(w.ids_BT, [point], targets_BT)[point])
         return found
 
     def ablation(self, feature: int) -> tuple[float, float]:
@@ -232,32 +278,3 @@ class _Bench:
 
 def _adding(vector_D: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda x_ND: x_ND + vector_D.to(x_ND.dtype)
-
-
-def response_columns(original_NV: Tensor, steered_NV: Tensor, targets_J: Tensor, next_N: Tensor) -> Tensor:
-    """float64 [N, 4]: on-target effect, off-target KL, next-token loss added, squared centred logit change.
-
-    With T the targets, Q = sum over T of q and R that of q': the KL of the renormalised rest is
-    sum over others of q (ln q - ln q') / (1 - Q) - ln(1 - Q) + ln(1 - R).
-    """
-    log_q_NV, log_r_NV = log_probabilities(original_NV), log_probabilities(steered_NV)
-    targets_J = targets_J.to(log_q_NV.device)
-    lost_NV = log_q_NV - log_r_NV
-    weighted_NV = log_q_NV.exp() * lost_NV
-    least = torch.finfo(torch.float64).tiny  # where the targets have it all
-    rest_q_N, rest_r_N = ((1 - log_NV[:, targets_J].exp().sum(1)).clamp_min(least) for log_NV in (log_q_NV, log_r_NV))
-    off_target_N = (weighted_NV.sum(1) - weighted_NV[:, targets_J].sum(1)) / rest_q_N + (rest_r_N / rest_q_N).log()
-    next_N = next_N.to(log_q_NV.device)
-    added_N = lost_NV.gather(1, next_N[:, None])[:, 0]
-    change_NV = (steered_NV - original_NV).to(log_q_NV)
-    square_N = change_NV.square().sum(1) - change_NV.sum(1).square() / change_NV.shape[1]
-    return torch.stack([-lost_NV[:, targets_J].mean(1), off_target_N, added_N, square_N], 1).cpu()
-
-
-def area_under(cost: list[float], effect: list[float], limit: float) -> float:
-    """(1 / limit) * integral of effect over cost from 0 to `limit`: linear between points, from (0, 0), then flat."""
-    order = np.argsort(cost, kind="stable")
-    x, y = np.r_[0.0, np.array(cost)[order]], np.r_[0.0, np.array(effect)[order]]
-    inside = x < limit
-    x, y = np.r_[x[inside], limit], np.r_[y[inside], np.interp(limit, x, y)]
-    return float(np.trapezoid(y, x) / limit)

@@ -86,7 +86,7 @@ def collect(dictionary: Dictionary, source: RowSource, plan: TokenPlan | None, s
             where_N2 = rows.where_N2.cpu().numpy()
             gathered.add(Firings.of((row_M, feature_M, value_M), where_N2, tokens), tokens)
             if gathered.coactivation is not None:
-                gathered.coactivation.add(row_M, feature_M, len(code))
+                gathered.coactivation.add(row_M, feature_M, value_M, len(code))
             if settings.n_tokens is not None and gathered.moments.n_rows >= settings.n_tokens:
                 break
     finally:

@@ -1,4 +1,4 @@
-"""What the weights alone say of each feature: effects on the logits, similar features, a place on a map."""
+"""What the weights alone say of each feature: effects on the logits, and similar features."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -89,19 +89,3 @@ def cosine_neighbours(rows_FD: Tensor, n_neighbours: int = 20) -> tuple[Tensor, 
         values.append(best.values.clamp(-1, 1).cpu())
         indices.append(best.indices.cpu())
     return torch.cat(values), torch.cat(indices)
-
-
-@torch.no_grad()
-def principal_map(rows_FD: Tensor) -> tuple[Tensor, float]:
-    """(xy_F2, explained): unit rows on the two directions of greatest variance, and the fraction of variance there.
-
-    Signs are such that the entry of greatest magnitude of each direction is positive. O(F D^2).
-    """
-    unit_FD = torch.nn.functional.normalize(rows_FD.double(), dim=1)
-    centred_FD = unit_FD - unit_FD.mean(dim=0)
-    variance_D, axes_DD = torch.linalg.eigh(centred_FD.T @ centred_FD)
-    axes_D2 = axes_DD[:, -2:].flip(1)
-    largest = axes_D2.abs().argmax(dim=0)
-    axes_D2 = axes_D2 * axes_D2[largest, torch.arange(2, device=axes_D2.device)].sign()
-    total = variance_D.sum().clamp_min(1e-30)
-    return (centred_FD @ axes_D2).cpu(), float(variance_D[-2:].sum() / total)

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
 from saetools.dictionaries.base import Dictionary
+from saetools.features.ablation import with_loss_effects
 from saetools.features.collect import Collected
 from saetools.features.contexts import WindowTexts
 from saetools.features.effects import (
@@ -15,9 +17,10 @@ from saetools.features.effects import (
     LogitEffects,
     cosine_neighbours,
     logit_effects,
-    principal_map,
 )
+from saetools.features.places import MapMethod, feature_places
 from saetools.features.records import FeatureRecord, Neighbour, StoreInfo
+from saetools.features.store import sample_of_firing
 from saetools.features.write import Entry
 from saetools.lm.base import Host
 from saetools.records import PointSpec
@@ -26,39 +29,52 @@ N_NEIGHBOURS = 20
 Pairs = tuple[np.ndarray, np.ndarray]
 
 
+@dataclass(frozen=True)
+class Description:
+    """What is said of a dictionary besides what a pass gathered."""
+
+    title: str = "features"
+    corpus: str = ""
+    dictionary_hash: str = ""
+    map: MapMethod = "pca"
+    loss_effects: int = 0  # features whose top contexts get their effect on the loss; two passes of the host for each
+
+
 def describe(
-    collected: Collected,
-    dictionary: Dictionary,
-    spec: PointSpec,
-    host: Host | None,
-    title: str,
-    corpus: str = "",
+    collected: Collected, dictionary: Dictionary, spec: PointSpec, host: Host | None, wanted: Description
 ) -> tuple[StoreInfo, Iterator[Entry]]:
     """(what the store is of, its entries in the order of features), ready for `write_store`.
 
-    Without a host there are no logit effects and no texts. The entries are made one at a time.
+    Without a host there are no logit effects, no texts and no effects on the loss. The entries are made one at a time.
     """
     W_dec_FD = dictionary.directions()
     effects, note = _logits(W_dec_FD, host)
-    map_xy_F2, explained = principal_map(W_dec_FD)
+    map_xy_F2, map_note = feature_places(W_dec_FD, wanted.map, collected.settings.seed)
     n_cofired, cofiring = collected.coactivation.neighbours(N_NEIGHBOURS) if collected.coactivation else (0, {})
     W_enc_FD = dictionary.encoder_directions()
     pairs: dict[str, Pairs] = {"decoder_neighbours": _pairs(W_dec_FD), **cofiring}
     if W_enc_FD is not None:
         pairs["encoder_neighbours"] = _pairs(W_enc_FD)
+    entries = _entries(collected, host, effects, pairs, map_xy_F2.tolist())
+    ablated: list[int] = []
+    if wanted.loss_effects and host is not None and collected.contexts is not None:
+        ablated = sample_of_firing(collected.moments.count_F, wanted.loss_effects, collected.settings.seed)
+        entries = with_loss_effects(entries, collected.contexts, host, dictionary, spec.point, set(ablated))
     info = StoreInfo(
-        title=title,
+        title=wanted.title,
         kind=dictionary.kind,
         n_features=dictionary.config.n_features,
         n_tokens=collected.moments.n_rows,
         spec=spec,
-        corpus=corpus,
+        corpus=wanted.corpus,
         seed=collected.settings.seed,
         logits_note=note,
         coactivation_tokens=n_cofired,
-        map_note=f"first two principal components of the unit decoder rows: {explained:.1%} of their variance",
+        map_note=map_note,
+        dictionary_hash=wanted.dictionary_hash,
+        loss_effects=len(ablated),
     )
-    return info, _entries(collected, host, effects, pairs, map_xy_F2.tolist())
+    return info, entries
 
 
 def _logits(W_dec_FD: Tensor, host: Host | None) -> tuple[LogitEffects | None, str]:

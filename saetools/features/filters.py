@@ -1,6 +1,7 @@
 """Which features a table shows, as SQL. Names come from our own constants; whatever a user gives is a bound value."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,12 +9,16 @@ from typing import Any
 from saetools.errors import DataError, nearest
 from saetools.features.schema import SORTABLE
 
+BOUND = re.compile(r"(\w+)(<=|>=|<|>)(-?(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)")
+SHORT = {"max": "max_value", "fires": "count", "contexts": "n_contexts"}
+
 
 @dataclass(frozen=True)
 class Filter:
     """Which features a table shows; all conditions hold."""
 
-    text: str = ""  # words that begin in labels, notes, logit tokens or top contexts; one number is that feature
+    text: str = ""  # words that begin in labels, notes, logit tokens or top contexts; one number is that feature;
+    #                 density>0.01, max<=5 and the like hold of a column
     ranges: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)  # column: inclusive ends
     features: Sequence[int] | None = None
     list_name: str | None = None
@@ -35,7 +40,15 @@ def conditions(wanted: Filter, has_annotations: bool) -> tuple[str, list[Any]]:
         listed = "features.feature IN (SELECT feature FROM notes.lists WHERE name = ?)"
         clauses.append(listed if has_annotations else "? IS NULL")
         values.append(wanted.list_name)
-    words = wanted.text.split()
+    words = []
+    for word in wanted.text.split():
+        found = BOUND.fullmatch(word)
+        column = SHORT.get(found[1], found[1]) if found else ""
+        if found and column in SORTABLE:
+            clauses.append(f"features.{column} {found[2]} ?")
+            values.append(float(found[3]))
+        else:
+            words.append(word)
     if len(words) == 1 and words[0].isdecimal():
         clauses.append("features.feature = ?")
         values.append(min(int(words[0]), 2**63 - 1))

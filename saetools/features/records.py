@@ -88,7 +88,8 @@ class FeatureRecord(FrozenModel):
     encoder_neighbours: tuple[Neighbour, ...] = Field((), description="by cosine of encoder rows")
     jaccard: tuple[Neighbour, ...] = Field((), description="co-firing: |both| / |either|")
     pmi: tuple[Neighbour, ...] = Field((), description="ln P(both) / (P(one) P(other)), nats")
-    map_xy: tuple[float, float] | None = Field(None, description="first two principal components of its unit atom")
+    pearson: tuple[Neighbour, ...] = Field((), description="correlation of the values over all tokens")
+    map_xy: tuple[float, float] | None = Field(None, description="place on the map, see StoreInfo.map_note")
 
 
 @dataclass(frozen=True)
@@ -163,3 +164,5 @@ class StoreInfo(FrozenModel):
     logits_note: str = Field("", description="how logit effects were computed")
     coactivation_tokens: int = Field(0, description="tokens that co-firing was counted over")
     map_note: str = Field("", description="how map coordinates were computed")
+    dictionary_hash: str = Field("", description="of the manifest of the dictionary; empty where it has none")
+    loss_effects: int = Field(0, description="features whose top contexts have effects on the loss")

@@ -1,6 +1,6 @@
 """Steering a host along one feature: `with steer(host, dictionary, 17, "clamp", value=8.0): host.generate(...)`."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from saetools.dictionaries.base import Dictionary
-from saetools.errors import ConfigError, MismatchError, nearest
+from saetools.dictionaries.belonging import check_belongs
+from saetools.errors import ConfigError, nearest
 from saetools.lm.base import Host
 
 How = Literal["add", "clamp", "ablate", "project", "capped"]
@@ -27,6 +28,7 @@ def steer(
     value: float = 1.0,
     keep_error: bool = True,
     point: str | None = None,
+    elsewhere: Collection[str] = (),
 ) -> AbstractContextManager[None]:
     """While active, every forward pass of the host, generation included, has the feature edited at its point.
 
@@ -44,20 +46,16 @@ def steer(
     `positions`: places in the window (negative: from its end) or a slice of them; None is all but the first where the
     host begins windows with BOS, whose activations no dictionary has seen. A window grows while generating, and every
     pass edits its positions anew. `value` is in units of the code. `point`: needed only for a dictionary that does not
-    know its own. Raises ConfigError for an unknown `how` or feature or a missing point, MismatchError where widths
-    differ.
+    know its own, or to steer at another. `elsewhere`: what else is meant to differ from what the dictionary was made
+    for, by name ("host", ...). Raises ConfigError for an unknown `how` or feature or a missing point, MismatchError
+    where the host is another, or widths differ.
     """
     named = point or (dictionary.spec.point if dictionary.spec else None)
     if named is None:
         raise ConfigError(
             "This dictionary does not know which point it is for. Give steer(..., point='blocks.2.hook_out')."
         )
-    width = host.spec(named).d_model
-    if width != dictionary.d_model:
-        raise MismatchError(
-            f"{named} of {host.name} has width {width}, the dictionary is for {dictionary.d_model}. Steer at the point "
-            "that it was trained on."
-        )
+    check_belongs(dictionary, host.spec(named), {*elsewhere, "point"} if point else elsewhere)
     chosen = slice(int(host.prepend_bos), None) if positions is None else positions
     edit = FeatureEdit(dictionary, feature, how, strength, chosen, value, keep_error)
     return host.editing({host.canonical(named): edit})

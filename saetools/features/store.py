@@ -19,6 +19,7 @@ from saetools.errors import DataError, FormatError, RunError
 from saetools.features.filters import Filter, checked_column, conditions
 from saetools.features.records import Example, FeatureRecord, StoreInfo
 from saetools.features.schema import ANNOTATIONS_SUFFIX, CREATE_ANNOTATIONS, DATABASE, SORTABLE, SUMMARY
+from saetools.rng import generator
 from saetools.safeio import read_json
 
 MAX_PIECE_BYTES = 64 << 20  # of one feature's examples, decompressed
@@ -227,6 +228,16 @@ class FeatureStore:
     def _write(self, query: str, values: Sequence[Any]) -> None:
         with self._lock, _sqlite_errors(self._annotations_path), self._connection:
             self._connection.execute(query, values)
+
+
+def sample_of_firing(count_F: np.ndarray, n_features: int | None, seed: int) -> list[int]:
+    """A uniform sample of the features that fire, ascending; all of them where there are no more than n_features.
+
+    The same for the same counts, number and seed; a smaller sample is part of a greater one.
+    """
+    firing = np.flatnonzero(count_F > 0)
+    order = generator(seed, "features of the page").permutation(len(firing))
+    return sorted(firing[order[:n_features]].tolist())
 
 
 def _verify(path: Path) -> None:

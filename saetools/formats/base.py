@@ -2,15 +2,31 @@
 
 import importlib
 import pkgutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 
 from saetools.dictionaries.base import Dictionary
-from saetools.errors import FormatError
+from saetools.errors import FormatError, MismatchError, nearest
+from saetools.formats.found import found_at
 
 _REGISTRY: dict[str, type["Format"]] = {}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a dictionary is to be read: what `saetools.load` takes besides the source."""
+
+    device: str | torch.device = "cpu"
+    dtype: torch.dtype | None = None  # None: that of the file, half precision of other libraries widened to float32
+    strict: bool = True  # whether an unknown setting or tensor of another library's file is an error or a warning
+    allow_pt: bool = False  # whether a .pt file may be opened, in a sandbox
+    k: int | None = None  # features per row, for layouts whose files do not say
+
+
+USUAL = Reading()
 
 
 class Format:
@@ -18,6 +34,7 @@ class Format:
 
     name: ClassVar[str]
     layout: ClassVar[str]  # what it consists of, for the error on an unknown layout
+    files: ClassVar[tuple[str, ...]] = ()  # names in its directory: one of them stands for the directory
 
     def __init_subclass__(cls, name: str, layout: str) -> None:
         if name in _REGISTRY:
@@ -31,9 +48,17 @@ class Format:
         raise NotImplementedError
 
     @classmethod
-    def read(cls, path: Path, device: str | torch.device, dtype: torch.dtype | None) -> Dictionary:
+    def read(cls, path: Path, how: Reading) -> Dictionary:
         """The dictionary for raw activations. Raises FormatError."""
         raise NotImplementedError
+
+    @classmethod
+    def write(cls, dictionary: Dictionary, path: Path) -> None:
+        """Write a dictionary (for raw rows, as `saetools.load` returns it) in this layout, atomically.
+
+        Raises MismatchError for what the layout cannot say, RunError where `path` exists or cannot be written.
+        """
+        raise MismatchError(f"{cls.name} is read, not written. {_writable()}")
 
 
 def formats() -> list[type[Format]]:
@@ -41,8 +66,18 @@ def formats() -> list[type[Format]]:
     import saetools.formats as room
 
     for module in pkgutil.iter_modules(room.__path__):
-        importlib.import_module(f"{room.__name__}.{module.name}")
+        if module.name != "pt_sandbox":  # a program of its own
+            importlib.import_module(f"{room.__name__}.{module.name}")
     return [_REGISTRY[name] for name in sorted(_REGISTRY)]
+
+
+def format_named(name: str) -> type[Format]:
+    """The format of this name, letters alone compared ("dictionary_learning", "saelens"); else MismatchError."""
+    by_letters = {_letters(candidate.name): candidate for candidate in formats()}
+    if _letters(name) not in by_letters:
+        known = [candidate.name for candidate in by_letters.values()]
+        raise MismatchError(f"there is no format {name!r}.{nearest(name, known)} {_writable()}")
+    return by_letters[_letters(name)]
 
 
 def format_of(path: Path) -> type[Format]:
@@ -57,10 +92,10 @@ def format_of(path: Path) -> type[Format]:
     raise FormatError(f"{path} {reason}. Found: {found_at(path)}. Known layouts: {known}.")
 
 
-def found_at(path: Path, most: int = 20) -> str:
-    """What lies at a path, in words."""
-    if not path.is_dir():
-        return f"a file of {path.stat().st_size:,} bytes"
-    names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in path.iterdir())
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return (", ".join(names[:most]) + more) or "an empty directory"
+def _writable() -> str:
+    able = [f.name for f in formats() if f.write.__func__ is not Format.write.__func__]  # type: ignore[attr-defined]
+    return f"Formats that can be written: {', '.join(able)}."
+
+
+def _letters(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())

@@ -4,6 +4,7 @@ Every key of a config and every tensor is handled, ignored by name, or refused: 
 change what the dictionary computes. Weights in half precision are widened to float32, which loses nothing.
 """
 
+import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from torch import Tensor
 
 from saetools.dictionaries.base import Dictionary, dictionary_class
 from saetools.errors import ConfigError, FormatError
+from saetools.formats.base import Reading
 
 CHUNK_ROWS = 4096
+
+log = logging.getLogger(__name__)
 
 
 def is_mapping_with(values: Any, keys: Collection[str]) -> bool:
@@ -23,15 +27,20 @@ def is_mapping_with(values: Any, keys: Collection[str]) -> bool:
     return isinstance(values, dict) and values.keys() >= set(keys)
 
 
-def check_keys(values: Mapping[str, Any], handled: Collection[str], ignored: Collection[str], path: Path) -> None:
-    """Refuse settings that we neither follow nor know to be without effect on the forward pass."""
+def check_keys(
+    values: Mapping[str, Any], handled: Collection[str], ignored: Collection[str], path: Path, strict: bool
+) -> None:
+    """Refuse settings that we neither follow nor know to be without effect on the forward pass; not strict: warn."""
     unknown = sorted(values.keys() - set(handled) - set(ignored))
-    if unknown:
+    if not unknown:
+        return
+    found = f"{path} has the unknown key{'s' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))}"
+    if strict:
         raise FormatError(
-            f"{path} has the unknown key{'s' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))}, which may "
-            "change what the dictionary computes. Remove what is known to have no effect on inference, or update "
-            "saetools."
+            f"{found}, which may change what the dictionary computes. Update saetools, or pass strict=False if you "
+            "know that inference does not depend on it."
         )
+    log.warning("%s, passed over.", found)
 
 
 def require(values: Mapping[str, Any], key: str, allowed: Collection[Any], reason: str, path: Path) -> Any:
@@ -51,19 +60,23 @@ def positive_int(values: Mapping[str, Any], key: str, path: Path) -> int:
 
 
 def check_tensors(
-    tensors: Mapping[str, Tensor], shapes: Mapping[str, str], sizes: Mapping[str, int], path: Path
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, str], sizes: Mapping[str, int], path: Path, strict: bool
 ) -> dict[str, Tensor]:
     """The tensors in float32 (float64 stays), after checking that they are those of `shapes`, no more, no fewer.
 
-    `shapes` writes each shape in letters ("DF"); `sizes` gives the letters' sizes where the config does. Others are
-    taken from the first tensor that has the letter. Raises FormatError naming the key.
+    Not strict: others are passed over with a warning. `shapes` writes each shape in letters ("DF"); `sizes` gives the
+    letters' sizes where the config does, others are taken from the first tensor that has the letter. Raises FormatError
+    naming the key.
     """
     known = dict(sizes)
     for name in sorted(tensors.keys() - shapes.keys()):
-        raise FormatError(f"{path} has the unknown tensor {name!r}; known here: {', '.join(shapes)}.")
+        if strict:
+            raise FormatError(f"{path} has the unknown tensor {name!r}; known here: {', '.join(shapes)}.")
+        log.warning("%s has the unknown tensor %r, passed over.", path, name)
+    tensors = {name: tensors[name] for name in shapes if name in tensors}
     for name, letters in shapes.items():
         if name not in tensors:
-            raise FormatError(f"{path} lacks the tensor {name!r}; it has {', '.join(sorted(tensors)) or 'none'}.")
+            raise FormatError(f"{path} lacks the tensor {name!r}; it has {', '.join(sorted(tensors)) or 'no other'}.")
         tensor = tensors[name]
         if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2:
             raise FormatError(f"{path}: {name} is {tensor.dtype}; weights are of 16, 32 or 64 bit floating point.")
@@ -85,6 +98,15 @@ def bias_of_centre(W_enc_FD: Tensor, b_dec_D: Tensor) -> Tensor:
     return torch.cat([rows.double() @ centre for rows in W_enc_FD.split(CHUNK_ROWS)]).to(W_enc_FD.dtype)
 
 
+def k_of(values: Mapping[str, Any], how: Reading, path: Path, layout: str) -> int:
+    """Features per row: what the file says, or else the reader."""
+    if values.get("k") is not None:
+        return positive_int(values, "k", path)
+    if how.k is None:
+        raise FormatError(f"{path}: files of {layout} do not say how many features fire per row. Pass k= to load.")
+    return positive_int({"k": how.k}, "k", path)
+
+
 def build(kind: str, settings: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path) -> Dictionary:
     """A dictionary of ours with these weights, by our names and orientation (row i is feature i)."""
     cls = dictionary_class(kind)
@@ -100,9 +122,7 @@ def build(kind: str, settings: Mapping[str, Any], weights: Mapping[str, Tensor],
     return dictionary.eval()
 
 
-def placed(
-    dictionary: Dictionary, device: str | torch.device, dtype: torch.dtype | None, provenance: Mapping[str, Any]
-) -> Dictionary:
+def placed(dictionary: Dictionary, how: Reading, provenance: Mapping[str, Any]) -> Dictionary:
     """The dictionary on its device, weights in `dtype` (None: as they are; V stays float64), knowing where it is from.
 
     What the file says of host and point stays in the words of the library that wrote it: no PointSpec, whose names are
@@ -110,6 +130,6 @@ def placed(
     """
     dictionary.provenance = {name: value for name, value in provenance.items() if value is not None}
     total_variance = dictionary.total_variance
-    dictionary.to(device=device, dtype=dtype)
-    dictionary.total_variance = total_variance.to(device)
+    dictionary.to(device=how.device, dtype=how.dtype)
+    dictionary.total_variance = total_variance.to(how.device)
     return dictionary

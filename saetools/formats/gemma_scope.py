@@ -16,7 +16,7 @@ from torch import Tensor
 
 from saetools.dictionaries.base import Dictionary
 from saetools.errors import FormatError
-from saetools.formats.base import Format
+from saetools.formats.base import USUAL, Format, Reading
 from saetools.formats.foreign import bias_of_centre, build, check_tensors, placed
 from saetools.safeio import load_npz
 
@@ -32,7 +32,7 @@ class GemmaScopeFormat(Format, name="Gemma Scope", layout=f"{WEIGHTS} with W_enc
         return (path / WEIGHTS).is_file() or (path.is_file() and path.suffix == ".npz")
 
     @classmethod
-    def read(cls, path: Path, device: str | torch.device, dtype: torch.dtype | None) -> Dictionary:
+    def read(cls, path: Path, how: Reading) -> Dictionary:
         file = path / WEIGHTS if path.is_dir() else path
         arrays = load_npz(file)
         for name, array in arrays.items():
@@ -41,13 +41,13 @@ class GemmaScopeFormat(Format, name="Gemma Scope", layout=f"{WEIGHTS} with W_enc
         tensors = {
             name: torch.from_numpy(a.astype(a.dtype.newbyteorder("="), copy=False)) for name, a in arrays.items()
         }
-        return placed(from_gemma_scope(tensors, file), device, dtype, {"layout": cls.name})
+        return placed(from_gemma_scope(tensors, file, how), how, {"layout": cls.name})
 
 
-def from_gemma_scope(tensors: Mapping[str, Tensor], path: Path) -> Dictionary:
+def from_gemma_scope(tensors: Mapping[str, Tensor], path: Path, how: Reading = USUAL) -> Dictionary:
     """The JumpReLU dictionary of these tensors (`w_enc` is W_enc); `path` is for messages. Raises FormatError."""
     named = {f"W_{name[2:]}" if name.startswith("w_") else name: tensor for name, tensor in tensors.items()}
-    found = check_tensors(named, TENSORS, {}, path)
+    found = check_tensors(named, TENSORS, {}, path, how.strict)
     W_enc_FD = found["W_enc"].T.contiguous()
     weights = {
         "W_enc_FD": W_enc_FD,

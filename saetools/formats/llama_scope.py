@@ -19,7 +19,7 @@ from torch import Tensor
 
 from saetools.dictionaries.base import Dictionary
 from saetools.errors import FormatError
-from saetools.formats.base import Format
+from saetools.formats.base import USUAL, Format, Reading
 from saetools.formats.foreign import (
     bias_of_centre,
     build,
@@ -65,6 +65,8 @@ IGNORED = (  # of training, or of loading elsewhere
 class LlamaScopeFormat(Format, name="Llama Scope", layout=f"{CONFIG} with jump_relu_threshold, and {WEIGHTS}"):
     """The directory of one Llama Scope SAE."""
 
+    files = (CONFIG, WEIGHTS)
+
     @classmethod
     def recognises(cls, path: Path) -> bool:
         return (path / CONFIG).is_file() and is_mapping_with(
@@ -72,23 +74,25 @@ class LlamaScopeFormat(Format, name="Llama Scope", layout=f"{CONFIG} with jump_r
         )
 
     @classmethod
-    def read(cls, path: Path, device: str | torch.device, dtype: torch.dtype | None) -> Dictionary:
+    def read(cls, path: Path, how: Reading) -> Dictionary:
         config = read_json(path / CONFIG)
-        dictionary = from_llama_scope(config, load_safetensors(path / WEIGHTS), path)
-        return placed(dictionary, device, dtype, {"layout": cls.name, "point": config.get("hook_point_in")})
+        dictionary = from_llama_scope(config, load_safetensors(path / WEIGHTS), path, how)
+        return placed(dictionary, how, {"layout": cls.name, "point": config.get("hook_point_in")})
 
 
-def from_llama_scope(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> Dictionary:
+def from_llama_scope(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path, how: Reading = USUAL
+) -> Dictionary:
     """The JumpReLU dictionary for raw rows; `path` is for messages. Raises FormatError."""
     where = path / CONFIG
-    check_keys(config, HANDLED, IGNORED, where)
+    check_keys(config, HANDLED, IGNORED, where, how.strict)
     _refuse_other_functions(config, where)
     sizes = {"D": positive_int(config, "d_model", where)}
     if "d_sae" in config:
         sizes["F"] = positive_int(config, "d_sae", where)
     else:
         sizes["F"] = sizes["D"] * positive_int(config, "expansion_factor", where)
-    found = check_tensors(tensors, TENSORS, sizes, path / WEIGHTS)
+    found = check_tensors(tensors, TENSORS, sizes, path / WEIGHTS, how.strict)
     scale = math.sqrt(sizes["D"]) / _positive(_average_norm(config), "dataset_average_activation_norm.in", where)
     W_dec_FD = found["decoder.weight"].T.contiguous()
     threshold = scale * _positive(config.get("jump_relu_threshold"), "jump_relu_threshold", where)

@@ -1,21 +1,58 @@
-"""One way to load a dictionary, wherever it came from."""
+"""One way to load a dictionary, wherever it came from, and to write it for another library."""
 
 from pathlib import Path
 
 import torch
 
 from saetools.dictionaries.base import Dictionary
-from saetools.formats.base import format_of
+from saetools.formats.base import Reading, format_named, format_of, formats
+
+HUB = "hf://"
 
 
-def load(source: Path | str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Dictionary:
+def load(
+    source: Path | str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    strict: bool = True,
+    allow_pt: bool = False,
+    k: int | None = None,
+) -> Dictionary:
     """The dictionary at `source`, for raw activations, ready for encode, decode and calling.
 
     `source`: the directory of a dictionary, or of a run (its final dictionary, else that of its newest valid
-    checkpoint), or of a layout of another library (`saetools.formats.base.formats()` lists them). `dtype` None keeps
-    that of the saved weights; foreign weights in half precision are widened to float32, so that folding biases loses
-    nothing. Raises FormatError, listing what was found where the layout is unknown, and naming file and key where
+    checkpoint), or a directory or file of another library's layout (`saetools.formats.base.formats()` lists them), or
+    `hf://org/repository[/directory][@revision]`. `dtype` None keeps that of the saved weights; foreign weights in half
+    precision are widened to float32, so that folding biases loses nothing. With `strict` False, unknown settings and
+    tensors of another library's file are passed over with a warning. A layout whose weights are a pickle (.pt) is
+    opened only with `allow_pt`, in a sandbox that takes tensors alone. `k`: features per row, for layouts whose files
+    do not say. Raises FormatError, listing what was found where the layout is unknown, and naming file and key where
     something is damaged or cannot be represented.
     """
-    path = Path(source)
-    return format_of(path).read(path, device, dtype)
+    how = Reading(device, dtype, strict, allow_pt, k)
+    if str(source).startswith(HUB):
+        from saetools.formats.hub import fetched
+
+        dictionary = load_path(fetched(str(source), allow_pt), how)
+        dictionary.provenance = {**dictionary.provenance, "source": str(source)}
+        return dictionary
+    return load_path(Path(source), how)
+
+
+def load_path(path: Path, how: Reading) -> Dictionary:
+    """The dictionary in a local directory or file; a file of a layout of several files stands for its directory."""
+    for directory in path.absolute().parents[:2] if path.is_file() else ():
+        for candidate in formats():
+            if path.absolute().relative_to(directory).as_posix() in candidate.files and candidate.recognises(directory):
+                return candidate.read(directory, how)
+    return format_of(path).read(path, how)
+
+
+def save_as(dictionary: Dictionary, path: Path | str, format: str) -> None:
+    """Write a dictionary for another library ("SAELens", "sparsify", "dictionary_learning") or as ours ("saetools").
+
+    Atomic. Raises MismatchError for what that library cannot compute, naming what it can; RunError where `path`
+    exists or cannot be written.
+    """
+    format_named(format).write(dictionary, Path(path))

@@ -16,12 +16,14 @@ from torch import Tensor
 from saetools.atomic import MANIFEST, committed_directory, write_json, write_tensors
 from saetools.dictionaries.base import Dictionary, dictionary_class
 from saetools.errors import ConfigError, FormatError, MismatchError
-from saetools.formats.base import Format
+from saetools.formats.base import Format, Reading
 from saetools.records import Calibration, FrozenModel, PointSpec
 from saetools.safeio import load_safetensors, read_json, verify_directory
 
 SCHEMA_VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+BESIDE = ("README.md", ".gitattributes", ".cache")
+"""What a copy from the hub holds besides."""
 
 
 class DictionaryRecord(FrozenModel):
@@ -81,7 +83,7 @@ def save_dictionary(
 def load_unfolded(path: Path | str, device: str | torch.device = "cpu") -> Stored:
     """The dictionary as it was trained, for scaled rows, with its record. Raises FormatError naming file and key."""
     path = Path(path)
-    verify_directory(path)
+    verify_directory(path, allow_extra=BESIDE)
     record = _read_record(path / CONFIG)
     tensors = load_safetensors(path / WEIGHTS)
     dictionary = _build(record, tensors, path)
@@ -109,15 +111,21 @@ def load_dictionary(
 class NativeFormat(Format, name="saetools dictionary", layout=f"{CONFIG}, {WEIGHTS} and {MANIFEST}"):
     """The directory that `save_dictionary` writes."""
 
+    files = (CONFIG, WEIGHTS, MANIFEST)
+
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        if (path / MANIFEST).is_file():
-            return (path / CONFIG).exists() or (path / WEIGHTS).exists()
+        if (path / MANIFEST).is_file() and (path / WEIGHTS).is_file():
+            return True
         return (path / CONFIG).is_file() and b'"schema_version"' in (path / CONFIG).read_bytes()[:1000]
 
     @classmethod
-    def read(cls, path: Path, device: str | torch.device, dtype: torch.dtype | None) -> Dictionary:
-        return load_dictionary(path, device, dtype)
+    def read(cls, path: Path, how: Reading) -> Dictionary:
+        return load_dictionary(path, how.device, how.dtype)
+
+    @classmethod
+    def write(cls, dictionary: Dictionary, path: Path) -> None:
+        save_dictionary(dictionary, path, dictionary.spec, dictionary.calibration, dictionary.provenance, scale=1.0)
 
 
 def _read_record(path: Path) -> DictionaryRecord:

@@ -3,11 +3,9 @@
 import logging
 from pathlib import Path
 
-import torch
-
 from saetools.dictionaries.base import Dictionary
 from saetools.errors import FormatError
-from saetools.formats.base import Format
+from saetools.formats.base import Format, Reading
 from saetools.formats.native import load_dictionary
 
 DICTIONARY, CHECKPOINTS = "dictionary", "checkpoints"
@@ -26,13 +24,13 @@ class RunFormat(Format, name="run", layout=f"{DICTIONARY}/, or {CHECKPOINTS}/<st
         return checkpoints.is_dir() and not any(f.suffix in (".safetensors", ".pt") for f in checkpoints.iterdir())
 
     @classmethod
-    def read(cls, path: Path, device: str | torch.device, dtype: torch.dtype | None) -> Dictionary:
+    def read(cls, path: Path, how: Reading) -> Dictionary:
         if (path / DICTIONARY).is_dir():
-            return load_dictionary(path / DICTIONARY, device, dtype)
+            return load_dictionary(path / DICTIONARY, how.device, how.dtype)
         skipped = []
         for directory in checkpoint_directories(path):
             try:
-                return load_dictionary(directory / DICTIONARY, device, dtype)
+                return load_dictionary(directory / DICTIONARY, how.device, how.dtype)
             except FormatError as error:
                 log.warning("skipped the checkpoint %s: %s", directory.name, error)
                 skipped.append(f"{directory.name}: {error}")

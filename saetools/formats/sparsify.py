@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from saetools.atomic import committed_directory, write_json, write_tensors
 from saetools.dictionaries.base import Dictionary
-from saetools.formats.base import Format
+from saetools.errors import MismatchError
+from saetools.formats.base import USUAL, Format, Reading
 from saetools.formats.foreign import build, check_keys, check_tensors, is_mapping_with, placed, positive_int, require
+from saetools.formats.thresholds import PER_ROW, keeps_by_threshold, setting
 from saetools.safeio import load_safetensors, read_json
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
@@ -28,6 +30,8 @@ IGNORED = ("normalize_decoder", "multi_topk")  # of training: the saved decoder 
 class SparsifyFormat(Format, name="sparsify", layout=f"{CONFIG} with d_in and k, and {WEIGHTS}"):
     """The directory of one hook point that sparsify saved."""
 
+    files = (CONFIG, WEIGHTS)
+
     @classmethod
     def recognises(cls, path: Path) -> bool:
         if not (path / CONFIG).is_file():
@@ -36,15 +40,46 @@ class SparsifyFormat(Format, name="sparsify", layout=f"{CONFIG} with d_in and k,
         return is_mapping_with(values, ("d_in", "k")) and "d_sae" not in values
 
     @classmethod
-    def read(cls, path: Path, device: str | torch.device, dtype: torch.dtype | None) -> Dictionary:
-        dictionary = from_sparsify(read_json(path / CONFIG), load_safetensors(path / WEIGHTS), path)
-        return placed(dictionary, device, dtype, {"layout": cls.name, "point": path.name})  # named after the module
+    def read(cls, path: Path, how: Reading) -> Dictionary:
+        dictionary = from_sparsify(read_json(path / CONFIG), load_safetensors(path / WEIGHTS), path, how)
+        return placed(dictionary, how, {"layout": cls.name, "point": path.name})  # named after the module
+
+    @classmethod
+    def write(cls, dictionary: Dictionary, path: Path) -> None:
+        if dictionary.kind not in PER_ROW or keeps_by_threshold(dictionary):
+            raise MismatchError(
+                "sparsify computes the k largest of each row and nothing else; this is a "
+                f"{dictionary.kind} dictionary. Kinds that it computes: {', '.join(PER_ROW)}, with k features per row."
+            )
+        norms_F = dictionary.W_dec_FD.detach().float().norm(dim=1)
+        config = {
+            "activation": "topk",
+            "expansion_factor": max(1, dictionary.config.n_features // dictionary.d_model),
+            "normalize_decoder": bool(((norms_F - 1).abs() < 1e-2).all()),  # of training there
+            "num_latents": dictionary.config.n_features,
+            "k": setting(dictionary, "k"),
+            "multi_topk": False,
+            "skip_connection": False,
+            "transcode": False,
+            "d_in": dictionary.d_model,
+        }
+        tensors = {
+            "encoder.weight": dictionary.W_enc_FD,
+            "encoder.bias": dictionary.b_enc_F,
+            "W_dec": dictionary.W_dec_FD,
+            "b_dec": dictionary.b_dec_D,
+        }
+        with committed_directory(path) as directory:
+            write_json(directory / CONFIG, config)
+            write_tensors(directory / WEIGHTS, tensors)
 
 
-def from_sparsify(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> Dictionary:
+def from_sparsify(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path, how: Reading = USUAL
+) -> Dictionary:
     """The TopK dictionary of a sparsify config and its tensors; `path` is for messages. Raises FormatError."""
     where = path / CONFIG
-    check_keys(config, HANDLED, IGNORED, where)
+    check_keys(config, HANDLED, IGNORED, where, how.strict)
     atoms_only = "Our dictionaries reconstruct their own input, by atoms alone."
     require(config, "transcode", (False,), atoms_only, where)
     require(config, "skip_connection", (False,), atoms_only, where)
@@ -55,7 +90,7 @@ def from_sparsify(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path
         sizes["F"] = positive_int(config, "num_latents", where)
     else:  # 0: as many times the width
         sizes["F"] = sizes["D"] * positive_int(config, "expansion_factor", where)
-    found = check_tensors(tensors, TENSORS, sizes, path / WEIGHTS)
+    found = check_tensors(tensors, TENSORS, sizes, path / WEIGHTS, how.strict)
     weights = {
         "W_enc_FD": found["encoder.weight"],
         "b_enc_F": found["encoder.bias"],

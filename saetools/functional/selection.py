@@ -99,6 +99,16 @@ def merged_slots(values_NK: Tensor, indices_NK: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def until_repeat(indices_NK: Tensor) -> Tensor:
+    """mask_NK (bool) of each row's slots up to and with the first whose index an earlier slot has."""
+    order_NK = indices_NK.argsort(dim=1, stable=True)
+    sorted_NK = indices_NK.gather(1, order_NK)
+    again_NK = torch.nn.functional.pad(sorted_NK[:, 1:] == sorted_NK[:, :-1], (1, 0))
+    again_NK = torch.zeros_like(again_NK).scatter(1, order_NK, again_NK)
+    return again_NK.cumsum(1) - again_NK.long() == 0
+
+
+@torch.no_grad()
 def nth_largest(scores: Tensor, n: int) -> Tensor:
     """The n-th largest of all scores (a scalar); 0 where n is 0 or there are none."""
     n = min(n, scores.numel())

@@ -49,14 +49,20 @@ def penalty_NF(z_NF: Tensor, penalty: Penalty, weight: float, norms_F: Tensor) -
 
 
 @torch.no_grad()
-def shrinkage_code(x_ND: Tensor, W_FD: Tensor, penalty: Penalty, weight: float, n_steps: int = 100) -> Tensor:
-    """z_NF after n_steps from zero. The objective falls in every step. Memory O(N F + F D): give rows in chunks.
+def shrinkage_code(
+    x_ND: Tensor, W_FD: Tensor, penalty: Penalty, weight: float, n_steps: int = 100, nonnegative: bool = False
+) -> Tensor:
+    """z_NF after n_steps from zero; with `nonnegative` under z >= 0.
+
+    Since R is even and rises with |z|, the proximal map under z >= 0 is that of ReLU(u). The objective falls in every
+    step. Memory O(N F + F D): give rows in chunks.
 
     x_ND: rows less the dictionary's b_dec, in the atoms' dtype; W_FD: the atoms (`dictionary.directions()`).
     """
-    step = 0.99 / torch.linalg.matrix_norm(W_FD, ord=2).square()
+    step = 0.99 / torch.linalg.eigvalsh(W_FD.T @ W_FD)[-1]
     norms_F = W_FD.norm(dim=1)
     z_NF = x_ND.new_zeros(len(x_ND), len(W_FD))
     for _ in range(n_steps):
-        z_NF = proximal(z_NF - step * ((z_NF @ W_FD - x_ND) @ W_FD.T), penalty, weight, step, norms_F)
+        u_NF = z_NF - step * ((z_NF @ W_FD - x_ND) @ W_FD.T)
+        z_NF = proximal(u_NF.relu() if nonnegative else u_NF, penalty, weight, step, norms_F)
     return z_NF

@@ -13,6 +13,12 @@ class Code(Protocol):
     """What is needed of a sparse code: `dictionaries.code.SparseCode` in either layout."""
 
     @property
+    def values(self) -> Tensor: ...
+
+    @property
+    def indices(self) -> Tensor: ...
+
+    @property
     def n_features(self) -> int: ...
 
     def __len__(self) -> int: ...
@@ -23,7 +29,7 @@ class Code(Protocol):
 @torch.no_grad()
 def firing_counts_F(code: Code) -> Tensor:
     """int64 [F]: the number of rows in which each feature fires."""
-    return torch.bincount(code.flat()[1], minlength=code.n_features)
+    return torch.bincount(code.indices[code.values != 0], minlength=code.n_features)
 
 
 @torch.no_grad()

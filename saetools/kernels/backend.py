@@ -11,6 +11,8 @@ import importlib.util
 import logging
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Literal
 
@@ -21,7 +23,7 @@ Impl = Literal["auto", "reference", "torch", "numba", "triton"]
 Chosen = Literal["reference", "torch", "numba", "triton"]
 
 _LOCK = threading.RLock()
-"""Numba's thread pools may not be entered by two Python threads at once; every compiled call holds this lock."""
+"""Numba's thread pools may not be entered by two Python threads at once."""
 
 
 @cache
@@ -35,9 +37,21 @@ def have_numba() -> bool:
     return found
 
 
-def exclusive() -> threading.RLock:
-    """The lock under which compiled kernels run: `with exclusive(): ...`."""
-    return _LOCK
+@contextmanager
+def exclusive() -> Iterator[None]:
+    """Where compiled kernels run: one Python thread at a time, on as many CPU threads as torch has.
+
+    Torch's number of threads is the only one: `torch.set_num_threads` sets that of the kernels too. Their results do
+    not depend on it.
+    """
+    import numba
+
+    with _LOCK:
+        n_threads, most = torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+        numba.set_num_threads(min(n_threads, most))
+        if torch.get_num_threads() != n_threads:  # numba's pool has just been started, which sets OpenMP's number
+            torch.set_num_threads(n_threads)
+        yield
 
 
 @cache
@@ -95,18 +109,3 @@ def _triton_there(devices: set[torch.device]) -> bool:
 def bf16_units() -> bool:
     """Whether the CPU multiplies bf16 matrices in hardware (AMX or AVX512-BF16): several times faster than float32."""
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-
-
-def import_numba() -> None:
-    """Import numba now, so that whoever sets the number of threads next reaches it too."""
-    importlib.import_module("numba")
-
-
-def set_threads(n_threads: int) -> None:
-    """Use `n_threads` CPU threads in torch and numba alike. Results of kernels do not depend on it."""
-    torch.set_num_threads(n_threads)
-    if have_numba():
-        import numba
-
-        most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-        numba.set_num_threads(min(n_threads, most))

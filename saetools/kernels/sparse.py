@@ -24,6 +24,15 @@ class Sparse:
     def __len__(self) -> int:
         return len(self.offsets_N1) - 1
 
+    def within(self, first_feature: int, n_features: int) -> "Sparse":
+        """The slots of a contiguous range of features, counted from its first; those of others are unused.
+
+        What a process that holds only these rows of the matrices works on.
+        """
+        local_M = self.indices_M - first_feature
+        inside_M = (local_M >= 0) & (local_M < n_features)
+        return Sparse(torch.where(inside_M, self.values_M, 0), torch.where(inside_M, local_M, 0), self.offsets_N1)
+
     def rows(self) -> Tensor:
         """The row of each slot, int64."""
         return torch.arange(len(self), device=self.values_M.device).repeat_interleave(self.offsets_N1.diff())

@@ -48,8 +48,10 @@ class Host(Protocol):
         """logits_BTV, with the activations at the given points replaced by what each edit returns."""
         ...
 
-    def activations_and_gradients(self, ids_BT: Tensor, point: str, keep_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """(x_BTD, g_BTD): g is the gradient of the sum of next-token losses (nats, targets with keep) w.r.t. x."""
+    def activations_and_gradients(
+        self, ids_BT: Tensor, points: Sequence[str], keep_BT: Tensor
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """(x_BTD, g_BTD) at each point: g = d(sum of next-token losses, nats, over targets with keep) / dx."""
         ...
 
     @contextmanager

@@ -15,7 +15,7 @@ from saetools.config import HostConfig
 from saetools.errors import ConfigError, DataError, PointError, nearest
 from saetools.lm.base import Edit
 from saetools.lm.hooks import Reached, Watch, hooked
-from saetools.lm.loading import content_hash, download, load_bridge
+from saetools.lm.loading import check_files, content_hash, download, load_bridge
 from saetools.lm.tokenizer import HfTokenize
 from saetools.records import PointSpec
 from saetools.rng import torch_seed
@@ -51,6 +51,7 @@ class BridgeHost:
         if directory is None:
             directory, self._commit = download(config.name, config.revision)
         self._directory = directory
+        check_files(directory)
         self.tokenize: HfTokenize = HfTokenize.from_directory(directory)
         self.prepend_bos = config.prepend_bos and self.tokenize.bos_id is not None
         self._bridge = load_bridge(directory, config, device)
@@ -151,25 +152,32 @@ class BridgeHost:
         with self._watching({self.canonical(point): edit for point, edit in edits.items()}):
             yield
 
-    def activations_and_gradients(self, ids_BT: Tensor, point: str, keep_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """(x_BTD, g_BTD) at one point, where g = d(sum of next-token losses) / dx through the layers above it.
+    def activations_and_gradients(
+        self, ids_BT: Tensor, points: Sequence[str], keep_BT: Tensor
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """(x_BTD, g_BTD) at each point, where g = d(sum of next-token losses) / dx through the layers above it.
 
         loss = sum over b, t with keep[b, t + 1] of -log p(ids[b, t + 1] | ids[b, :t + 1]), in nats, log-softmax in
-        float32. The activations are a leaf: nothing below the point is differentiated, and no parameter either.
+        float32. One pass forwards and one back, from the logits to the first of the points: its activations are a
+        leaf, so that nothing below is differentiated, and no parameter either.
         """
-        point = self.canonical(point)
-        leaf: list[Tensor] = []
+        found: dict[str, Tensor] = {}
 
-        def cut(x_BTD: Tensor) -> Tensor:
-            leaf.append(x_BTD.detach().requires_grad_())
-            return leaf[0]
+        def keep(point: str) -> Watch:
+            def watch(x_BTD: Tensor) -> Tensor:
+                found[point] = x_BTD if x_BTD.requires_grad else x_BTD.detach().requires_grad_()
+                return found[point]
 
-        with torch.enable_grad(), self._watching({point: cut}):
+            return watch
+
+        wanted = list(dict.fromkeys(self.canonical(point) for point in points))
+        with torch.enable_grad(), self._watching({point: keep(point) for point in wanted}):
             logits_BTV = self._forward(ids_BT)
             ids_BT, keep_BT = ids_BT.to(self.device), keep_BT.to(self.device)
             losses_BT = nnf.cross_entropy(logits_BTV[:, :-1].float().transpose(1, 2), ids_BT[:, 1:], reduction="none")
-            (gradient_BTD,) = torch.autograd.grad((losses_BT * keep_BT[:, 1:]).sum(), leaf[0])
-        return leaf[0].detach(), gradient_BTD
+            loss = (losses_BT * keep_BT[:, 1:]).sum()
+            gradients = torch.autograd.grad(loss, [found[point] for point in wanted]) if wanted else ()
+        return {point: (found[point].detach(), g_BTD) for point, g_BTD in zip(wanted, gradients, strict=True)}
 
     def _watching(self, watches: Mapping[str, Watch]) -> AbstractContextManager[None]:
         return hooked(self._points.hooks, watches)

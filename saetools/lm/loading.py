@@ -43,17 +43,21 @@ def content_hash(directory: Path) -> str:
     return sha256_of([[file.name, hash_file(file)] for file in files])[:32]
 
 
-def load_bridge(directory: Path, config: HostConfig, device: str) -> TransformerBridge:
-    """A fresh, frozen bridge in evaluation mode, with eager attention.
-
-    Raises FormatError where the directory does not hold all weights of a model that can be bridged.
-    """
+def check_files(directory: Path) -> None:
+    """Raise FormatError where a directory lacks a file that every host has."""
     for needed in ("config.json", "*.safetensors"):
         if not any(directory.glob(needed)):
             raise FormatError(
                 f"{directory} has no {needed}: a host is a Hugging Face directory with config.json, safetensors "
                 "weights and tokenizer.json (pickled weights are not read)."
             )
+
+
+def load_bridge(directory: Path, config: HostConfig, device: str) -> TransformerBridge:
+    """A fresh, frozen bridge in evaluation mode, with eager attention.
+
+    The directory has its files (`check_files`). Raises FormatError where they are not all weights of a bridged model.
+    """
     dtype = getattr(torch, config.dtype)
     with _format_errors(directory), _without_progress_bars():
         loaded: Any = AutoModelForCausalLM.from_pretrained(

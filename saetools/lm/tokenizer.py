@@ -38,7 +38,9 @@ class HfTokenize:
             tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError) as error:
             cause = " ".join(str(error).split())[:300]
-            raise FormatError(f"No tokenizer could be read from {directory}: {cause}") from error
+            raise FormatError(
+                f"No tokenizer could be read from {directory}, which should hold tokenizer.json. {cause} ..."
+            ) from error
         if not tokenizer.is_fast:
             raise FormatError(f"The tokenizer in {directory} has no tokenizer.json, which is needed.")
         return cls(tokenizer)

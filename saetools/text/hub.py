@@ -4,6 +4,7 @@ Documents are rows; ids are `<file>:<row>` or `<split>:<row>`, a txt file is one
 Local files are read without any attempt to reach the network.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -93,7 +94,10 @@ def _stream(source: str, open_stream: Callable[[], Any]) -> Iterator[Any]:
 
 @contextmanager
 def _data_errors(source: str) -> Iterator[None]:
-    """What `datasets` raises inside becomes a DataError that names the source."""
+    """What `datasets` raises inside becomes a DataError that names the source; it is not logged as well."""
+    logger = logging.getLogger("datasets")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     except DataError:
@@ -101,6 +105,8 @@ def _data_errors(source: str) -> Iterator[None]:
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         cause = " ".join(str(error.__cause__ or error).split())[:300]
         raise DataError(f"{source} could not be read: {cause}") from error
+    finally:
+        logger.setLevel(level)
 
 
 def _relative(path: Path, root: Path) -> str:

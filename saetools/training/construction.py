@@ -6,7 +6,6 @@ from saetools.activations.base import ActivationBatch
 from saetools.dictionaries.base import Dictionary
 from saetools.errors import ConfigError
 from saetools.functional.statistics import dead_F, l0_N
-from saetools.kernels.backend import import_numba, resolve
 from saetools.records import Calibration
 from saetools.training.result import StepResult
 from saetools.training.schedule import Plan
@@ -74,7 +73,5 @@ def make_trainer(dictionary: Dictionary, plan: Plan, calibration: Calibration, i
             f"the dictionary kind {dictionary.kind!r} is not trained: it codes rows over given atoms. Train another "
             "kind and take its atoms."
         )
-    if resolve("auto", dictionary.W_dec_FD) == "numba":
-        import_numba()  # not in the middle of a run: its threads are set with torch's before the first step
     made = ConstructionTrainer if dictionary.trained_by == "construction" else Trainer
     return made(dictionary, plan, calibration, impl)

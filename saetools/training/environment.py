@@ -24,12 +24,9 @@ def resolve_device(name: str) -> torch.device:
 
 
 def set_threads(n: int | None) -> int:
-    """Let torch, and numba where it is imported, use n CPU threads (None: all cores of this process); their number."""
+    """Let torch, and so the compiled kernels, use n CPU threads (None: all cores of this process); their number."""
     n = n or available_cores()
-    numba = sys.modules.get("numba")
-    if numba is not None:
-        numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))
-    torch.set_num_threads(n)  # after numba, whose first call starts its pool and with it sets OpenMP's number to all
+    torch.set_num_threads(n)
     return n
 
 

@@ -16,7 +16,7 @@ from saetools.functional.losses import mean_of_rows
 from saetools.functional.statistics import dead_F
 from saetools.kernels.auxk import auxk
 from saetools.kernels.backend import Impl as KernelImpl
-from saetools.kernels.backend import import_numba, resolve
+from saetools.kernels.backend import resolve
 from saetools.kernels.backward_adam import Batch, ExtraRows, Rule, Weights, backward_adam, gradients
 from saetools.kernels.decode_loss import decode_loss
 from saetools.kernels.encode_topk import Precision, preferred_precision
@@ -80,8 +80,6 @@ class FusedStep:
         self.impl: KernelImpl = impl
         self.workspace = Workspace()
         chosen = resolve(impl, dictionary.W_enc_FD)
-        if chosen == "numba":
-            import_numba()
         precision = preferred_precision(chosen) if precision == "auto" else precision
         self.selector = Selector(plan, precision, impl, self.workspace)
         self.provider = f"fused-{chosen}-{precision}"
@@ -145,7 +143,9 @@ class FusedStep:
         progress: "Progress",
     ) -> Forward:
         own, weights, plan = self._weights(), self.dictionary.loss_weights(progress), self.plan
-        centred_ND = torch.sub(x_ND, own.b_dec_D, out=self.workspace.get("centred", tuple(x_ND.shape), x_ND.dtype))
+        centred_ND = torch.sub(
+            x_ND, own.b_dec_D, out=self.workspace.get("centred", tuple(x_ND.shape), x_ND.dtype, x_ND.device)
+        )
         state, wanted = self.dictionary.fused_batch(x_ND, fields, state, progress)
         selected = self.selector(centred_ND, own.W_enc_FD, own.b_enc_F, wanted)
         group_weights = self._group_weights(weights)

@@ -7,6 +7,7 @@ and resumed (on the CPU, with the same versions and threads).
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from signal import Signals
 from typing import Any
 
 from saetools.activations.base import RowSource
@@ -49,7 +50,6 @@ def train(configs: Sequence[Any], make_source: MakeSource, allow_inexact: bool =
         for config, directory in zip(configs, directories, strict=True):
             runs.append(Run(config, directory, source, allow_inexact))
             stack.callback(runs[-1].close)
-        set_threads(shared.run.threads)  # again, for what making the steps has imported
         request = stack.enter_context(stop_on_signals())
         if not all(run.trainer.finished for run in runs):
             stream = _stream(shared, source)
@@ -80,7 +80,7 @@ def check_configs(configs: Sequence[Any]) -> None:
 
 def _stream(config: Any, source: RowSource) -> ShuffledRows:
     settings = config.activations
-    n_bytes = ring_bytes(settings.ring_rows, source.spec.d_model, settings.dtype)
+    n_bytes = ring_bytes(settings.ring_rows, source.spec.d_model, settings.dtype, int(settings.gradients))
     _logger.info("the shuffle ring takes %.1f MB for %d rows", n_bytes / 1e6, settings.ring_rows)
     return ShuffledRows(source, settings.ring_rows, config.run.seed)
 
@@ -113,4 +113,6 @@ def _consume(runs: list[Run], stream: ShuffledRows, n_blocks: int, request: Stop
             if run.due() or (request.signal is not None and run.trainer.state.step > run.saved_step):
                 run.save(stream)
         if request.signal is not None:
+            steps = ", ".join(f"{run.directory.path} at step {run.saved_step}" for run in runs)
+            _logger.info("stopped by %s, saved %s; the same command goes on", Signals(request.signal).name, steps)
             raise SystemExit(128 + request.signal)

@@ -20,13 +20,11 @@ from saetools.training.trainer import Trainer
 _logger = logging.getLogger(__name__)
 
 
-def fresh_trainer(config: Any, directory: RunDirectory, source: RowSource) -> Trainer:
-    """A trainer at step 0, its run recorded in the directory."""
+def fresh_trainer(config: Any, source: RowSource) -> Trainer:
+    """A trainer at step 0."""
     dictionary = _new_dictionary(config, source) if config.training.init_from is None else _started(config, source)
     plan = make_plan(config.training, dictionary.config.n_features)
-    trainer = make_trainer(_on_device(dictionary, config), plan, source.calibration, config.training.impl)
-    directory.begin(config, source.spec, source.fingerprint(), source.calibration)
-    return trainer
+    return make_trainer(_on_device(dictionary, config), plan, source.calibration, config.training.impl)
 
 
 def resumed_trainer(

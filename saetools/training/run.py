@@ -44,8 +44,9 @@ class Run:
         self.loaded: Checkpoint | None = load_newest(directory.checkpoints)
         if self.loaded is None:
             directory.check_unfinished()
-            self.trainer = fresh_trainer(config, directory, source)
+            self.trainer = fresh_trainer(config, source)
             self._check_space()
+            directory.begin(config, source.spec, source.fingerprint(), source.calibration)
         else:
             self.trainer = resumed_trainer(config, directory, source, self.loaded, allow_inexact)
         if directory.dictionary.exists() and not self.trainer.finished:
@@ -144,7 +145,7 @@ class Run:
         """Raise RunError where the disk cannot hold the checkpoints kept and the one being written."""
         trainer, settings = self.trainer, self.config.activations
         tensors = [*trainer.dictionary.state_dict().values(), *trainer.optimizer.tensors().values()]
-        ring = ring_bytes(settings.ring_rows, self.source.spec.d_model, settings.dtype)
+        ring = ring_bytes(settings.ring_rows, self.source.spec.d_model, settings.dtype, int(settings.gradients))
         n_checkpoints = self.config.training.keep_checkpoints + 1
         needed = n_checkpoints * (ring + sum(tensor.nbytes for tensor in tensors))
         free = shutil.disk_usage(self.directory.path).free

@@ -15,14 +15,6 @@ from saetools.text.packing import TokenPlan
 VOCABULARY, D_MODEL, WINDOWS, CONTEXT = 50, 8, 4, 12
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class FakeHost:
     """Two points: an embedding, and a causal mixture of it whose bits depend on the whole batch's shape."""
 
@@ -54,6 +46,15 @@ class FakeHost:
         for (point, token), value in self.poison.items():
             made[point] = torch.where((ids_BT == token)[..., None], value, made[point])
         return {point: made[point] for point in points}
+
+    def activations_and_gradients(self, ids_BT, points, keep_BT):
+        """The loss of a target is a square of what stands before it, and the targets with keep count."""
+        with torch.enable_grad():
+            x = self.activations(ids_BT, ["embed"])["embed"].requires_grad_()
+            made = {"embed": x, "mixed": torch.tanh(x.cumsum(1)) @ self.mix}
+            losses_BT = made["mixed"][:, :-1].sum(-1).square() * keep_BT[:, 1:]
+            gradients = torch.autograd.grad(losses_BT.sum(), [made[point] for point in points])
+        return {point: (made[point].detach(), g) for point, g in zip(points, gradients, strict=True)}
 
 
 class FakeCorpus(ListedCorpus):

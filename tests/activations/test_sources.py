@@ -12,7 +12,7 @@ from saetools.activations.rows import RowsSource
 from saetools.activations.sources import estimate_bytes, make_source
 from saetools.activations.store import CachedSource
 from saetools.config import ActivationsConfig, HostConfig
-from saetools.errors import ConfigError, MismatchError
+from saetools.errors import ConfigError, DataError, MismatchError
 from saetools.text.packing import TokenPlan
 
 
@@ -29,19 +29,65 @@ def test_live_calibrates_itself_on_the_train_split(host, make_plan):
     assert make_source(config(), "train", host, make_plan(), given).calibration == given
 
 
-def test_live_and_cached_are_the_same_stream(tmp_path, host, make_plan, same):
-    path = harvest_points(host, make_plan(), ["mixed"], config(), tmp_path, 10**9)["mixed"]
-    live = make_source(config(), "train", host, make_plan())
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_live_and_cached_are_the_same_stream(tmp_path, host, make_plan, same, gradients, dtype):
+    common = {"gradients": gradients, "dtype": dtype}
+    path = harvest_points(host, make_plan(), ["mixed"], config(**common), tmp_path, 10**9)["mixed"]
+    live = make_source(config(**common), "train", host, make_plan())
     for extra in ({}, {"prefetch": 2}):
-        cached = make_source(config(source="cached", path=path, **extra), "train", host, make_plan())
+        cached = make_source(config(source="cached", path=path, **common, **extra), "train", host, make_plan())
         assert cached.calibration == live.calibration
         assert cached.fingerprint() == live.fingerprint()
         stream = cached.batches()
         for _, (n, a), (m, b) in zip(range(15), stream, live.batches(), strict=False):
             assert n == m
             assert same(a, b)
+            assert set(a.fields) == ({"grad"} if gradients else set())
         stream.close()
     assert isinstance(cached, PrefetchedSource)
+
+
+def test_a_store_with_gradients_serves_runs_without(tmp_path, host, make_plan, same):
+    path = harvest_points(host, make_plan(), ["mixed"], config(gradients=True), tmp_path, 10**9)["mixed"]
+    without = make_source(config(source="cached", path=path), "train", host, make_plan())
+    live = make_source(config(), "train", host, make_plan())
+    assert (without.calibration, without.fingerprint()) == (live.calibration, live.fingerprint())
+    assert live.calibration.gradient_rms is None
+    for _, (_, a), (_, b) in zip(range(10), without.batches(), live.batches(), strict=False):
+        assert same(a, b)
+
+
+def test_gradients_of_a_store_without_are_refused(tmp_path, host, make_plan):
+    path = harvest_points(host, make_plan(), ["mixed"], config(), tmp_path, 50)["mixed"]
+    with pytest.raises(MismatchError, match="no gradients"):
+        make_source(config(source="cached", path=path, gradients=True), "train")
+    with pytest.raises(MismatchError, match="field_shapes"):
+        harvest_points(host, make_plan(), ["mixed"], config(gradients=True), tmp_path, 50)
+
+
+def test_gradients_belong_to_their_rows_and_have_a_scale(host, make_plan):
+    source = make_source(config(gradients=True, drop_outliers=False), "train", host, make_plan())
+    plan, measured = make_plan(), []
+    for tokens, (_, rows) in zip(plan.batches(), source.batches(), strict=False):
+        ids_BT, keep_BT = torch.from_numpy(tokens.ids_BT), torch.from_numpy(tokens.keep_BT)
+        x_BTD, g_BTD = host.activations_and_gradients(ids_BT, ["mixed"], keep_BT)["mixed"]
+        assert torch.equal(rows.x_ND, x_BTD[keep_BT]) and torch.equal(rows.fields["grad"], g_BTD[keep_BT])
+        for b in range(len(ids_BT)):  # a window alone has the gradients that it has beside others
+            alone = host.activations_and_gradients(ids_BT[b : b + 1], ["mixed"], keep_BT[b : b + 1])["mixed"][1][0]
+            assert torch.allclose(alone, g_BTD[b], rtol=1e-4, atol=1e-5)
+        measured.append(rows.fields["grad"])
+        if sum(map(len, measured)) >= 100:
+            break
+    expected = torch.cat(measured)[:100].double().square().mean().sqrt()
+    assert source.calibration.gradient_rms == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_gradients_that_are_not_finite_are_named(host, make_plan):
+    host.mix[0, 0] = torch.inf
+    host.activations = lambda ids_BT, points: dict.fromkeys(points, host.embedding[ids_BT])
+    with pytest.raises(DataError, match="The gradients of document"):
+        next(LiveSource(host, make_plan(), "embed", "float32", gradients=True).batches())
 
 
 def test_a_store_of_something_else_is_refused(tmp_path, host, make_plan):
@@ -74,6 +120,17 @@ def test_rows_need_nothing_but_their_file(tmp_path):
     assert sum(len(rows) for _, rows in heldout.batches()) == 20
 
 
+def test_gradients_of_a_file_are_for_training_unless_asked_for(tmp_path):
+    path, x = tmp_path / "rows.safetensors", torch.randn(200, 4)
+    save_file({"x": x, "grad": 2 * x}, path)
+    settings = config(source="rows", path=path)
+    asked = config(source="rows", path=path, gradients=True)
+    assert next(make_source(settings, "train").batches())[1].fields["grad"].equal(2 * x[:180])
+    assert make_source(settings, "train").calibration.gradient_rms > 0
+    assert not next(make_source(settings, "heldout").batches())[1].fields
+    assert next(make_source(asked, "heldout").batches())[1].fields["grad"].equal(2 * x[180:])
+
+
 @pytest.mark.parametrize("source", ["live", "cached", "rows"])
 def test_what_is_missing_is_said(source):
     with pytest.raises(ConfigError, match=f"activations.source {source} needs"):
@@ -84,15 +141,19 @@ def test_estimates():
     estimate = estimate_bytes(config(dtype="bfloat16", ring_rows=1000), d_model=64, n_rows=500)
     assert estimate.ring == 1000 * (128 + 16)
     assert estimate.store == 500 * (128 + 16)
+    with_gradients = estimate_bytes(config(dtype="bfloat16", ring_rows=1000, gradients=True), d_model=64, n_rows=500)
+    assert with_gradients.ring == 1000 * (256 + 16)
+    assert with_gradients.store == 500 * (256 + 16)
 
 
+@pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_real_transformer_gives_the_same_rows_both_ways(tmp_path, tiny_hosts, make_plan, same, dtype):
+def test_a_real_transformer_gives_the_same_rows_both_ways(tmp_path, tiny_hosts, make_plan, same, dtype, gradients):
     from saetools.lm.hosts import make_host
 
     host = make_host(HostConfig(name=str(tiny_hosts["gpt2"])), "cpu")
     plan = make_plan()
-    settings = config(dtype=dtype, point=host.points()[-1])
+    settings = config(dtype=dtype, point=host.points()[-1], gradients=gradients)
     points = [host.points()[0], host.points()[-1]]
     path = harvest_points(host, plan, points, settings, tmp_path, 10**9)[points[-1]]
     fresh = TokenPlan(plan.corpus, plan.tokenize, "train", plan.context_tokens, plan.host_batch, plan.seed, True)
@@ -101,3 +162,4 @@ def test_a_real_transformer_gives_the_same_rows_both_ways(tmp_path, tiny_hosts, 
     for _, (n, a), (m, b) in zip(range(10), cached.batches(), live.batches(), strict=False):
         assert n == m
         assert same(a, b)
+        assert not gradients or bool(a.fields["grad"].any())

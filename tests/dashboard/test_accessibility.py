@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from saetools.dashboard.export import export_page
+from saetools.dashboard.export import Contents, export_page
 from saetools.features.store import FeatureStore
 
 axe_core = pytest.importorskip("axe_core_python.sync_playwright", reason="axe-core-python is not installed")
@@ -24,7 +24,7 @@ def serious(page: Any) -> list[str]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_exported_page(browser: Any, store_path: Path, tmp_path: Path, scheme: str) -> None:
-    export_page(FeatureStore.open(store_path), tmp_path / "page.html", n_features=5)
+    export_page(Contents(FeatureStore.open(store_path), n_features=5), tmp_path / "page.html")
     context = browser.new_context(color_scheme=scheme, bypass_csp=True, viewport={"width": 1280, "height": 900})
     page = context.new_page()
     page.goto((tmp_path / "page.html").as_uri())

@@ -28,7 +28,7 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
 
 def test_curves_hold_the_numbers() -> None:
     panels = training_curves(lines(5))
-    assert [panel.columns[1] for panel in panels] == ["Loss", "L0: features per token", "Gradient norm"]
+    assert [panel.columns[1] for panel in panels] == ["Loss", "L0, features per token", "Gradient norm"]
     assert panels[0].rows == tuple((100 * (i + 1), 2.0 / (i + 1)) for i in range(5))
     assert panels[0].figure.layout.yaxis.type == "log" and panels[1].figure.layout.yaxis.type == "linear"
     assert panels[2].rows == (), "what is not a number is not drawn"

@@ -10,11 +10,13 @@ import pytest
 from fixture_store import DEAD, N_FEATURES, TITLE
 from payloads import PAYLOADS
 
-from saetools.dashboard.export import asset, export_page, fill, inline_json
+from saetools.dashboard.export import Contents, export_page
+from saetools.dashboard.inline import asset, fill, inline_json
 from saetools.errors import DataError
 from saetools.features.store import FeatureStore
 
 ROOT = Path(__file__).parents[2]
+ASSETS = ROOT / "saetools" / "dashboard" / "assets"
 BLOCKED = ("torch", "transformer_lens", "transformers", "datasets", "dash", "numba")
 
 
@@ -23,7 +25,7 @@ def page_path(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     path = tmp_path_factory.mktemp("page") / "page.html"
     store = FeatureStore.open(store_path)
     store.annotate(1, "<img src=x onerror=window.__pwned++>", "note </script><script>window.__pwned++</script>")
-    export_page(store, path, n_features=N_FEATURES)
+    export_page(Contents(store, n_features=N_FEATURES), path)
     return path
 
 
@@ -35,9 +37,9 @@ class Blocker:
         if name.split('.')[0] in {BLOCKED!r}:
             raise ImportError('blocked: ' + name)
 sys.meta_path.insert(0, Blocker())
-from saetools.dashboard.export import export_page
+from saetools.dashboard.export import Contents, export_page
 from saetools.features.store import FeatureStore
-export_page(FeatureStore.open({str(store_path)!r}), {str(tmp_path / "page.html")!r}, n_features=3)
+export_page(Contents(FeatureStore.open({str(store_path)!r}), n_features=3), {str(tmp_path / "page.html")!r})
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
     assert (tmp_path / "page.html").stat().st_size < 5_500_000
@@ -47,7 +49,7 @@ def test_a_sample_is_seeded_and_alive(store_path: Path, tmp_path: Path) -> None:
     store = FeatureStore.open(store_path)
 
     def shown(**options: Any) -> list[int]:
-        export_page(store, tmp_path / "page.html", **options)
+        export_page(Contents(store, **options), tmp_path / "page.html")
         text = (tmp_path / "page.html").read_text()
         rows = text.split('id="sae-page">')[1].split("</script>")[0]
         return [row["feature"] for row in json.loads(rows)["rows"]]
@@ -56,7 +58,7 @@ def test_a_sample_is_seeded_and_alive(store_path: Path, tmp_path: Path) -> None:
     assert DEAD not in shown(n_features=N_FEATURES) and len(shown(n_features=N_FEATURES)) == N_FEATURES - 1
     assert shown(features=[DEAD, 2]) == [2, DEAD]
     with pytest.raises(DataError, match="no feature to show"):
-        export_page(store, tmp_path / "page.html", features=[])
+        export_page(Contents(store, features=[]), tmp_path / "page.html")
 
 
 def test_inline_json_holds_no_markup_and_reads_back() -> None:
@@ -69,7 +71,7 @@ def test_fill_does_not_read_what_it_put_in() -> None:
     assert fill("a{{x}}b{{y}}", x="{{y}}", y="2") == "a{{y}}b2"
 
 
-@pytest.mark.parametrize("name", ["token.js", "feature.js", "page.js"])
+@pytest.mark.parametrize("name", sorted(path.name for path in ASSETS.glob("*.js")))
 def test_scripts_have_no_sink_that_reads_markup(name: str) -> None:
     sinks = ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "srcdoc")
     assert not [sink for sink in sinks if sink in asset(name)]

@@ -4,13 +4,16 @@ import html
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 from fixture_store import N_FEATURES
 from payloads import PAYLOADS
 
+from saetools.dashboard.comparison import Comparison
 from saetools.dashboard.notebook import Explorer
 from saetools.errors import DataError, FormatError
+from saetools.features.records import PromptFirings
 from saetools.features.store import FeatureStore
 
 
@@ -21,14 +24,30 @@ def explorer(store_path: Path) -> Explorer:
 
 def test_every_panel_has_a_figure(explorer: Explorer) -> None:
     feature = explorer.feature(2)
+    matched = Comparison("other", np.array([0, -1]), np.array([0.5, -0.5]))
+    firings = PromptFirings(("a", "<b>"), (((1, 2.0),), ()), ((1, ((0, 2.0),)), (4, ((0, -1.0), (1, 1.5)))))
+    model = Explorer(explorer.store, None, lambda text: firings, lambda other: matched)
     panels = [explorer.density(), explorer.map(), feature, feature.activations(), feature.logits()]
+    panels += [explorer.table(), model.prompt("a<b>"), model.compare("other")]
     assert all(isinstance(panel.figure, go.Figure) for panel in panels)
     assert feature.record.feature == 2 and len(feature.examples) == 21
     assert len(explorer.map().figure.data[0].x) == N_FEATURES - 1, "features that never fire have no place"
     with pytest.raises(DataError):
         explorer.feature(N_FEATURES)
+    assert [list(row) for row in model.prompt("").figure.data[0].z] == [[2.0, 0.0], [-1.0, 1.5]]
+    assert model.partners("other")[0] == (1, -1, -0.5)
     with pytest.raises(FormatError, match="no run"):
         explorer.training()
+    for call in (explorer.prompt, explorer.compare):
+        with pytest.raises(FormatError, match="explore the run"):
+            call("x")
+
+
+def test_training_is_one_figure(explorer: Explorer, tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text('{"n_tokens": 5, "loss": 0.5, "loss/a": 1, "loss/b": 2, "l0": 3}\n')
+    panels = Explorer(explorer.store, tmp_path / "m.jsonl").training()
+    assert len(panels) == 2 and [trace.name for trace in panels[0].figure.data] == ["loss", "a", "b"]
+    assert len(panels.figure.data) == 4
 
 
 def test_tables_are_escaped(explorer: Explorer) -> None:

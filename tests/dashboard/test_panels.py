@@ -19,7 +19,7 @@ def store(store_path: Path) -> FeatureStore:
 def test_density_counts_every_feature_once(store: FeatureStore) -> None:
     panel = density_histogram(store)
     assert sum(panel.figure.data[0].y) == store.info.n_features - 1
-    assert "1 of" in panel.title and "never fired" in panel.title
+    assert "1 of" in panel.note and "never fired" in panel.note
     assert sum(count for _, count in panel.rows) == store.info.n_features - 1
 
 

@@ -1,11 +1,13 @@
 """Gradient: what the contract suite cannot know of it."""
 
 import logging
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from saetools.activations.calibration import measure
 from saetools.dictionaries.base import Dictionary, Progress, Terms, make_dictionary
 from saetools.dictionaries.gradient import Gradient, warn_once
 from saetools.dictionaries.topk import TopK
@@ -13,6 +15,13 @@ from saetools.errors import MismatchError
 
 X = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
 G = torch.randn(50, 6, generator=torch.Generator().manual_seed(1)) * 1e-3
+
+
+def calibrated(scale: float = 1.0, **settings: Any) -> Dictionary:
+    """A small dictionary for rows X with gradients scale * G."""
+    dictionary = make_dictionary(Gradient.configure(n_features=20, k=3, **settings), 6)
+    dictionary.calibrate_(measure(X, scale * G).model_copy(update={"b_dec_start": (0.0,) * 6}))
+    return dictionary
 
 
 def terms_of(dictionary: Dictionary, fields: dict[str, Tensor]) -> Terms:
@@ -28,7 +37,7 @@ def test_beta_zero_is_topk() -> None:
 
 @pytest.mark.parametrize(("score", "beta"), [("weighted", 2.0), ("product", 1.0)])
 def test_scores_choose_and_activations_are_kept(score: str, beta: float) -> None:
-    dictionary = make_dictionary(Gradient.configure(n_features=20, k=3, beta=beta, score=score), 6)
+    dictionary = calibrated(beta=beta, score=score)
     effects = (G / G.square().mean().sqrt() @ dictionary.directions().T).abs()
     active = dictionary.pre(X).relu()
     scores = active * (effects if score == "product" else 1 + beta * effects)
@@ -37,7 +46,7 @@ def test_scores_choose_and_activations_are_kept(score: str, beta: float) -> None
 
 
 def test_inference_with_and_without_gradients() -> None:
-    dictionary = make_dictionary(Gradient.configure(n_features=20, k=3, beta=5.0), 6)
+    dictionary = calibrated(beta=5.0)
     terms = terms_of(dictionary, {"grad": G})
     dictionary.absorb_(terms.new_state)
     torch.testing.assert_close(dictionary.encode(X, {"grad": G}).to_dense(), terms.code.to_dense())
@@ -47,9 +56,7 @@ def test_inference_with_and_without_gradients() -> None:
 
 
 def test_the_size_of_gradients_does_not_matter() -> None:
-    codes = [
-        terms_of(make_dictionary(Gradient.configure(n_features=20, k=3), 6), {"grad": G * c}).code for c in (1, 1e4)
-    ]
+    codes = [terms_of(calibrated(c), {"grad": G * c}).code for c in (1, 1e4)]
     assert torch.equal(codes[0].indices, codes[1].indices)
 
 

@@ -130,3 +130,22 @@ def test_going_on_from_saved_weights_gives_the_same_bits() -> None:
     assert torch.equal(straight._gram().matrix(), resumed._gram().matrix())
     assert torch.equal(state.tokens_since_fired_F, other.tokens_since_fired_F)
     assert all(torch.equal(resumed.state_dict()[name], value) for name, value in straight.state_dict().items())
+
+
+def test_least_squares_is_orthogonal_pursuit_over_the_atoms_in_use() -> None:
+    """Fewer atoms than steps included: the first batch finds 3, the codes have at most 3 features."""
+    for n_rows, k in ((256, 4), (3, 4)):
+        dictionary = itda(coefficients="least_squares", k=k)
+        dictionary.update(normal(n_rows, D), WHERE[:n_rows], dictionary.initial_state())
+        n_used = int(dictionary.n_atoms)
+        pursuit_config = MatchingPursuit.configure(
+            n_features=n_used, k=min(k, n_used), rule="absolute", coefficients="least_squares"
+        )
+        pursuit = make_dictionary(pursuit_config, D)
+        with torch.no_grad():
+            pursuit.W_dec_FD.copy_(dictionary.W_dec_FD[:n_used])
+            x = normal(100, D, seed=2)
+            code = dictionary.encode(x)
+            torch.testing.assert_close(code.to_dense()[:, :n_used], pursuit.encode(x).to_dense())
+            atoms = dictionary.W_dec_FD[code.indices.long()] * (code.values != 0)[:, :, None]
+            assert (atoms @ (x - dictionary.decode(code))[:, :, None]).abs().max() < 1e-4

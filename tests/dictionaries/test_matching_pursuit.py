@@ -9,6 +9,7 @@ import torch
 from saetools.dictionaries.base import Progress, make_dictionary
 from saetools.dictionaries.matching_pursuit import MatchingPursuit
 from saetools.dictionaries.topk import TopK
+from saetools.errors import ConfigError
 from saetools.functional.selection import merged_slots
 from saetools.functional.statistics import l0_N
 
@@ -76,3 +77,40 @@ def test_dead_atoms_learn_from_the_residual() -> None:
     terms = dictionary.loss_terms(X, X, {}, state, Progress(0, 10, 1000, 500))
     (gradient,) = torch.autograd.grad(terms.losses["residual_auxk"], [dictionary.W_dec_FD])
     assert gradient[3].abs().max() > 0 and gradient.abs().sum() == gradient[3].abs().sum()
+
+
+def test_least_squares_leaves_a_residual_orthogonal_to_every_chosen_atom() -> None:
+    settings = {"n_features": 20, "k": 4, "rule": "absolute"}
+    pursuit = make_dictionary(MatchingPursuit.configure(**settings), 6).double()
+    fitted = make_dictionary(MatchingPursuit.configure(**settings, coefficients="least_squares"), 6).double()
+    code = fitted.encode(X)
+    atoms = fitted.directions()[code.indices.long()]
+    left = X - fitted.decode(code)
+    assert (atoms @ left[:, :, None]).abs().max() < 1e-9
+    assert left.square().sum() < 0.5 * (X - pursuit(X)).square().sum()
+    first = (pursuit.directions()[pursuit.encode(X).indices[:, 0].long()] * (X - pursuit(X))).sum(1)
+    assert first.abs().max() > 1e-3, "plain pursuit forgets the first atom: the test could not fail"
+
+
+@pytest.mark.parametrize("coefficients", ["pursuit", "least_squares"])
+def test_inference_takes_as_many_steps_as_a_row_needs(planted: Any, coefficients: str) -> None:
+    config = MatchingPursuit.configure(n_features=planted.N_ATOMS, k=2, rule="absolute", coefficients=coefficients)
+    dictionary = make_dictionary(config, planted.D)
+    with torch.no_grad():
+        dictionary.W_dec_FD.copy_(planted.atoms)
+    dictionary.total_variance.fill_(4.0)
+    x = planted.rows(300, seed=3) * torch.linspace(0.05, 1, 300)[:, None]
+    adaptive = dictionary.with_inference(60 if coefficients == "pursuit" else 30, tolerance=0.1)
+    n_atoms, left = l0_N(adaptive.encode(x)), (x - adaptive(x)).norm(dim=1)
+    assert n_atoms[:15].max() < n_atoms[-15:].min()
+    assert left.max() <= 0.1 * 2.0 + 1e-6
+    assert l0_N(dictionary.encode(x)).max() <= 2 and dictionary.config.inference_steps is None
+    assert adaptive.W_dec_FD is dictionary.W_dec_FD
+
+
+def test_what_least_squares_has_no_meaning_for_is_refused() -> None:
+    with pytest.raises(ConfigError, match="rule signed has no meaning"):
+        make_dictionary(MatchingPursuit.configure(n_features=20, k=4, rule="signed", coefficients="least_squares"), 6)
+    fitted = make_dictionary(MatchingPursuit.configure(n_features=20, k=4, coefficients="least_squares"), 6)
+    with pytest.raises(ConfigError, match="inference_steps = 21"):
+        fitted.with_inference(21)

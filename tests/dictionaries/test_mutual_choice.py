@@ -54,3 +54,11 @@ def test_a_batch_without_anything_positive_leaves_the_threshold_alone() -> None:
         dictionary.b_enc_F.fill_(-100.0)
     terms = terms_of(dictionary, torch.zeros(5, 4))
     assert l0_N(terms.code).sum() == 0 and terms.new_state.threshold() == 0
+
+
+def test_the_threshold_follows_weights_that_change() -> None:
+    """In a short run codes shrink by some per cent within the last batches: a long mean fires on a third too few."""
+    state = make_dictionary(MutualChoice.configure(n_features=8, k=1), 4).initial_state()
+    for value in torch.linspace(2.0, 1.5, 200).tolist() + [1.5] * 30:
+        state = state.observe(torch.tensor(value))
+    assert state.threshold().item() == pytest.approx(1.5, rel=0.01)

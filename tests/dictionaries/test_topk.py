@@ -59,5 +59,22 @@ def test_multi_topk_reaches_features_beyond_k(planted: Any) -> None:
     terms = dictionary.loss_terms(x, x, {}, dictionary.initial_state(), Progress(0, 1, 1, 1000))
     (gradient,) = torch.autograd.grad(terms.losses["multi_topk"], [dictionary.W_enc_FD], retain_graph=True)
     assert (gradient.abs().sum(1) > 0).sum() == 4
-    (gradient,) = torch.autograd.grad(terms.losses["reconstruction"], [dictionary.W_enc_FD])
-    assert (gradient.abs().sum(1) > 0).sum() == 1
+    (single,) = torch.autograd.grad(terms.losses["reconstruction"], [dictionary.W_enc_FD])
+    assert (single.abs().sum(1) > 0).sum() == 1
+
+
+def test_multi_topk_gradient_of_encoder_rows_by_finite_differences(planted: Any) -> None:
+    dictionary = make_dictionary(TopK.configure(n_features=48, k=2, multi_weight=0.125), planted.D).double()
+    x, h, progress = planted.rows(30, seed=0).double(), 1e-6, Progress(0, 1, 1, 1000)
+
+    def multi() -> torch.Tensor:
+        return dictionary.loss_terms(x, x, {}, dictionary.initial_state(), progress).losses["multi_topk"]
+
+    (gradient,) = torch.autograd.grad(multi(), [dictionary.W_enc_FD])
+    row, column = divmod(int(gradient.abs().argmax()), planted.D)
+    values = []
+    for sign in (1, -2):  # forth, and back past the start
+        with torch.no_grad():
+            dictionary.W_enc_FD[row, column] += sign * h
+            values.append(multi().item())
+    assert (values[0] - values[1]) / (2 * h) == pytest.approx(float(gradient[row, column]), rel=1e-4)

@@ -5,7 +5,7 @@ import textwrap
 
 import numpy as np
 import torch
-from small_hosts import scaled_copy, text_subject
+from small_hosts import CharacterHost, scaled_copy, text_subject
 
 from saetools.evals.labelled import python_labeller
 from saetools.evals.python_labels import CLASSES
@@ -52,5 +52,23 @@ def sparse_copy():
     return dictionary
 
 
-def planted_subject(make=planted_rows, dictionary=None):
-    return text_subject(sources(), make, dictionary or sparse_copy())
+def announcing_rows(document, positions):
+    """Coordinate c is 2 where class c holds of the next character."""
+    return planted_rows(document, np.minimum(positions + 1, len(truth(document)) - 1))
+
+
+class Reader(CharacterHost):
+    """Rows of its own are noise by character; coordinate c raises the characters that are often of class c."""
+
+    def __init__(self):
+        super().__init__()
+        met, of_class = np.ones(128), np.zeros((128, N_CLASSES))
+        for document, text in enumerate(sources()):
+            np.add.at(met, [ord(c) for c in text], 1)
+            np.add.at(of_class, [ord(c) for c in text], truth(document))
+        self.U = torch.from_numpy(2 * of_class / met[:, None]).float()
+        self.embedding = torch.randn(128, N_CLASSES, generator=torch.Generator().manual_seed(0))
+
+
+def planted_subject(make=planted_rows, dictionary=None, host=None, host_batch=8):
+    return text_subject(sources(), make, dictionary or sparse_copy(), host=host, host_batch=host_batch)

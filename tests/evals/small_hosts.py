@@ -13,7 +13,7 @@ from saetools.dictionaries.code import SparseCode
 from saetools.dictionaries.topk import TopK
 from saetools.evals.base import Subject
 from saetools.records import PointSpec
-from saetools.text.base import Document
+from saetools.text.base import Document, ListedCorpus
 from saetools.text.packing import TokenPlan
 
 VOCABULARY, D_MODEL, CONTEXT = 20, 6, 12
@@ -74,12 +74,13 @@ class LinearHost:
             x = edit(x)
         return (x + 0.1 * x.cumsum(1)) @ self.U.T
 
-    def activations_and_gradients(self, ids_BT, point, keep_BT):
+    def activations_and_gradients(self, ids_BT, points, keep_BT):
         with torch.enable_grad():
             x = self._resid(ids_BT).requires_grad_()
             log_q = torch.log_softmax((x + 0.1 * x.cumsum(1)) @ self.U.T, -1)
             losses = -log_q[:, :-1].gather(2, ids_BT[:, 1:, None])[..., 0]
-            return x.detach(), torch.autograd.grad((losses * keep_BT[:, 1:]).sum(), x)[0]
+            g = torch.autograd.grad((losses * keep_BT[:, 1:]).sum(), x)[0]
+            return {point: (x.detach(), g) for point in points}
 
     @contextmanager
     def editing(self, edits):
@@ -187,9 +188,11 @@ def row_subject(dictionary, x_ND, **source) -> Subject:
     return Subject(dictionary, heldout.spec, heldout)
 
 
-def host_subject(dictionary=None, host=None, host_batch=4, order=None, n=12, context=CONTEXT) -> Subject:
+def host_subject(dictionary=None, host=None, host_batch=4, order=None, n=12, context=CONTEXT, listed=False) -> Subject:
     host = host or LinearHost()
-    plan = TokenPlan(Texts(n, order=order), host.tokenize, "heldout", context, host_batch, 0, True)
+    corpus = Texts(n, order=order)
+    corpus = Listed([document.text for document in corpus.items]) if listed else corpus
+    plan = TokenPlan(corpus, host.tokenize, "heldout", context, host_batch, 0, True)
     live = LiveSource(host, plan, "resid", "float32")
     x_ND = torch.cat([rows.x_ND for _, rows in live.batches()])
     heldout = live.with_calibration(measure(x_ND))
@@ -225,8 +228,10 @@ class CharacterHost(LinearHost):
         return [chr(i) for i in ids]
 
 
-class Listed(Texts):
-    """Given texts as a corpus whose documents can be read again."""
+class Listed(ListedCorpus):
+    """Given texts as a corpus whose documents can be read again, and in any order."""
+
+    description = "given texts"
 
     def __init__(self, texts):
         self.items = [Document(f"doc{i}", text) for i, text in enumerate(texts)]
@@ -236,6 +241,9 @@ class Listed(Texts):
 
     def document(self, document_id):
         return self.items[int(document_id[3:])]
+
+    def fingerprint(self):
+        return ",".join(d.text for d in self.items)
 
 
 class PlacedRows:
@@ -262,9 +270,9 @@ class PlacedRows:
         return self.plan.fingerprint()
 
 
-def text_subject(texts, make, dictionary, context=64) -> Subject:
+def text_subject(texts, make, dictionary, context=64, host=None, host_batch=8) -> Subject:
     """Texts read character by character; `make(document, positions)` gives the rows."""
-    host = CharacterHost()
-    plan = TokenPlan(Listed(texts), host.tokenize, "heldout", context, 8, 0, True)
+    host = host or CharacterHost()
+    plan = TokenPlan(Listed(texts), host.tokenize, "heldout", context, host_batch, 0, True)
     heldout = PlacedRows(plan, make)
     return Subject(dictionary, heldout.spec, heldout, host, plan)

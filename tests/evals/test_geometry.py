@@ -11,7 +11,7 @@ from saetools.evals.sample import TokenSample
 
 
 def figures(dictionary, x_ND, n_tokens=10_000, **source):
-    return by_name(Geometry(n_tokens=n_tokens).run(row_subject(dictionary, x_ND, **source)))
+    return by_name(Geometry(n_tokens=n_tokens, pair_share=1).run(row_subject(dictionary, x_ND, **source)))
 
 
 def test_signed_basis(gaussian):

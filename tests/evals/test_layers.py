@@ -8,7 +8,7 @@ import torch
 from small_hosts import D_MODEL, Letters, LinearHost, Texts
 
 from saetools.errors import DataError, MismatchError
-from saetools.evals.layers import LayerMatchingConfig, judged, match_layers
+from saetools.evals.layers import LayerMatchingConfig, Measure, itda_tokens, judged, match_layers
 from saetools.records import PointSpec
 from saetools.text.packing import TokenPlan
 
@@ -58,7 +58,7 @@ def figures(a, b, **changes):
 
 def test_rotated_layers_are_matched_by_every_measure():
     found = figures(Deep("a", layers(0), turned(0)), Deep("b", layers(0), turned(1)))
-    for name in ("cka", "relative"):
+    for name in ("cka", "relative", "itda"):
         assert found[f"layer_matching_{name}"].value == 1, name
         assert found[f"layer_margin_{name}"].value > 0, name
     assert "chance is 0.250" in found["layer_matching_cka"].note
@@ -79,9 +79,31 @@ def test_the_same_tokens_are_compared():
         return 0.0
 
     a, b = Deep("a", layers(0), turned(0)), Deep("b", layers(0), turned(0))
-    match_layers(a, b, plan(), POINTS, CONFIG, {"spy": measure})
+    match_layers(a, b, plan(), POINTS, CONFIG, {"spy": Measure(measure)})
     assert {n for n, _ in seen} == {200}
     assert sum(equal for _, equal in seen) == CONFIG.n_folds * len(POINTS)
+
+
+def test_itda_takes_the_tokens_that_nothing_before_them_explains():
+    """Rows along six axes: the first of each axis becomes an atom, in any model that sees them rotated."""
+    axes = torch.tensor([0, 0, 1, 0, 2, 1, 3, 3, 4, 5])
+    x = torch.eye(D_MODEL)[axes] * torch.arange(1.0, 11)[:, None]
+    firsts = {(0, int((axes == axis).nonzero()[0])) for axis in range(6)}
+    for rows in (x, x @ turned(3)):
+        assert itda_tokens(rows, k=4, min_cosine=0.9) == firsts
+    a, b = Deep("a", layers(0), turned(0)), Deep("b", layers(0), turned(1))
+    (row, *_) = np.array(list(figures(a, b)["layer_matching_itda"].series.values()))
+    assert row[0] == pytest.approx(1) and row[0] > max(row[1:])
+
+
+def test_tokens_are_drawn_from_all_that_is_read_whatever_the_batches():
+    seen = {}
+    for host_batch in (4, 5):
+        tokens = TokenPlan(Texts(30), Letters(), "heldout", 12, host_batch, 0, True)
+        rows = seen.setdefault(host_batch, [])
+        spy = {"spy": Measure(lambda x, y, rows=rows: rows.append(x) or 0.0)}
+        match_layers(Deep("a", layers(0), turned(0)), Deep("b", layers(0), turned(1)), tokens, POINTS, CONFIG, spy)
+    assert all(torch.equal(a, b) for a, b in zip(seen[4], seen[5], strict=True))
 
 
 def test_what_cannot_be_matched():

@@ -7,8 +7,9 @@ import pytest
 import torch
 from small_hosts import D_MODEL, LinearHost, by_name, host_subject, scaled_copy
 
+from saetools.evals.base import with_host
 from saetools.evals.loss_recovered import LossRecovered
-from saetools.evals.splicing import cross_entropy_N, kl_N, log_probabilities
+from saetools.evals.splicing import counted_windows, cross_entropy_N, kl_N, log_probabilities
 
 
 def figures(subject, **settings):
@@ -109,6 +110,28 @@ def test_batches_windows_and_order_do_not_matter(monkeypatch):
 
 def test_the_limit_is_exact():
     assert figures(host_subject(), n_tokens=37)["ce_zero"].n == 37
+
+
+def test_windows_are_drawn_from_many_documents():
+    """A quarter of the predictions, from windows all over the text; the same ones whatever the order and batches."""
+    subject = host_subject(n=60)
+    every = next(iter(windows_of(subject, 10**6)))
+    n = len(every.target_N) // 4
+    found = windows_of(subject, n)
+    assert sum(len(w.target_N) for w in found) == n
+    drawn, met = (set(torch.cat([w.document_N for w in ws]).tolist()) for ws in (found, [every]))
+    assert len(met) > 40 and len(met) / 4 < len(drawn) < len(met)
+    order = [d for batch in subject.tokens.batches(0) for d in batch.document_B.tolist()]
+    near = {int(d) for w in windows_of(subject, n, n_read=3 * n) for d in w.document_N}
+    assert near < set(order) and not near & set(order[-10:]), "the text beyond n_read is not looked at"
+    again = windows_of(host_subject(n=60, host_batch=7), n)
+    for column in ("document_N", "position_N", "target_N"):
+        a, b = (torch.cat([getattr(w, column) for w in ws]) for ws in (found, again))
+        assert a.equal(b)
+
+
+def windows_of(subject, n, n_read=10**6):
+    return list(counted_windows(with_host(subject), n, n_read))
 
 
 def test_outliers_keep_their_activations():

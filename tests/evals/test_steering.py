@@ -5,10 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from planted_classes import N_CLASSES, Reader, announcing_rows, planted_subject
 from small_hosts import D_MODEL, VOCABULARY, by_name, host_subject, scaled_copy
 
 from saetools.errors import DataError
-from saetools.evals.steering import Steering, area_under, response_columns
+from saetools.evals.python_labels import CLASSES
+from saetools.evals.responses import area_under, response_columns
+from saetools.evals.steering import Steering
+from saetools.evals.token_classes import read_token_classes
 
 
 def figures(subject, **settings):
@@ -31,6 +35,44 @@ def test_response_of_a_known_shift():
     assert off == pytest.approx(math.log((math.exp(s) + rest - 1) / rest) - s / rest)
 
 
+def test_a_class_is_a_soft_set_of_tokens():
+    """With members 0 or 1 it is the sum of their probabilities; a feature that lifts the class at no other's cost."""
+    logits = torch.randn(5, 9, generator=torch.Generator().manual_seed(0))
+    targets, following = torch.tensor([2, 5]), torch.zeros(5, dtype=torch.long)
+    member = torch.zeros(9, dtype=torch.float64)
+    member[targets] = 1
+    lifted = logits + 0.7 * member.float()
+    columns = response_columns(logits, lifted, targets, following, member)
+    before, after = (torch.softmax(v.double(), 1)[:, targets].sum(1) for v in (logits, lifted))
+    torch.testing.assert_close(columns[:, 4], (after / before).log())
+    torch.testing.assert_close(columns[:, 5], torch.zeros(5).double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(columns[:, 5], columns[:, 1])  # the same tokens are left out
+    half = response_columns(logits, lifted, targets, following, 0.5 * member)
+    torch.testing.assert_close(half[:, 4], columns[:, 4])  # the ratio of the class is the same
+    assert (half[:, 5] > 0).all()  # the half of the tokens that counts as other has changed
+
+
+def test_features_of_planted_classes_announce_what_follows_and_steer_towards_it():
+    """A host that predicts from the row at hand; feature c fires where the next token is of class c."""
+    subject = planted_subject(announcing_rows)
+    features = list(range(N_CLASSES))
+    classes = read_token_classes(subject, 10**6, 256)
+    assert float(classes.members("self")[ord("s")]) > 0.1 > float(classes.members("self")[ord("(")])
+    announced = classes.announced(subject, features, 0.3)
+    common = [c for c, name in enumerate(CLASSES) if announced[c] is not None]
+    assert len(common) > 8 and all(announced[c] == CLASSES[c] for c in common)
+    assert classes.announced(subject, [2 * N_CLASSES - 1], 0.99) == [None]
+
+
+def test_classes_are_targets_where_text_is_labelled():
+    subject = planted_subject(announcing_rows, host=Reader())
+    found = by_name(Steering(n_features=30, n_predictions=60, n_targets=2).run(subject))
+    record = found["class_steering_area"]
+    assert record.n >= 3 and record.value > found["class_steering_area_random"].value + 0.05
+    letters = figures(host_subject(scaled_copy(D_MODEL, 1.0)))
+    assert letters["class_steering_area"].value is None and "labelled" in letters["class_steering_area"].note
+
+
 def test_area():
     assert area_under([1.0], [2.0], 1.0) == pytest.approx(1.0)  # a triangle
     assert area_under([0.5], [2.0], 1.0) == pytest.approx(0.5 + 1.0)  # then flat
@@ -41,12 +83,12 @@ def test_area():
 def test_influence_by_brute_force():
     """Every feature adds the same shift at every position of a linear host, up to the causal sum."""
     subject = host_subject(scaled_copy(D_MODEL, 1.0))
-    found = figures(subject, n_features=12, doses=(0.1,))
+    found = figures(subject, n_features=12, doses=(0.1,), n_predictions=10**6)
     host, norm, squares = subject.host, subject.heldout.calibration.median_norm, []
     batch = next(iter(subject.tokens.batches(0)))
     assert found["logit_influence"].n == 12
     for d in torch.cat([torch.eye(D_MODEL), -torch.eye(D_MODEL)]):
-        total, n, left = 0.0, 0, 60
+        total, n = 0.0, 0
         for batch in subject.tokens.batches(0):
             keep = torch.from_numpy(batch.keep_BT)
             x = host._resid(torch.from_numpy(batch.ids_BT))
@@ -54,10 +96,8 @@ def test_influence_by_brute_force():
             change = (added + 0.1 * added.cumsum(1)) @ host.U.T
             change = change - change.mean(-1, keepdim=True)
             for b, t in torch.nonzero(keep[:, :-1] & keep[:, 1:]).tolist():
-                silent = not float(x[b, t] @ d) > 0
-                if left > 0 and silent:
+                if not float(x[b, t] @ d) > 0:  # silent
                     total, n = total + float(change[b, t].square().sum()), n + 1
-                left -= 1
         squares.append((total / n) ** 0.5 / (0.1 * norm))
     assert found["logit_influence"].value == pytest.approx(np.mean(squares), rel=1e-4)
 

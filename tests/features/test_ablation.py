@@ -9,7 +9,7 @@ from toy import SPEC, SignedDictionary, ToyHost, ToyPlan, ToySource
 
 from saetools.features.ablation import loss_effects, with_loss_effects
 from saetools.features.collect import CollectSettings, collect
-from saetools.features.entries import describe
+from saetools.features.entries import Description, describe
 
 POINT = "blocks.0.hook_out"
 
@@ -58,7 +58,7 @@ def test_a_feature_that_helps_has_a_positive_effect(dictionary: SignedDictionary
 def test_examples_carry_the_effects_of_their_tokens(dictionary: SignedDictionary) -> None:
     plan, host = ToyPlan(), CircuitHost()
     collected = collect(dictionary, ToySource(plan), plan, CollectSettings(n_top=3, n_random=2, before=4, after=3))
-    _, entries = describe(collected, dictionary, SPEC, host, "toy")
+    _, entries = describe(collected, dictionary, SPEC, host, Description("toy"))
     found = {e.record.feature: e for e in with_loss_effects(entries, collected.contexts, host, dictionary, POINT, {0})}
     top = [example for example in found[0].examples if example.band == "top"]
     assert top and all(len(example.loss_effects) == len(example.tokens) for example in top)

@@ -9,38 +9,42 @@ from saetools.features.coactivation import MIN_TOGETHER, Coactivation
 N_FEATURES = 15
 
 
-def supports(n_rows: int, seed: int = 0) -> np.ndarray:
+def codes(n_rows: int, seed: int = 0) -> np.ndarray:
     random = np.random.default_rng(seed)
     fires_NF = random.random((n_rows, N_FEATURES)) < random.uniform(0.01, 0.5, N_FEATURES)
     fires_NF[:, 3] = fires_NF[:, 4]
     fires_NF[:, 7] = False
-    return fires_NF
+    return np.where(fires_NF, random.normal(1, 1, fires_NF.shape).astype(np.float32), 0)
 
 
-def feed(counter: Coactivation, fires_NF: np.ndarray, batch: int = 50) -> None:
-    for start in range(0, len(fires_NF), batch):
-        piece = fires_NF[start : start + batch]
+def feed(counter: Coactivation, code_NF: np.ndarray, batch: int = 50) -> None:
+    for start in range(0, len(code_NF), batch):
+        piece = code_NF[start : start + batch]
         rows, features = np.nonzero(piece)
-        counter.add(rows, features, len(piece))
+        counter.add(rows, features, piece[rows, features], len(piece))
 
 
 @pytest.mark.parametrize("block_bytes", [1, 1000, 1 << 20])
 def test_equals_dense_counts(block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coactivation, "BLOCK_BYTES", block_bytes)
-    fires_NF = supports(400)
+    code_NF = codes(400)
+    fires_NF = code_NF != 0
     counter = Coactivation(N_FEATURES, 1000, seed=0)
-    feed(counter, fires_NF)
+    feed(counter, code_NF)
     n_tokens, found = counter.neighbours(5)
     assert n_tokens == 400
     together = fires_NF.astype(np.int64).T @ fires_NF
     count = fires_NF.sum(0)
+    with np.errstate(invalid="ignore"):  # feature 7 never fires
+        correlation = np.corrcoef(code_NF.T.astype(np.float64))
     for a in range(N_FEATURES):
         others = [b for b in range(N_FEATURES) if b != a]
         jaccard = {b: together[a, b] / (count[a] + count[b] - together[a, b]) for b in others if together[a, b]}
         pmi = {
             b: np.log(400 * together[a, b] / (count[a] * count[b])) for b in others if together[a, b] >= MIN_TOGETHER
         }
-        for name, expected in (("jaccard", jaccard), ("pmi", pmi)):
+        pearson = {b: correlation[a, b] for b in pmi}
+        for name, expected in (("jaccard", jaccard), ("pmi", pmi), ("pearson", pearson)):
             value, index = found[name][0][a], found[name][1][a]
             best = sorted(expected, key=lambda b: (-expected[b], b))[:5]
             listed = ~np.isnan(value)
@@ -50,13 +54,13 @@ def test_equals_dense_counts(block_bytes: int, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_beyond_capacity_it_is_the_same_seeded_sample_for_any_batching() -> None:
-    fires_NF = supports(900)
+    code_NF = codes(900)
     results = []
     for batch in (50, 130):
         counter = Coactivation(N_FEATURES, 300, seed=1)
-        feed(counter, fires_NF, batch)
+        feed(counter, code_NF, batch)
         results.append(counter.neighbours(5))
     assert results[0][0] == 300
-    for name in ("jaccard", "pmi"):
+    for name in ("jaccard", "pmi", "pearson"):
         np.testing.assert_array_equal(results[0][1][name][0], results[1][1][name][0])
         np.testing.assert_array_equal(results[0][1][name][1], results[1][1][name][1])

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from toy import WORDS, SignedDictionary, ToyHost, ToyPlan, ToySource
 
 from saetools.errors import DataError, MismatchError
@@ -56,7 +55,6 @@ class Everything:
 
 @pytest.fixture(scope="module")
 def toy() -> tuple[Collected, Everything]:
-    torch.set_num_threads(1)
     plan = ToyPlan(n_batches=9)
     source, dictionary = ToySource(plan), SignedDictionary()
     return collect(dictionary, source, plan, SETTINGS), Everything(dictionary, plan, source)

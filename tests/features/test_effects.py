@@ -5,7 +5,8 @@ import torch
 from toy import SignedDictionary, ToyHost
 
 from saetools.features import effects
-from saetools.features.effects import cosine_neighbours, logit_effects, principal_map
+from saetools.features.effects import cosine_neighbours, logit_effects
+from saetools.features.places import principal_map
 
 
 @pytest.mark.parametrize("block_bytes", [1, 1 << 20])

@@ -118,5 +118,5 @@ def test_mistakes_are_named(dictionary):
         steer(host, dictionary, 10, point="mid")
     with pytest.raises(ConfigError, match="which point"):
         steer(host, dictionary, 0)
-    with pytest.raises(MismatchError, match="width 6"):
+    with pytest.raises(MismatchError, match="these vectors have 6"):
         steer(host, TopK(TopK.configure(n_features=4, k=1), 5), 0, point="mid")

@@ -4,12 +4,11 @@ import math
 from pathlib import Path
 
 import pytest
-import torch
 from toy import SPEC, WORDS, SignedDictionary, ToyHost, ToyPlan, ToySource
 
 from saetools.errors import DataError, FormatError
 from saetools.features.collect import CollectSettings, collect
-from saetools.features.entries import describe
+from saetools.features.entries import Description, describe
 from saetools.features.records import FeatureRecord, StoreInfo
 from saetools.features.store import FeatureStore, Filter
 from saetools.features.write import Entry, write_store
@@ -19,11 +18,10 @@ SETTINGS = CollectSettings(n_top=4, n_random=6, n_uniform=2, before=5, after=3)
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StoreInfo, list[Entry]]:
-    torch.set_num_threads(1)
     plan = ToyPlan(n_batches=12)
     dictionary = SignedDictionary()
     collected = collect(dictionary, ToySource(plan), plan, SETTINGS)
-    info, entries = describe(collected, dictionary, SPEC, ToyHost(), "toy")
+    info, entries = describe(collected, dictionary, SPEC, ToyHost(), Description("toy"))
     kept = list(entries)
     path = tmp_path_factory.mktemp("store") / "features"
     write_store(path, info, kept)
@@ -65,6 +63,10 @@ def test_a_table_is_sorted_filtered_and_paged(
     assert {r.feature for r in store.table(filter=dense).rows} == {r.feature for r in records if r.density >= 0.2}
     assert store.table(filter=dense).total == sum(r.density >= 0.2 for r in records)
     assert [r.feature for r in store.table("feature", Filter(features=[3, 1])).rows] == [1, 3]
+    typed = Filter(text="density>=0.2 max<1e3 count<=1000000")
+    assert {r.feature for r in store.table(filter=typed).rows} == {r.feature for r in records if r.density >= 0.2}
+    assert store.table(filter=Filter(text="density<0 e")).total == 0
+    assert store.table(filter=Filter(text="densty<0")).total == 0, "of no column: words"
     with pytest.raises(DataError, match="Did you mean"):
         store.table("densty")
 
@@ -143,7 +145,9 @@ def test_unknown_features_and_damage_are_named(written: tuple[Path, StoreInfo, l
 
 def test_without_a_host_there_are_no_texts_or_logits(tmp_path: Path) -> None:
     plan, dictionary = ToyPlan(), SignedDictionary()
-    info, entries = describe(collect(dictionary, ToySource(plan), None, SETTINGS), dictionary, SPEC, None, "rows")
+    info, entries = describe(
+        collect(dictionary, ToySource(plan), None, SETTINGS), dictionary, SPEC, None, Description("rows")
+    )
     write_store(tmp_path / "s", info, entries)
     store = FeatureStore.open(tmp_path / "s")
     assert store.examples(0) == [] and store.feature(0).logits is None and store.feature(0).histogram.positive

@@ -9,7 +9,9 @@ import torch
 import saetools
 from saetools.dictionaries.base import Dictionary, dictionary_class, make_dictionary
 from saetools.errors import MismatchError, RunError
-from saetools.formats.export import save_saelens, save_sparsify
+from saetools.formats import pt, pt_sandbox
+from saetools.formats.load import save_as
+from saetools.formats.saelens import save_saelens
 from saetools.records import PointSpec
 from saetools.safeio import load_safetensors
 
@@ -61,16 +63,51 @@ def test_a_learnt_threshold_of_topk_is_written_as_one(tmp_path: Path) -> None:
     back = saetools.load(tmp_path / "d")
     assert back.kind == "jumprelu" and torch.equal(dictionary.encode(X_ND).to_dense(), back.encode(X_ND).to_dense())
     with pytest.raises(MismatchError, match="k largest of each row and nothing else"):
-        save_sparsify(dictionary, tmp_path / "s")
+        save_as(dictionary, tmp_path / "s", "sparsify")
 
 
 @pytest.mark.parametrize("kind", ["topk", "variational"])
 def test_sparsify_reads_back_what_was_written(tmp_path: Path, kind: str) -> None:
     dictionary = example(kind)
-    save_sparsify(dictionary, tmp_path / "d")
+    save_as(dictionary, tmp_path / "d", "sparsify")
     back = saetools.load(tmp_path / "d")
     assert torch.equal(dictionary.encode(X_ND).to_dense(), back.encode(X_ND).to_dense())
     assert torch.equal(dictionary(X_ND), back(X_ND))
+
+
+@pytest.mark.parametrize("kind", [*WRITABLE, "feature_choice"])
+def test_dictionary_learning_reads_back_what_was_written(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pt, "_run_sandbox", lambda path, out, objects: pt_sandbox.convert(str(path), str(out), objects))
+    dictionary = example(kind)
+    save_as(dictionary, tmp_path / "d", "dictionary_learning")
+    back = saetools.load(tmp_path / "d", allow_pt=True)
+    code, same = dictionary.encode(X_ND).to_dense(), back.encode(X_ND).to_dense()
+    assert (code > 0).any() and torch.equal(code > 0, same > 0)
+    torch.testing.assert_close(code, same, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(dictionary(X_ND), back(X_ND), rtol=1e-6, atol=1e-6)
+    assert torch.equal(dictionary.W_dec_FD, back.W_dec_FD) and torch.equal(dictionary.W_enc_FD, back.W_enc_FD)
+
+
+@pytest.mark.parametrize("kind", ["abs_topk", "matching_pursuit"])
+def test_saelens_reads_back_signed_and_pursued_codes(tmp_path: Path, kind: str) -> None:
+    dictionary = example(kind)
+    dictionary.constrain_()
+    save_as(dictionary, tmp_path / "d", "saelens")
+    back = saetools.load(tmp_path / "d")
+    assert torch.equal(dictionary.encode(X_ND).to_dense(), back.encode(X_ND).to_dense())
+    assert torch.equal(dictionary(X_ND), back(X_ND))
+
+
+def test_our_own_format_and_unknown_ones(tmp_path: Path) -> None:
+    dictionary = example("topk")
+    save_as(dictionary, tmp_path / "d", "saetools dictionary")
+    assert torch.equal(saetools.load(tmp_path / "d")(X_ND), dictionary(X_ND))
+    with pytest.raises(MismatchError, match=r"no format 'keras'\. Formats that can be written: SAELens"):
+        save_as(dictionary, tmp_path / "e", "keras")
+    with pytest.raises(MismatchError, match="Gemma Scope is read, not written"):
+        save_as(dictionary, tmp_path / "e", "gemma_scope")
 
 
 def test_layout_for_saelens(tmp_path: Path) -> None:
@@ -88,11 +125,13 @@ def test_layout_for_saelens(tmp_path: Path) -> None:
         save_saelens(dictionary, tmp_path / "d")
 
 
-@pytest.mark.parametrize("kind", ["abs_topk", "matching_pursuit", "gradient", "top_afa"])
+@pytest.mark.parametrize("kind", ["itda", "normalised_topk", "gradient", "top_afa"])
 def test_what_cannot_be_said_is_refused(tmp_path: Path, kind: str) -> None:
     dictionary = make_dictionary(dictionary_class(kind).examples()[0], 16)
     with pytest.raises(MismatchError, match=f"{kind} dictionary"):
         save_saelens(dictionary, tmp_path / "d")
     with pytest.raises(MismatchError, match=f"{kind} dictionary"):
-        save_sparsify(dictionary, tmp_path / "d")
+        save_as(dictionary, tmp_path / "d", "sparsify")
+    with pytest.raises(MismatchError, match=f"{kind} dictionary"):
+        save_as(dictionary, tmp_path / "d", "dictionary_learning")
     assert not (tmp_path / "d").exists()

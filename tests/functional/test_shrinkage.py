@@ -28,6 +28,19 @@ def test_proximal_is_the_minimum(penalty: Penalty) -> None:
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
+def test_proximal_under_a_bound_is_that_of_the_positive_part(penalty: Penalty) -> None:
+    u, one = torch.linspace(-3, 3, 59, dtype=torch.float64)[:, None], torch.ones(1).double()
+    grid, step, weight = torch.linspace(0, 4, 4001, dtype=torch.float64), 0.6, 0.7
+
+    def objective(z: torch.Tensor) -> torch.Tensor:
+        return (z - u).square() / 2 + step * penalty_NF(z, penalty, weight, one)
+
+    found = proximal(u.relu(), penalty, weight, step, one)
+    assert (found >= 0).all()
+    assert (objective(found)[:, 0] <= objective(grid).min(dim=-1).values + 1e-9).all()
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
 def test_the_objective_falls_and_codes_become_sparse(penalty: Penalty) -> None:
     x, W = normal(20, 8), torch.nn.functional.normalize(normal(24, 8, seed=1), dim=1)
     norms, values = W.norm(dim=1), []

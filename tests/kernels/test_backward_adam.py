@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saetools.kernels import backend
 from saetools.kernels.backward_adam import Batch, Rule, Weights, backward_adam, cases
 from saetools.kernels.backward_adam.reference import gradients
 from saetools.kernels.decode_loss import decode_loss
@@ -96,7 +95,7 @@ def test_nothing_changes_where_a_number_is_not_finite(impl: str, where: str) -> 
 def test_results_do_not_depend_on_threads() -> None:
     results = []
     for n in (1, 2):
-        backend.set_threads(n)
+        torch.set_num_threads(n)
         case = next(c for c in cases.cases() if c.name == "extra rows").copy(torch.float32)
         backward_adam(case.weights, case.first, case.second, case.batch, case.rule, case.extra, impl="numba")
         results.append(case)

@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saetools.kernels import backend
 from saetools.kernels.encode_topk import cases, encode_topk
 from saetools.kernels.workspace import Workspace
 
@@ -72,7 +71,7 @@ def test_results_do_not_depend_on_threads() -> None:
     case = next(cases.cases())
     results = []
     for n in (1, 2):
-        backend.set_threads(n)
+        torch.set_num_threads(n)
         results.append(encode_topk(case.x_ND, case.W_FD, case.b_F, 8, precision="bf16-screen", impl="numba"))
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
 

@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saetools.kernels import backend
 from saetools.kernels.global_topk import cases, global_topk
 from saetools.kernels.per_feature_topm import cases as feature_cases
 from saetools.kernels.per_feature_topm import per_feature_topm
@@ -63,7 +62,7 @@ def test_results_do_not_depend_on_threads() -> None:
     case = next(cases.cases())
     results = []
     for n in (1, 2):
-        backend.set_threads(n)
+        torch.set_num_threads(n)
         results.append(global_topk(case.x_ND, case.W_FD, case.b_F, 300, impl="numba")[0])
     cases.assert_same("threads", *results)
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from saetools.kernels import backend
 from saetools.kernels.matching_pursuit import Gram, cases, matching_pursuit
 
 
@@ -77,7 +76,7 @@ def test_results_do_not_depend_on_threads() -> None:
     case = next(cases.cases())
     results = []
     for n in (1, 2):
-        backend.set_threads(n)
+        torch.set_num_threads(n)
         x, W = case.x_ND.clone().requires_grad_(), case.W_FD.clone().requires_grad_()
         values, _, residual = matching_pursuit(x, W, 6, impl="numba", gram=Gram(W.detach()))
         results.append((values, *torch.autograd.grad(residual.square().sum() + values.sum(), (x, W))))

@@ -100,7 +100,7 @@ def test_parts_of_a_block_equal_those_of_plain_modules(host: BridgeHost, plain, 
 
 def test_gradients_equal_those_of_plain_transformers(host: BridgeHost, plain) -> None:
     with torch.no_grad():
-        x_BTD, g_BTD = host.activations_and_gradients(IDS_BT, MIDDLE, KEEP_BT)
+        x_BTD, g_BTD = host.activations_and_gradients(IDS_BT, [MIDDLE], KEEP_BT)[MIDDLE]
     output = plain(IDS_BT, output_hidden_states=True)
     losses_BT = nnf.cross_entropy(output.logits[:, :-1].transpose(1, 2), IDS_BT[:, 1:], reduction="none")
     (expected_BTD,) = torch.autograd.grad(losses_BT[KEEP_BT[:, 1:]].sum(), output.hidden_states[2])
@@ -109,6 +109,18 @@ def test_gradients_equal_those_of_plain_transformers(host: BridgeHost, plain) ->
     assert not x_BTD.requires_grad and torch.equal(x_BTD, host.activations(IDS_BT, [MIDDLE])[MIDDLE])
     assert not g_BTD[2].any(), "no target of this window is kept"
     assert all(parameter.grad is None for parameter in host._bridge.parameters())
+
+
+def test_gradients_of_several_points_come_from_one_pass_and_do_not_depend_on_each_other(host: BridgeHost) -> None:
+    points = ["blocks.2.hook_out", "blocks.1.attn.o.hook_in", MIDDLE, "blocks.2.mlp.hook_out"]
+    together = host.activations_and_gradients(IDS_BT, points, KEEP_BT)
+    assert list(together) == points
+    activations = host.activations(IDS_BT, points)
+    for point in points:
+        x_BTD, g_BTD = host.activations_and_gradients(IDS_BT, [point], KEEP_BT)[point]
+        assert g_BTD.any() and torch.equal(together[point][1], g_BTD), point
+        assert torch.equal(together[point][0], x_BTD) and torch.equal(x_BTD, activations[point]), point
+    assert host.activations_and_gradients(IDS_BT, [], KEEP_BT) == {}
 
 
 # --- hooks ----------------------------------------------------------------------------------------------------
@@ -148,7 +160,7 @@ def test_edits_nest_and_end_with_their_block(host: BridgeHost) -> None:
     before = host.activations(IDS_BT, [MIDDLE])[MIDDLE]
     with host.editing({MIDDLE: lambda x: x + 1}), host.editing({"blocks.1.hook_resid_post": lambda x: x * 2}):
         edited = host.activations(IDS_BT, [MIDDLE])[MIDDLE]
-        x_BTD, _ = host.activations_and_gradients(IDS_BT, MIDDLE, KEEP_BT)
+        x_BTD, _ = host.activations_and_gradients(IDS_BT, [MIDDLE], KEEP_BT)[MIDDLE]
     assert torch.equal(edited, (before + 1) * 2) and torch.equal(x_BTD, edited)
     assert torch.equal(host.activations(IDS_BT, [MIDDLE])[MIDDLE], before)
 

@@ -89,11 +89,16 @@ def test_the_revision_is_of_the_weights(copy: Path, tiny_hosts: dict[str, Path])
     assert revision(copy) != before
 
 
-def damage_nothing_but_config(directory: Path) -> None:
+def damage_the_tokenizer(directory: Path) -> None:
     for file in directory.iterdir():
-        if file.name != "config.json":
+        if file.name not in ("config.json", "model.safetensors"):
             file.unlink()
     shutil.copy(directory / "config.json", directory / "tokenizer.json")
+
+
+def empty(directory: Path) -> None:
+    for file in directory.iterdir():
+        file.unlink()
 
 
 def remove_config(directory: Path) -> None:
@@ -127,13 +132,14 @@ def name_an_unknown_architecture(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (remove_config, "has no config.json|No tokenizer could be read"),
+        (empty, r"has no config.json: a host is a Hugging Face directory"),
+        (remove_config, "has no config.json"),
         (remove_weights, r"has no \*\.safetensors"),
         (truncate_weights, "could not be loaded"),
         (drop_a_matrix, "1 missing keys, such as .*layers.1.mlp.up_proj"),
         (widen_config, "could not be loaded|mismatched keys"),
         (name_an_unknown_architecture, "could not be loaded|No tokenizer could be read"),
-        (damage_nothing_but_config, "No tokenizer could be read"),
+        (damage_the_tokenizer, "No tokenizer could be read"),
     ],
 )
 def test_damaged_directories_are_named(copy: Path, damage, message: str) -> None:

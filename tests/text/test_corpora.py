@@ -103,7 +103,7 @@ def test_the_fingerprint_follows_the_content(tmp_path: Path, streaming: bool) ->
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_bad_tables_are_named(tmp_path: Path, streaming: bool) -> None:
+def test_bad_tables_are_named(tmp_path: Path, streaming: bool, caplog: pytest.LogCaptureFixture) -> None:
     def read(file: Path, field: str = "text") -> None:
         documents(make_corpus(CorpusConfig(name=str(file), text_field=field, streaming=streaming)))
 
@@ -117,6 +117,7 @@ def test_bad_tables_are_named(tmp_path: Path, streaming: bool) -> None:
     (tmp_path / "d.parquet").write_bytes(b"PAR1 is not enough")
     with pytest.raises(DataError, match=r"d\.parquet could not be read"):
         read(tmp_path / "d.parquet")
+    assert not caplog.records, "what is raised is not logged too"
 
 
 def test_directories_without_one_kind_of_text(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 PROGRAM = Path(__file__).with_name("tiny_program.py")
 ROOT = Path(__file__).parents[2]
@@ -29,11 +28,6 @@ def _load_program() -> ModuleType:
 @pytest.fixture(scope="session")
 def program() -> ModuleType:
     return _load_program()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +91,6 @@ def straight(program: ModuleType, rows: Path, tmp_path_factory: pytest.TempPathF
     """The directory of an uninterrupted tiny run."""
     from saetools.training.loop import train
 
-    torch.set_num_threads(1)
     config = program.tiny_config(rows, tmp_path_factory.mktemp("straight") / "run")
     train([config], program.tiny_source(config))
     return config.run.dir

@@ -11,7 +11,6 @@ from saetools.dictionaries.base import Dictionary, Progress, State, available_di
 from saetools.dictionaries.topk import TopK
 from saetools.dictionaries.variational import Variational
 from saetools.errors import ConfigError
-from saetools.kernels.backend import set_threads
 from saetools.training.fused import FusedStep, why_not_fused
 from saetools.training.optim import Adam
 from saetools.training.selection import largest_of_slots
@@ -27,11 +26,6 @@ FUSED = [
 ]
 KINDS = {"topk", "mutual_choice", "matryoshka", "gradient", "variational", "feature_choice"}
 IMPLS = ["reference", "torch", "numba"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    set_threads(1)
 
 
 def rows(n: int = 64, seed: int = 0) -> Tensor:

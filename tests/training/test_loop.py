@@ -248,6 +248,7 @@ def test_a_disk_too_small_for_the_checkpoints_is_told_before_the_start(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=200_000))
     with pytest.raises(RunError, match=r"3 checkpoints in .* take about \d\d\d,\d+ bytes, .*; 200,000 are free"):
         train_tiny(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # --- configs ------------------------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """Trains a tiny dictionary on a rows file: `python tiny_program.py ROWS RUN_DIR [section.field=value ...]`.
 
 Environment: KILL_AT_STEP=n kills this process with SIGKILL after step n; KILL_AT_OPERATION=n at the n-th operation
-(open, write, fsync, rename, ...) of the module that owns all writes, a write being cut in its middle.
+(open, write, fsync, rename, ...) of the module that owns all writes, a write being cut in its middle;
+KILL_IN_SAVE=c:n at the n-th operation of the c-th checkpoint that this process writes.
 STOP_AT_STEP=n sends it STOP_SIGNAL (a number; STOP_TWICE=1: two times). Imports nothing of a host.
 """
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -21,6 +23,7 @@ from saetools.activations.rows import RowsSource
 from saetools.config import run_config_class
 from saetools.dictionaries.base import dictionary_class
 from saetools.records import Calibration
+from saetools.training import run
 from saetools.training.loop import train
 from saetools.training.trainer import Trainer
 
@@ -76,10 +79,26 @@ class CountingOs:
         return call
 
 
+def kill_in_save(number: int, operation: int) -> None:
+    """Arrange for this process to die at an operation of the checkpoint that it writes as its `number`-th."""
+    save, n_saves = run.save_checkpoint, 0
+
+    def saving(*args: Any) -> Path:
+        nonlocal n_saves
+        n_saves += 1
+        if n_saves == number:
+            atomic.os = CountingOs(operation)
+        return save(*args)
+
+    run.save_checkpoint = saving
+
+
 def install_hooks(environment: dict[str, str]) -> None:
     """Arrange for this process to die or be stopped as the environment says."""
     if "KILL_AT_OPERATION" in environment:
         atomic.os = CountingOs(int(environment["KILL_AT_OPERATION"]))
+    if "KILL_IN_SAVE" in environment:
+        kill_in_save(*map(int, environment["KILL_IN_SAVE"].split(":")))
     take_step = Trainer._step
 
     def step(self: Trainer, batch: Any) -> Any:
@@ -99,6 +118,7 @@ def main(arguments: list[str]) -> None:
     pairs = dict(change.split("=") for change in changes)
     config = tiny_config(Path(rows), Path(run_dir), **{key: json.loads(value) for key, value in pairs.items()})
     install_hooks(dict(os.environ))
+    logging.basicConfig(level=logging.INFO)
     torch.set_num_threads(1)
     train([config], tiny_source(config))
     assert "transformer_lens" not in sys.modules

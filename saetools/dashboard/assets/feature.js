@@ -18,7 +18,7 @@ window.SaeFeature = (() => {
   const themed = (layout) => {
     const colours = theme();
     const axis = (own) => ({
-      ...own, gridcolor: colours.grid, linecolor: colours.line, zerolinecolor: colours.grid, automargin: true,
+      ...own, gridcolor: colours.grid, linecolor: colours.line, zerolinecolor: colours.grid,
     });
     return {
       ...layout,
@@ -68,7 +68,10 @@ window.SaeFeature = (() => {
   /** A chart with its numbers as a table behind a disclosure. */
   const chart = (panel, config) => {
     const figure = element("figure", "sae-chart");
-    figure.append(element("figcaption", "", panel.title));
+    const caption = element("figcaption", "", panel.title);
+    const note = element("span", "sae-note", panel.note);
+    caption.append(note);
+    figure.append(caption);
     const plot = element("div", "sae-plot");
     plot.setAttribute("role", "img");
     plot.setAttribute("aria-label", `${panel.title}; the numbers follow as a table`);
@@ -81,7 +84,10 @@ window.SaeFeature = (() => {
     };
     details.addEventListener("toggle", fill);
     figure.append(details);
-    const draw = () => (window.Plotly ? plotted : bars)(plot, figure.sae.panel, config);
+    const draw = () => {
+      note.textContent = figure.sae.panel.note;
+      return (window.Plotly ? plotted : bars)(plot, figure.sae.panel, config);
+    };
     figure.sae = { panel, draw, fill };
     return figure;
   };
@@ -175,12 +181,12 @@ window.SaeFeature = (() => {
     const toggle = element("label", "sae-toggle");
     const box = element("input", "");
     box.type = "checkbox";
-    box.checked = !root.classList.contains("sae-oneline");
+    box.checked = root.classList.contains("sae-lines");
     box.addEventListener("change", () => {
-      root.classList.toggle("sae-oneline", !box.checked);
+      root.classList.toggle("sae-lines", box.checked);
       centre(root);
     });
-    toggle.append(box, "Keep line breaks");
+    toggle.append(box, "Line breaks");
     head.append(toggle);
     const body = element("div", "");
     if (view.bands.length) window.SaeTokens.draw(body, view.bands, view.scale);
@@ -193,19 +199,54 @@ window.SaeFeature = (() => {
     centre(root);
   };
 
-  /** Where contexts are single lines, scroll each so that its peak is in the middle. */
-  const centre = (root) => {
-    if (!root.classList.contains("sae-oneline")) return;
-    const texts = [...root.querySelectorAll(".sae-context")];
+  /** Where contexts are single lines, scroll each so that its peak is in the middle, one below the other: when it comes
+      into view, since asking all for their places would lay them all out. */
+  const seen = new IntersectionObserver((entries) => {
+    const texts = entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target);
     const places = texts.map((text) => {
       const peak = text.querySelector(".sae-peak");
-      return peak ? peak.offsetLeft - text.offsetLeft - text.clientWidth / 2 : 0;
+      return peak ? peak.offsetLeft + peak.offsetWidth / 2 - text.clientWidth / 2 : 0;
     });
-    texts.forEach((text, index) => { text.scrollLeft = places[index]; });
+    texts.forEach((text, index) => { text.scrollLeft = places[index]; seen.unobserve(text); });
+  }, { rootMargin: "200px" });
+  const centre = (root) => {
+    if (!root.classList.contains("sae-lines")) root.querySelectorAll(".sae-context").forEach((text) => seen.observe(text));
+  };
+
+  /** The features of another dictionary beside ours: {title, note, histogram, rows: [[feature, partner, cosine]]}. */
+  const comparison = (data, options) => {
+    const card = element("section", "sae-card sae-form");
+    const heading = element("h3", "", "Beside ");
+    heading.append(window.SaeTokens.write(element("span", ""), data.title));
+    const cosines = element("div", "");
+    cosines.id = "sae-cosines";
+    const box = element("div", "sae-table-box sae-compared");
+    box.id = "sae-compared";
+    box.tabIndex = 0;
+    box.setAttribute("role", "region");
+    box.setAttribute("aria-label", "Matched features");
+    const list = table(["Feature", "Partner", "Cosine"], []);
+    list.className = "sae-table";
+    data.rows.forEach(([feature, partner, cosine]) => {
+      const row = list.tBodies[0].insertRow();
+      row.dataset.feature = String(feature);
+      const link = element(options.has(feature) ? "a" : "span", "", `#${feature}`);
+      if (options.has(feature)) link.href = `#${feature}`;
+      row.insertCell().append(link);
+      row.insertCell().append(partner < 0 ? "none" : `#${partner}`);
+      row.insertCell().append(partner < 0 ? "–" : cosine.toFixed(4));
+    });
+    box.append(list);
+    card.append(heading, element("p", "sae-note", data.note), cosines, box);
+    const title = element("h3", "sae-partner-title", "The partner of the selected feature");
+    title.id = "sae-partner-title";
+    const partner = element("div", "sae-feature");
+    partner.id = "sae-partner";
+    return [card, title, partner];
   };
 
   /** Draw all charts below a node again, e.g. in other colours. */
   const redraw = (root) => root.querySelectorAll(".sae-chart").forEach((figure) => figure.sae.draw());
 
-  return { draw, chart, redraw, themed };
+  return { draw, chart, redraw, comparison, centre };
 })();

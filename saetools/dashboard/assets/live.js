@@ -2,7 +2,7 @@
 "use strict";
 window.dash_clientside = window.dash_clientside || {};
 window.dash_clientside.saetools = (() => {
-  const { element, write, context, listen, format } = window.SaeTokens;
+  const { element, write, context, listen, format, label } = window.SaeTokens;
   const CONFIG = { displaylogo: false, showSendToCloud: false, plotlyServerURL: "", responsive: true, displayModeBar: false };
   const options = { config: CONFIG, has: () => true };
   const by = (id) => document.getElementById(id);
@@ -32,45 +32,121 @@ window.dash_clientside.saetools = (() => {
       window.SaeFeature.draw(node, view, options);
       listenOnce(node);
       node.dataset.feature = String(view.feature);
+      if (map) map.mark(view.feature);
     });
     return view.feature === undefined ? null : view.feature;
   };
 
-  const drawPartner = (view) => {
-    if (view) when("sae-partner", (node) => { window.SaeFeature.draw(node, view, { config: CONFIG, has: () => false }); listenOnce(node); });
-    return view ? view.feature : same();
+  const drawComparison = (view) => {
+    if (!view) return same();
+    when("sae-comparison", (node) => {
+      node.replaceChildren(...window.SaeFeature.comparison(view, options));
+      drawPanels("sae-cosines")([view.histogram]);
+      by("sae-compared").addEventListener("click", (event) => {
+        const row = event.target.closest("tr[data-feature]");
+        if (row) open(Number(row.dataset.feature));
+      });
+      listenOnce(by("sae-partner"));
+    });
+    return view.rows.length;
   };
 
-  /** Charts of the panels, one below the other, in the node `id`. */
+  const drawPartner = (data) => {
+    if (!data) return same();
+    when("sae-partner", (node) => {
+      const { feature, partner } = data;
+      by("sae-partner-title").textContent = partner
+        ? `Feature ${partner.view.feature} there, the partner of ${feature}: cosine ${format(partner.cosine)}`
+        : `Feature ${feature} has no partner to show`;
+      if (partner) window.SaeFeature.draw(node, partner.view, { config: CONFIG, has: () => false });
+      else node.replaceChildren();
+    });
+    return data.feature;
+  };
+
+  /** Charts of the panels, one below the other, in the node `id`; those that are there already are redrawn in place. */
   const drawPanels = (id) => (panels) => {
     if (!panels) return same();
     when(id, (node) => {
-      const charts = panels.map((panel) => window.SaeFeature.chart(panel, CONFIG));
-      node.querySelectorAll(".sae-plot").forEach((plot) => window.Plotly.purge(plot));
-      node.replaceChildren(...charts);
-      charts.forEach((chart) => chart.sae.draw());
+      const old = [...node.querySelectorAll(".sae-chart")];
+      if (old.length === panels.length) old.forEach((figure, i) => { figure.sae.panel = panels[i]; figure.sae.fill(); });
+      else {
+        node.querySelectorAll(".sae-plot").forEach((plot) => window.Plotly.purge(plot));
+        node.replaceChildren(...panels.map((panel) => window.SaeFeature.chart(panel, CONFIG)));
+      }
+      window.SaeFeature.redraw(node);
     });
     return panels.length;
   };
 
-  /** A figure for dcc.Graph in the page's colours. */
-  const themedFigure = (panel) => (panel ? { data: panel.data, layout: window.SaeFeature.themed(panel.layout) } : same());
+  let map = null;
+  const drawMap = (points) => {
+    if (!points) return same();
+    const select = (features) => window.dash_clientside.set_props("list-filter", { data: features });
+    map = window.SaeMap.draw(by("sae-map"), points, { select, open, has: options.has });
+    return 1;
+  };
 
-  /** Features that fire on a prompt, each over the whole text; below a token: which features fire at it. */
+  // --- which features fire on a prompt ------------------------------------------------------------------------
+
+  const SHOWN = 40;
+
+  /** A feature that fires on the prompt: its number, label, top token and density, above the prompt in its colours. */
+  const promptRow = (view, feature, at, scale) => {
+    const strongest = feature.values.reduce((best, value, index, all) => (Math.abs(value) > Math.abs(all[best]) ? index : best), 0);
+    const peak = at === null ? feature.at[strongest] : at;
+    const row = context({ ...feature, tokens: view.tokens, peak, document: "", position: 0 }, scale);
+    const link = element("a", "sae-chip", `#${feature.feature}`);
+    link.href = `#${feature.feature}`;
+    row.querySelector(".sae-example-head").prepend(link);
+    const place = row.querySelector(".sae-place");
+    if (feature.name) place.append(write(element("b", ""), feature.name), " · ");
+    place.append("top token ", label(feature.token), ` · density ${format(feature.density)}`);
+    return row;
+  };
+
+  /** The prompt, each token coloured by its strongest feature; choosing a token lists what fires there. */
   const drawPrompt = (view) => {
     if (!view) return same();
     when("prompt-result", (node) => {
-      const scale = Math.max(...view.features.flatMap((feature) => feature.values.map(Math.abs)), 0);
-      const rows = view.features.map((feature) => {
-        const peak = feature.at[feature.values.reduce((best, value, index, all) => (Math.abs(value) > Math.abs(all[best]) ? index : best), 0)];
-        const row = context({ ...feature, tokens: view.tokens, peak, document: "", position: 0 }, scale);
-        const link = element("a", "sae-chip", `#${feature.feature}`);
-        link.href = `#${feature.feature}`;
-        row.querySelector(".sae-example-head").prepend(link);
-        row.querySelector(".sae-place").append(write(element("span", ""), feature.label), ` density ${format(feature.density)}`);
-        return row;
+      const strongest = new Float64Array(view.tokens.length);
+      view.features.forEach((feature) => feature.at.forEach((at, i) => {
+        if (Math.abs(feature.values[i]) > Math.abs(strongest[at])) strongest[at] = feature.values[i];
+      }));
+      const scale = Math.max(...strongest.map(Math.abs), 0);
+      const places = [...strongest.keys()].filter((at) => strongest[at]);
+      const strip = context({ tokens: view.tokens, at: places, values: places.map((at) => strongest[at]), peak: -1, document: "", position: 0 }, scale).lastChild;
+      strip.classList.add("sae-strip");
+      strip.setAttribute("aria-label", "The prompt; left and right move between tokens, Enter lists what fires at one, Escape all");
+      const heading = element("h3", "");
+      const all = element("button", "sae-button", "All tokens");
+      all.type = "button";
+      const head = element("div", "sae-card-head");
+      head.append(heading, all);
+      const list = element("div", "");
+      const show = (at) => {
+        [...strip.children].forEach((token, index) => token.classList.toggle("sae-chosen", index === at));
+        const firing = at === null ? view.features : view.features.filter((feature) => feature.at.includes(at));
+        const value = (feature) => Math.abs(feature.values[feature.at.indexOf(at)]);
+        const sorted = at === null ? firing : [...firing].sort((a, b) => value(b) - value(a));
+        heading.replaceChildren(at === null ? `The strongest of ${firing.length} features` : `${firing.length} features fire at `);
+        if (at !== null) heading.append(label(view.tokens[at]));
+        all.hidden = at === null;
+        list.replaceChildren(...sorted.slice(0, SHOWN).map((feature) => promptRow(view, feature, at, scale)));
+        window.SaeFeature.centre(list);
+      };
+      strip.addEventListener("click", (event) => {
+        const token = event.target.closest(".sae-token");
+        if (token) show([...strip.children].indexOf(token));
       });
-      node.replaceChildren(...rows);
+      strip.addEventListener("keydown", (event) => {
+        const cursor = [...strip.children].findIndex((token) => token.classList.contains("sae-cursor"));
+        if (event.key === "Enter" && cursor >= 0) show(cursor);
+        if (event.key === "Escape") show(null);
+      });
+      all.addEventListener("click", () => show(null));
+      node.replaceChildren(strip, element("p", "sae-note", "Choose a token to list what fires there."), head, list);
+      show(null);
       listenOnce(node);
     });
     return view.tokens.length;
@@ -105,26 +181,13 @@ window.dash_clientside.saetools = (() => {
     api.ensureNodeVisible(next);
   };
 
-  const tabs = () => [...document.querySelectorAll("#tabs [role=tab]")];
-  const nameOf = (tab) => tab.id.replace(/^tab-/, "");
   const choose = (name) => window.dash_clientside.set_props("tab", { data: name });
-  /** [hidden of each panel ..., aria-selected of each tab ...]; charts drawn while hidden get their size now. */
-  const showTab = (chosen) => {
-    const names = tabs().map(nameOf);
-    setTimeout(() => window.dispatchEvent(new Event("resize")), 30);
-    return [...names.map((name) => name !== chosen), ...names.map((name) => String(name === chosen))];
+  const showTab = (name) => {
+    if (document.getElementById("tabs")) window.SaeShell.showTab(name);
+    return name;
   };
-  document.addEventListener("click", (event) => {
-    const tab = event.target.closest("#tabs [role=tab]");
-    if (tab) choose(nameOf(tab));
-  });
-  document.addEventListener("keydown", (event) => {
-    const tab = event.target.closest("#tabs [role=tab]");
-    const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (!tab || !move) return;
-    const all = tabs();
-    all[(all.indexOf(tab) + move + all.length) % all.length].focus();
-  });
+  window.SaeShell.listenTabs(choose);
+  window.SaeShell.listenKeys(step, choose);
 
   const fromHash = () => {
     const feature = Number.parseInt(location.hash.slice(1), 10);
@@ -134,22 +197,10 @@ window.dash_clientside.saetools = (() => {
     }
   };
   window.addEventListener("hashchange", fromHash);
-  document.addEventListener("keydown", (event) => {
-    if (event.altKey || event.ctrlKey || event.metaKey) return;
-    if (/^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName)) {
-      if (event.key === "Escape") event.target.blur();
-      return;
-    }
-    const actions = { j: () => step(1), k: () => step(-1), "/": () => by("sae-search").focus(), g: () => by("sae-search").focus() };
-    if (event.key in actions) {
-      event.preventDefault();
-      actions[event.key]();
-    }
-  });
-  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => window.SaeFeature.redraw(document));
+  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { window.SaeFeature.redraw(document); if (map) map.redraw(); });
 
   return {
-    drawFeature, drawPartner, drawPrompt, drawSteering, selectRow, refetch, themedFigure, showTab, text: String,
-    drawDensity: drawPanels("sae-density"), drawCurves: drawPanels("curves"), drawComparison: drawPanels("comparison"),
+    drawFeature, drawPartner, drawPrompt, drawSteering, drawMap, drawComparison, selectRow, refetch, showTab, text: String,
+    drawDensity: drawPanels("sae-density"), drawCurves: drawPanels("sae-curves"),
   };
 })();

@@ -1,4 +1,5 @@
-/* The page that can be mailed: a table of features, one feature's view, keyboard. Needs token.js and feature.js. */
+/* The page that can be mailed: a table of features, one feature's view, keyboard. Needs token.js, feature.js, map.js
+   and shell.js. */
 "use strict";
 (() => {
   const { element, write, label, format } = window.SaeTokens;
@@ -6,7 +7,8 @@
   const page = data("sae-page");
   const by = (id) => document.getElementById(id);
   const known = new Map(page.rows.map((row) => [row.feature, row]));
-  const state = { sort: "density", descending: true, query: "", feature: null, shown: [] };
+  page.rows.forEach((row) => { row.text = `${row.feature} ${row.label} ${row.search}`.toLowerCase(); });
+  const state = { sort: "density", descending: true, query: "", listed: null, feature: null, shown: [], drawn: [0, 0], tab: "Feature", map: null };
 
   const compare = (a, b) => {
     const [left, right] = [a[state.sort], b[state.sort]];
@@ -16,10 +18,18 @@
     return (state.descending ? -order : order) || a.feature - b.feature;
   };
 
+  const BOUND = /^(density|max|mean|kurtosis)(<=|>=|<|>)(-?[\d.]+(?:e-?\d+)?)$/;
   const matches = (row) => {
+    if (state.listed && !state.listed.has(row.feature)) return false;
     const words = state.query.toLowerCase().split(/\s+/).filter(Boolean);
-    const text = `${row.feature} ${row.label} ${row.search}`.toLowerCase();
-    return words.every((word) => (/^\d+$/.test(word) && words.length === 1 ? String(row.feature) === word : text.includes(word)));
+    if (words.length === 1 && /^\d+$/.test(words[0])) return String(row.feature) === words[0];
+    return words.every((word) => {
+      const [, name, sign, bound] = word.match(BOUND) || [];
+      const column = name && page.columns.find(([key]) => key === name || key.startsWith(`${name}_`));
+      if (!column) return row.text.includes(word);
+      const value = row[column[0]];
+      return value !== null && { "<": value < bound, ">": value > bound, "<=": value <= bound, ">=": value >= bound }[sign];
+    });
   };
 
   const cell = (row, name) => {
@@ -35,17 +45,49 @@
     return td;
   };
 
+  const ROW = 29; // pixels: every row is one line
+  const WINDOW = 400; // rows in the document at most, around those in view
+
+  const tableRow = (row) => {
+    const tr = element("tr", "");
+    tr.dataset.feature = String(row.feature);
+    tr.append(...page.columns.map(([name]) => cell(row, name)));
+    return tr;
+  };
+  const spacer = (rows) => {
+    const tr = element("tr", "sae-spacer");
+    tr.setAttribute("aria-hidden", "true");
+    tr.append(element("td", ""));
+    tr.firstChild.colSpan = page.columns.length;
+    tr.firstChild.style.height = `${rows * ROW}px`;
+    return tr;
+  };
+
+  /** Rows around those in view: thousands of rows in the document would take seconds to lay out. */
+  const drawRows = () => {
+    const box = by("sae-table-box");
+    const middle = Math.floor((box.scrollTop + box.clientHeight / 2) / ROW);
+    const first = Math.max(0, Math.min(middle - WINDOW / 2, state.shown.length - WINDOW));
+    const last = Math.min(state.shown.length, first + WINDOW);
+    state.drawn = [first, last];
+    const rows = state.shown.slice(first, last).map(tableRow);
+    if (first > 0) rows.unshift(spacer(first));
+    if (last < state.shown.length) rows.push(spacer(state.shown.length - last));
+    by("sae-rows").replaceChildren(...rows);
+    by("sae-table").setAttribute("aria-rowcount", String(state.shown.length + 1));
+    markRow();
+  };
+  const onScroll = () => {
+    const box = by("sae-table-box");
+    const [first, last] = state.drawn;
+    const [top, bottom] = [box.scrollTop / ROW, (box.scrollTop + box.clientHeight) / ROW];
+    if ((top < first + 20 && first > 0) || (bottom > last - 20 && last < state.shown.length)) drawRows();
+  };
+
   const drawTable = () => {
     state.shown = page.rows.filter(matches).sort(compare);
-    const rows = state.shown.map((row) => {
-      const tr = element("tr", "");
-      tr.dataset.feature = String(row.feature);
-      tr.append(...page.columns.map(([name]) => cell(row, name)));
-      return tr;
-    });
-    by("sae-rows").replaceChildren(...rows);
-    by("sae-count").textContent = `${state.shown.length} of ${page.rows.length} shown`;
-    markRow();
+    drawRows();
+    by("sae-count").textContent = `${state.shown.length.toLocaleString("en")} of ${page.rows.length.toLocaleString("en")} shown`;
   };
 
   const markRow = () => {
@@ -54,8 +96,15 @@
       row.classList.toggle("sae-current", current);
       if (current) row.setAttribute("aria-current", "true");
       else row.removeAttribute("aria-current");
-      if (current) row.scrollIntoView({ block: "nearest" });
     }
+  };
+  const scrollToRow = () => {
+    const place = state.shown.findIndex((row) => row.feature === state.feature);
+    const box = by("sae-table-box");
+    if (place < 0 || box.scrollHeight <= box.clientHeight) return;
+    const [top, head] = [place * ROW, by("sae-head").offsetHeight];
+    if (top < box.scrollTop) box.scrollTop = top;
+    else if (top + ROW + head > box.scrollTop + box.clientHeight) box.scrollTop = top + ROW + head - box.clientHeight;
   };
 
   const drawHead = () => {
@@ -85,15 +134,36 @@
 
   const options = { config: page.config, has: (feature) => known.has(feature) };
 
+  /** Calls back with what is to be drawn of a feature: it is in this page, or in a script of its own beside it. */
+  const waiting = new Map();
+  window.SaePage = { receive: (feature, parts) => { waiting.get(feature)?.(parts); waiting.delete(feature); } };
+  const withView = (feature, ready) => {
+    if (page.folder === null) return ready(data(`sae-feature-${feature}`));
+    waiting.set(feature, ready);
+    const script = document.createElement("script");
+    script.src = `${page.folder}/${feature}.js`;
+    script.addEventListener("load", () => script.remove());
+    script.addEventListener("error", () => {
+      by("sae-feature-title").textContent = `Feature ${feature}: ${script.getAttribute("src")} is missing. Keep the folder together.`;
+    });
+    return document.head.append(script);
+  };
+
   const open = (feature) => {
     if (!known.has(feature)) return;
     state.feature = feature;
-    const view = data(`sae-feature-${feature}`);
-    const title = by("sae-feature-title");
-    title.replaceChildren(`Feature ${feature}`);
-    if (view.label) title.append(" ", write(element("span", "sae-name"), view.label));
-    window.SaeFeature.draw(by("sae-feature"), view, options);
     markRow();
+    scrollToRow();
+    withView(feature, ({ view, partner }) => {
+      if (state.feature !== feature) return;
+      const title = by("sae-feature-title");
+      title.replaceChildren(`Feature ${feature}`);
+      if (view.label) title.append(" ", write(element("span", "sae-name"), view.label));
+      window.SaeFeature.draw(by("sae-feature"), view, options);
+      by("sae-feature").dataset.feature = String(feature);
+      if (page.comparison) drawPartner(feature, partner);
+      if (state.map) state.map.mark(feature);
+    });
   };
 
   const step = (by_) => {
@@ -107,48 +177,63 @@
   };
   const fromHash = () => {
     const feature = Number.parseInt(location.hash.slice(1), 10);
-    if (known.has(feature)) open(feature);
+    if (!known.has(feature)) return;
+    open(feature);
+    if (state.tab === "Map" || state.tab === "Training") choose("Feature");
   };
 
-  const onKey = (event) => {
-    if (event.altKey || event.ctrlKey || event.metaKey) return;
-    const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName) && event.target.type !== "checkbox";
-    if (typing) {
-      if (event.key === "Escape") event.target.blur();
-      return;
-    }
-    const actions = {
-      j: () => step(1),
-      k: () => step(-1),
-      "/": () => by("sae-search").focus(),
-      g: () => { by("sae-search").select(); by("sae-search").focus(); },
-      "?": () => by("sae-help").showModal(),
-    };
-    if (event.key in actions && !by("sae-help").open) {
-      event.preventDefault();
-      actions[event.key]();
-    }
+  // --- the other views ---------------------------------------------------------------------------------------
+
+  const choose = (name) => {
+    state.tab = name;
+    window.SaeShell.showTab(name);
+    if (name === "Map" && !state.map) drawMap();
+    if (name === "Training") drawOnce(by("sae-curves"), page.curves);
+    if (name === "Compare") drawOnce(by("sae-cosines"), [page.comparison.histogram]);
+  };
+  const drawOnce = (root, panels) => {
+    if (root.childElementCount) return;
+    root.append(...panels.map((panel) => window.SaeFeature.chart(panel, page.config)));
+    window.SaeFeature.redraw(root);
+  };
+  const drawMap = () => {
+    by("sae-map-note").textContent = page.map.title;
+    const select = (features) => { state.listed = features && new Set(features); drawTable(); };
+    state.map = window.SaeMap.draw(by("sae-map"), page.map, { select, open: go, has: options.has });
+    if (state.feature !== null) state.map.mark(state.feature);
+  };
+  const drawComparison = () => {
+    if (!page.comparison) return;
+    by("panel-Compare").append(...window.SaeFeature.comparison(page.comparison, options));
+    by("sae-compared").addEventListener("click", (event) => {
+      const row = event.target.closest("tr[data-feature]");
+      if (row && !event.target.closest("a")) go(Number(row.dataset.feature));
+    });
+  };
+  const drawPartner = (feature, partner) => {
+    by("sae-partner-title").textContent = partner ? `Feature ${partner.view.feature} there, the partner of ${feature}: cosine ${format(partner.cosine)}` : `Feature ${feature} has no partner to show`;
+    if (partner) window.SaeFeature.draw(by("sae-partner"), partner.view, { config: page.config, has: () => false });
+    else by("sae-partner").replaceChildren();
   };
 
   const start = () => {
     const density = window.SaeFeature.chart(page.density, page.config);
     by("sae-density").append(density);
     density.sae.draw();
+    drawComparison();
     drawHead();
     drawTable();
-    by("sae-search").addEventListener("input", (event) => { state.query = event.target.value; drawTable(); });
+    by("sae-table-box").addEventListener("scroll", onScroll, { passive: true });
+    by("sae-search").addEventListener("input", (event) => { state.query = event.target.value; by("sae-table-box").scrollTop = 0; drawTable(); });
     by("sae-rows").addEventListener("click", (event) => {
-      const row = event.target.closest("tr");
+      const row = event.target.closest("tr[data-feature]");
       if (row && !event.target.closest("a")) go(Number(row.dataset.feature));
     });
-    by("sae-previous").addEventListener("click", () => step(-1));
-    by("sae-next").addEventListener("click", () => step(1));
-    by("sae-help-open").addEventListener("click", () => by("sae-help").showModal());
-    by("sae-help-close").addEventListener("click", () => by("sae-help").close());
-    document.addEventListener("keydown", onKey);
+    window.SaeShell.listenTabs(choose);
+    window.SaeShell.listenKeys(step, choose);
     window.addEventListener("hashchange", fromHash);
-    window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => window.SaeFeature.redraw(document));
-    window.SaeTokens.listen(by("sae-feature"));
+    window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { window.SaeFeature.redraw(document); if (state.map) state.map.redraw(); });
+    ["sae-feature", "sae-partner"].forEach((id) => by(id) && window.SaeTokens.listen(by(id)));
     const asked = Number.parseInt(location.hash.slice(1), 10);
     if (known.has(asked)) open(asked);
     else if (state.shown.length) open(state.shown[0].feature);

@@ -8,6 +8,8 @@ window.SaeTokens = (() => {
   const INVISIBLE = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202f\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\ud800-\udfff]|[\u{e0000}-\u{e0fff}]/u;
   const PIECES = new RegExp(`(\\n|\\t|${INVISIBLE.source})`, "u");
 
+  const LEAST_EFFECT = 0.05; // nats of loss below which a token is not underlined
+
   const element = (tag, className, text) => {
     const node = document.createElement(tag);
     if (className) node.className = className;
@@ -20,6 +22,10 @@ window.SaeTokens = (() => {
 
   /** Put text into a node such that every character can be seen and none reorders its surroundings. */
   const write = (node, text) => {
+    if (!PIECES.test(text)) { // most text: one node, no splitting
+      node.append(text);
+      return node;
+    }
     for (const piece of text.split(PIECES)) {
       if (piece === "") continue;
       if (piece === "\n") node.append(element("span", "sae-nl", piece));
@@ -62,24 +68,30 @@ window.SaeTokens = (() => {
     write(place, example.document);
     if (example.document) place.append(` · token ${example.position + example.peak}`);
     head.append(place);
+    if (example.loss_effects) {
+      const total = example.loss_effects.reduce((sum, effect) => sum + effect, 0);
+      head.append(element("span", "sae-worth", `${total < 0 ? "−" : "+"}${format(Math.abs(total))} nats`));
+      head.lastChild.title = "Loss of the shown tokens without the feature, minus with it: positive where it helps.";
+    }
     const text = element("div", "sae-context");
     text.setAttribute("role", "group");
     text.setAttribute("tabindex", "0");
     text.setAttribute("aria-label", "Context; left and right move between tokens");
     text.dir = "ltr";
-    example.tokens.forEach((token, index) => {
+    text.sae = { example, values }; // for the tip: attributes on thousands of tokens would cost a frame
+    const spans = example.tokens.map((token, index) => {
       const value = values[index];
       const span = write(element("span", "sae-token"), token);
-      span.dataset.value = String(value);
-      span.dataset.position = String(example.position + index);
       if (value) {
         span.classList.add(value > 0 ? "sae-positive" : "sae-negative");
         span.style.setProperty("--strength", String(Math.min(1, Math.abs(value) / (scale || 1))));
       }
       if (index === example.peak) span.classList.add("sae-peak");
-      if (example.loss_effects) span.dataset.loss = String(example.loss_effects[index]);
-      text.append(span);
+      const effect = example.loss_effects ? example.loss_effects[index] : 0;
+      if (Math.abs(effect) >= LEAST_EFFECT) span.classList.add(effect > 0 ? "sae-helped" : "sae-hurt");
+      return span;
     });
+    text.append(...spans);
     row.append(head, text);
     return row;
   };
@@ -93,9 +105,11 @@ window.SaeTokens = (() => {
       tip.setAttribute("role", "status");
       document.body.append(tip);
     }
-    tip.replaceChildren(label(token.textContent), element("strong", "", format(Number(token.dataset.value))));
-    if (token.dataset.loss) tip.append(element("span", "", `loss ${format(Number(token.dataset.loss))}`));
-    tip.append(element("span", "sae-dim", `token ${token.dataset.position}`));
+    const { example, values } = token.parentElement.sae;
+    const index = [...token.parentElement.children].indexOf(token);
+    tip.replaceChildren(label(token.textContent), element("strong", "", format(values[index])));
+    if (example.loss_effects) tip.append(element("span", "", `${format(example.loss_effects[index])} nats of loss without it`));
+    tip.append(element("span", "sae-dim", `token ${example.position + index}`));
     tip.hidden = false;
     const box = token.getClientRects()[0] || token.getBoundingClientRect();
     const left = Math.max(8, Math.min(box.left, document.documentElement.clientWidth - tip.offsetWidth - 8));

@@ -5,13 +5,14 @@ from importlib.resources import files
 from typing import Any
 
 from dash import ClientsideFunction, Dash, Input, Output, dcc, html
+from flask import Response
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from saetools.dashboard.export import facts
-from saetools.dashboard.live import browse, model_tabs, other_tabs
+from saetools.dashboard.inline import asset, plotly_script
+from saetools.dashboard.live import browse, model_tabs, panels_tabs
 from saetools.dashboard.live.guard import LOOPBACK, Guard, check_address, policy
 from saetools.dashboard.live.subject import Subject
-from saetools.dashboard.panels import MAX_SVG_POINTS
 
 INDEX = """<!doctype html>
 <html lang="en">
@@ -26,8 +27,12 @@ INDEX = """<!doctype html>
 </head>
 <body>
 {%app_entry%}
+HELP
 <footer>{%config%}
+<script async src="/plotly.js"></script>
 <script src="/assets/token.js"></script>
+<script src="/assets/shell.js"></script>
+<script src="/assets/map.js"></script>
 <script src="/assets/feature.js"></script>
 <script src="/assets/live.js"></script>
 {%scripts%}{%renderer%}</footer>
@@ -41,7 +46,7 @@ def make_app(subject: Subject) -> Dash:
         "saetools",
         assets_folder=str(files("saetools.dashboard") / "assets"),
         include_assets_files=False,
-        index_string=INDEX,
+        index_string=INDEX.replace("HELP", asset("help.html")),
         title="saetools",
         update_title="",
         serve_locally=True,
@@ -49,16 +54,20 @@ def make_app(subject: Subject) -> Dash:
         suppress_callback_exceptions=True,
         websocket_callbacks=False,
     )
+    app.server.add_url_rule("/plotly.js", view_func=_plotly)
     tabs = _tabs(subject)
     app.layout = _layout(subject, tabs)
-    _register_tabs(app, list(tabs))
-    browse.register(app, subject.store)
-    other_tabs.register_map(app, subject.store)
-    model_tabs.register(app, subject)
+    app.clientside_callback(
+        ClientsideFunction("saetools", "showTab"), Output("tab-shown", "data"), Input("tab", "data")
+    )
+    if subject.store is not None:
+        browse.register(app, subject.store)
+        panels_tabs.register_map(app, subject.store)
+        model_tabs.register(app, subject, subject.store)
     if subject.comparison is not None:
-        other_tabs.register_comparison(app, subject.comparison)
+        panels_tabs.register_comparison(app, subject.comparison)
     if subject.metrics is not None:
-        other_tabs.register_curves(app, subject.metrics)
+        panels_tabs.register_curves(app, subject.metrics)
     return app
 
 
@@ -68,9 +77,7 @@ def make_guarded(
     """The app behind its guard. `names`: further names by which other machines know this one."""
     check_address(host, token)
     app = make_app(subject)
-    n_alive = int((subject.store.columns("density")["density"] > 0).sum())
-    csp = policy(app.csp_hashes(), needs_eval=n_alive > MAX_SVG_POINTS)
-    return Guard(app.server, LOOPBACK | names | {host}, csp, token)
+    return Guard(app.server, LOOPBACK | names | {host}, policy(app.csp_hashes()), token)
 
 
 def serve(
@@ -105,20 +112,29 @@ class _Quiet(WSGIRequestHandler):
 
 def _tabs(subject: Subject) -> dict[str, html.Div]:
     """The content of each tab by its title, for what the subject has."""
-    tabs = {"Feature": browse.feature_layout(), "Map": other_tabs.map_layout()}
+    tabs = {"Feature": browse.feature_layout(), "Map": panels_tabs.map_layout()} if subject.store else {}
     if subject.fire is not None:
         tabs["Prompt"] = model_tabs.prompt_layout()
     if subject.steer is not None:
         tabs["Steering"] = model_tabs.steering_layout()
     if subject.comparison is not None:
-        tabs["Compare"] = other_tabs.comparison_layout(subject.store, subject.comparison)
+        tabs["Compare"] = panels_tabs.comparison_layout(subject.comparison)
     if subject.metrics is not None:
-        tabs["Training"] = other_tabs.curves_layout()
+        tabs["Training"] = panels_tabs.curves_layout()
     return tabs
 
 
+def _plotly() -> Response:
+    """The same plotly.js as in exported pages; Dash's own comes only with a graph of its own."""
+    return Response(plotly_script(), mimetype="text/javascript", headers={"Cache-Control": "private, max-age=86400"})
+
+
 def _layout(subject: Subject, tabs: dict[str, html.Div]) -> html.Div:
-    header = [html.Li([f"{name} ", html.B(value)]) for name, value in facts(subject.store)]
+    store = subject.store
+    known = (
+        facts(store) if store else [("run", "trains, no checkpoint yet: start this again later to see its features")]
+    )
+    header = [html.Li([f"{name} ", html.B(value)]) for name, value in known]
     aria: Any = {name: {"aria-controls": f"panel-{name}", "aria-selected": "false"} for name in tabs}
     buttons = [
         html.Button(name, id=f"tab-{name}", role="tab", className="sae-tab-button", **aria[name]) for name in tabs
@@ -128,31 +144,27 @@ def _layout(subject: Subject, tabs: dict[str, html.Div]) -> html.Div:
     return html.Div(
         [
             html.Header(
-                [html.H1(subject.store.info.title), html.Ul(header, className="sae-facts")], className="sae-header"
+                [
+                    html.H1(store.info.title if store else subject.title),
+                    html.Ul(header, className="sae-facts"),
+                    html.Button(["Keys ", html.Kbd("?")], id="sae-help-open", className="sae-button"),
+                ],
+                className="sae-header",
             ),
             html.Div(
                 [
-                    browse.table_layout(subject.store),
+                    *([browse.table_layout(store)] if store else []),
                     html.Main(
                         [
                             html.Div(buttons, role="tablist", id="tabs", className="sae-tabs"),
-                            dcc.Store(id="tab", data="Feature"),
+                            dcc.Store(id="tab", data=next(iter(tabs))),
+                            dcc.Store(id="tab-shown"),
                             *panels,
                         ],
                         id="sae-main",
                     ),
                 ],
-                className="sae-layout",
+                className="sae-layout" if store else "",
             ),
         ]
-    )
-
-
-def _register_tabs(app: Dash, names: list[str]) -> None:
-    """Show the chosen tab alone; the browser's script chooses."""
-    app.clientside_callback(
-        ClientsideFunction("saetools", "showTab"),
-        *(Output(f"panel-{name}", "hidden") for name in names),
-        *(Output(f"tab-{name}", "aria-selected") for name in names),
-        Input("tab", "data"),
     )

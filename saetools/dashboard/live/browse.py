@@ -13,7 +13,7 @@ from saetools.errors import SaetoolsError
 from saetools.features.store import FeatureStore, Filter
 
 NUMBERS = {"function": "params.value == null ? '' : d3.format('.3~g')(params.value)"}
-WIDTHS = {"feature": 92, "label": 130, "peak_token": 130, "density": 96, "mean": 84, "max_value": 84, "kurtosis": 96}
+WIDTHS = {"feature": 76, "peak_token": 112, "label": 104, "density": 92, "max_value": 66, "mean": 72, "kurtosis": 88}
 
 
 def table_layout(store: FeatureStore) -> html.Div:
@@ -26,20 +26,18 @@ def table_layout(store: FeatureStore) -> html.Div:
             html.Div(
                 [
                     dcc.Input(
-                        id="sae-search", type="search", placeholder="Search tokens, labels, numbers", debounce=0.25
+                        id="sae-search",
+                        type="search",
+                        placeholder="Search: tokens, labels, density>0.01",
+                        debounce=0.25,
                     ),
-                    html.Span(id="sae-count", className="sae-dim", role="status"),
-                ],
-                className="sae-search-row",
-            ),
-            html.Div(
-                [
-                    dcc.Input(id="list-choice", list="list-names", placeholder="Name of a list", debounce=0.25),
+                    dcc.Input(id="list-choice", list="list-names", placeholder="List", debounce=0.25, size="9"),
                     html.Datalist([html.Option(value=name) for name in store.lists()], id="list-names"),
                     dcc.Store(id="list-filter"),
                 ],
-                className="sae-list-row",
+                className="sae-search-row",
             ),
+            html.Div([html.Span(id="sae-count", className="sae-dim", role="status")], className="sae-count-row"),
             dag.AgGrid(
                 id="table",
                 className="ag-theme-quartz-auto-dark sae-grid",
@@ -69,7 +67,22 @@ def feature_layout() -> html.Div:
     return html.Div(
         [
             html.Div(
-                [html.H2("No feature", id="sae-feature-title"), html.Span(id="label-shown", className="sae-name")],
+                [
+                    html.Div(
+                        [
+                            html.H2("No feature", id="sae-feature-title", **live()),
+                            html.Span(id="label-shown", className="sae-name"),
+                        ],
+                        className="sae-feature-name",
+                    ),
+                    html.Span(
+                        [
+                            html.Button("Previous", id="sae-previous", className="sae-button", title="k"),
+                            html.Button("Next", id="sae-next", className="sae-button", title="j"),
+                        ],
+                        className="sae-steps",
+                    ),
+                ],
                 className="sae-feature-head",
             ),
             html.Details(
@@ -79,10 +92,16 @@ def feature_layout() -> html.Div:
                         [
                             dcc.Input(id="label", type="text", placeholder="Label", maxLength=200),
                             dcc.Textarea(id="note", placeholder="Note", maxLength=10_000, className="sae-text"),
-                            html.Button("Save", id="save-label", className="sae-button"),
-                            html.Span(id="label-status", className="sae-dim", role="status"),
-                            html.Button("All labels as CSV", id="labels-csv", className="sae-button"),
-                            html.Button("All labels as JSON", id="labels-json", className="sae-button"),
+                            html.Div(
+                                [
+                                    html.Button("Save", id="save-label", className="sae-button sae-primary"),
+                                    html.Span(id="label-status", className="sae-dim", role="status"),
+                                    html.Span("All labels:", className="sae-dim sae-right"),
+                                    html.Button("CSV", id="labels-csv", className="sae-button"),
+                                    html.Button("JSON", id="labels-json", className="sae-button"),
+                                ],
+                                className="sae-form-row",
+                            ),
                             dcc.Download(id="labels-file"),
                         ],
                         className="sae-form",
@@ -114,7 +133,10 @@ def register(app: Dash, store: FeatureStore) -> None:
         sort = request.get("sortModel") or [{"colId": "density", "sort": "desc"}]
         column = ("-" if sort[0]["sort"] == "desc" else "") + str(sort[0]["colId"])
         offset, end = int(request["startRow"]), int(request["endRow"])
-        found = store.table(column, Filter(text or "", features=features), offset, min(end - offset, 1000))
+        try:
+            found = store.table(column, Filter(text or "", features=features), offset, min(end - offset, 1000))
+        except SaetoolsError as error:
+            return {"rowData": [], "rowCount": 0}, str(error)
         data = [{name: _shown(getattr(row, name)) for name, _, _ in COLUMNS} for row in found.rows]
         return {"rowData": data, "rowCount": found.total}, f"{found.total:,} of {store.info.n_features:,}"
 
@@ -189,6 +211,11 @@ def aria(label: str) -> Any:
     return {"aria-label": label}
 
 
+def live() -> Any:
+    """A region whose changes are read out."""
+    return {"aria-live": "polite"}
+
+
 def _column(name: str, heading: str, about: str) -> dict[str, Any]:
     column: dict[str, Any] = {
         "field": name,
@@ -198,6 +225,8 @@ def _column(name: str, heading: str, about: str) -> dict[str, Any]:
     }
     if name == "density":
         column["sort"] = "desc"
+    if name in {"peak_token", "top_logit"}:
+        column["cellClass"] = "sae-token-cell"
     if name in FeatureStore.sortable and name != "feature":
         column["valueFormatter"] = NUMBERS
         column["type"] = "rightAligned"

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 from saetools.errors import ConfigError
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-MAX_BODY_BYTES = 1 << 20
+MAX_BODY_BYTES = 4 << 20  # the map's largest selection, sent with each page of the table
 COOKIE = "saetools_token"
 
 Environ = dict[str, Any]
@@ -33,12 +33,11 @@ def new_token() -> str:
     return secrets.token_urlsafe(24)
 
 
-def policy(script_hashes: Iterable[str], needs_eval: bool) -> str:
-    """Content security policy of the app. `needs_eval`: WebGL charts of plotly compile their drawing code."""
-    scripts = ["'self'", *script_hashes] + (["'unsafe-eval'"] if needs_eval else [])
+def policy(script_hashes: Iterable[str]) -> str:
+    """Content security policy of the app: its own scripts, none made from strings, no other server."""
     rules = {
         "default-src": "'self'",
-        "script-src": " ".join(scripts),
+        "script-src": " ".join(["'self'", *script_hashes]),
         "style-src": "'self' 'unsafe-inline'",  # dash, plotly and ag-grid write style sheets
         "img-src": "'self' data: blob:",
         "font-src": "'self' data:",
@@ -56,7 +55,7 @@ class Guard:
     """A WSGI application around another one.
 
     421 for a Host that is not ours (DNS rebinding), 403 for another site's Origin, 415 for a body that is not JSON,
-    413 for one over 1 MiB, 401 without the token where one is set. The token comes once as ?token=... and then as a
+    413 for one over 4 MiB, 401 without the token where one is set. The token comes once as ?token=... and then as a
     cookie that scripts cannot read.
     """
 
@@ -92,7 +91,7 @@ class Guard:
                 return "415 Unsupported Media Type", "only JSON is accepted"
             length = environ.get("CONTENT_LENGTH") or ""
             if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
-                return "413 Content Too Large", "requests have at most 1 MiB"
+                return "413 Content Too Large", "requests have at most 4 MiB"
         if self.token is not None and not self._is_known(environ):
             return "401 Unauthorized", "open the address with ?token=... that the server printed"
         return None

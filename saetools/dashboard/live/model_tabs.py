@@ -4,9 +4,11 @@ from typing import Any
 
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
 
-from saetools.dashboard.live.subject import OneAtATime, Steering, Subject
+from saetools.dashboard.live.subject import Fire, OneAtATime, Steer, Steering, Subject
+from saetools.dashboard.panel import number
 from saetools.errors import SaetoolsError
-from saetools.features.store import FeatureStore
+from saetools.features.records import PromptFirings
+from saetools.features.store import FeatureStore, Filter
 
 MAX_CHARACTERS = 20_000
 MAX_NEW_TOKENS = 256
@@ -28,7 +30,7 @@ def prompt_layout() -> html.Div:
             html.Div(
                 [
                     html.Button("Show features", id="prompt-run", className="sae-button sae-primary"),
-                    html.Label("hide features denser than", htmlFor="prompt-density"),
+                    html.Label("hide features denser than", htmlFor="prompt-density", className="sae-dim"),
                     dcc.Input(id="prompt-density", type="number", value=0.2, min=0, max=1, step="any"),
                     html.Span(id="prompt-status", className="sae-dim", role="status"),
                 ],
@@ -43,34 +45,32 @@ def prompt_layout() -> html.Div:
 
 
 def steering_layout() -> html.Div:
-    def field(label: str, control: Any) -> html.Div:
-        return html.Div([html.Label(label, htmlFor=control.id), control], className="sae-field")
-
-    slider = dcc.Input(id="steer-strength", type="range", min=-2, max=2, step=0.1, value=1)
     return html.Div(
         [
             html.Label("Prompt", htmlFor="steer-prompt"),
             dcc.Textarea(id="steer-prompt", className="sae-text", maxLength=MAX_CHARACTERS, value=EXAMPLE),
+            html.Fieldset(
+                [html.Legend("How"), dcc.RadioItems(WAYS, "add", id="steer-how", inline=True, className="sae-radios")],
+                className="sae-fieldset",
+            ),
             html.Div(
                 [
-                    field("Feature", dcc.Input(id="steer-feature", type="number", min=0, step=1)),
-                    field("How", dcc.Input(id="steer-how", list="steer-ways", value="add")),
-                    html.Datalist([html.Option(label, value=way) for way, label in WAYS.items()], id="steer-ways"),
-                    field(
-                        "Value (units of the code)", dcc.Input(id="steer-value", type="number", value=10, step="any")
-                    ),
-                    field(
-                        "New tokens", dcc.Input(id="steer-tokens", type="number", value=40, min=1, max=MAX_NEW_TOKENS)
-                    ),
-                    field(
-                        "Temperature",
-                        dcc.Input(id="steer-temperature", type="number", value=0, min=0, max=5, step="any"),
-                    ),
+                    _field("Feature", dcc.Input(id="steer-feature", type="number", min=0, step=1)),
+                    _field("Value (of the code)", _number("steer-value", 10, step="any")),
+                    _field("New tokens", _number("steer-tokens", 40, min=1, max=MAX_NEW_TOKENS, step=1)),
+                    _field("Temperature", _number("steer-temperature", 0, min=0, max=5, step="any")),
+                    _field("Seed", _number("steer-seed", 0, min=0, step=1)),
                 ],
                 className="sae-fields",
             ),
             html.Div(
-                [html.Label(["Strength ", html.B("1", id="steer-shown")], htmlFor="steer-strength"), slider],
+                [
+                    html.Label(["Strength ", html.B("1", id="steer-shown")], htmlFor="steer-strength"),
+                    dcc.Input(id="steer-strength", type="range", min=-2, max=2, step=0.1, value=1),
+                    html.Div(
+                        [html.Span(mark) for mark in ("-2", "-1", "0: no change", "1", "2")], className="sae-ticks"
+                    ),
+                ],
                 className="sae-slider",
             ),
             html.Div(
@@ -83,34 +83,35 @@ def steering_layout() -> html.Div:
                 className="sae-form-row",
             ),
             html.Div(
-                [
-                    html.Div(
-                        [html.H3("Baseline"), html.Pre(id="steer-baseline", className="sae-text-result", tabIndex=0)]
-                    ),
-                    html.Div(
-                        [html.H3("Steered"), html.Pre(id="steer-steered", className="sae-text-result", tabIndex=0)]
-                    ),
-                ],
-                className="sae-overview",
+                [_result("Baseline", "steer-baseline"), _result("Steered", "steer-steered")], className="sae-overview"
             ),
         ],
         className="sae-card sae-form",
     )
 
 
-def register(app: Dash, subject: Subject) -> None:
+def _number(name: str, value: float, **limits: Any) -> dcc.Input:
+    return dcc.Input(id=name, type="number", value=value, **limits)
+
+
+def _field(label: str, control: Any) -> html.Div:
+    return html.Div([html.Label(label, htmlFor=control.id), control], className="sae-field")
+
+
+def _result(title: str, name: str) -> html.Div:
+    return html.Div([html.H3(title), html.Pre(id=name, className="sae-text-result", tabIndex=0)])
+
+
+def register(app: Dash, subject: Subject, store: FeatureStore) -> None:
     """Callbacks of the tabs whose callables were given. One job uses the model at a time."""
     queue = OneAtATime()
     if subject.fire is not None:
-        _register_prompt(app, subject, queue)
+        _register_prompt(app, subject.fire, store, queue)
     if subject.steer is not None:
-        _register_steering(app, subject, queue)
+        _register_steering(app, subject.steer, store, queue)
 
 
-def _register_prompt(app: Dash, subject: Subject, queue: OneAtATime) -> None:
-    fire, store = subject.fire, subject.store
-    assert fire is not None
-
+def _register_prompt(app: Dash, fire: Fire, store: FeatureStore, queue: OneAtATime) -> None:
     @app.callback(
         Output("prompt-view", "data"),
         Output("prompt-status", "children"),
@@ -122,32 +123,18 @@ def _register_prompt(app: Dash, subject: Subject, queue: OneAtATime) -> None:
     def run(_: int, text: str | None, densest: float | None) -> Any:
         try:
             with queue.turn():
-                firings = fire((text or "")[:MAX_CHARACTERS])
+                firings = fire((text or "")[:MAX_CHARACTERS])  # BOS is no token of it
         except SaetoolsError as error:
             return no_update, str(error)
-        limit = 1.0 if densest is None else float(densest)
-        rows = {feature: prompt_row(store, feature) for feature, _ in firings.features}
-        kept = {feature for feature, row in rows.items() if row["density"] <= limit}
-        view = {
-            "tokens": list(firings.tokens),
-            "features": [
-                rows[feature] | {"at": [at for at, _ in pairs], "values": [value for _, value in pairs]}
-                for feature, pairs in firings.features
-                if feature in kept
-            ],
-            "top": [[[feature, value] for feature, value in entries] for entries in firings.top],
-        }
-        return view, f"{len(firings.tokens)} tokens, {len(kept)} features shown"
+        view = prompt_view(store, firings, 1.0 if densest is None else float(densest))
+        return view, f"{len(view['tokens'])} tokens, {len(view['features']):,} features"
 
     app.clientside_callback(
         ClientsideFunction("saetools", "drawPrompt"), Output("prompt-drawn", "data"), Input("prompt-view", "data")
     )
 
 
-def _register_steering(app: Dash, subject: Subject, queue: OneAtATime) -> None:
-    steer = subject.steer
-    assert steer is not None
-
+def _register_steering(app: Dash, steer: Steer, store: FeatureStore, queue: OneAtATime) -> None:
     @app.callback(
         Output("steer-view", "data"),
         Output("steer-status", "children"),
@@ -159,6 +146,7 @@ def _register_steering(app: Dash, subject: Subject, queue: OneAtATime) -> None:
         State("steer-value", "value"),
         State("steer-tokens", "value"),
         State("steer-temperature", "value"),
+        State("steer-seed", "value"),
         prevent_initial_call=True,
     )
     def run(
@@ -170,6 +158,7 @@ def _register_steering(app: Dash, subject: Subject, queue: OneAtATime) -> None:
         value: float | None,
         n_tokens: int | None,
         temperature: float | None,
+        seed: int | None,
     ) -> Any:
         if feature is None or not prompt:
             return no_update, "give a prompt and a feature"
@@ -181,6 +170,7 @@ def _register_steering(app: Dash, subject: Subject, queue: OneAtATime) -> None:
             float(value or 0.0),
             min(max(int(n_tokens or 1), 1), MAX_NEW_TOKENS),
             min(max(float(temperature or 0.0), 0.0), 5.0),
+            int(seed or 0),
         )
         try:
             with queue.turn():
@@ -196,15 +186,29 @@ def _register_steering(app: Dash, subject: Subject, queue: OneAtATime) -> None:
         ClientsideFunction("saetools", "text"), Output("steer-shown", "children"), Input("steer-strength", "value")
     )
 
-    @app.callback(Output("steer-feature", "value"), Input("selected", "data"))
+    @app.callback(Output("steer-feature", "value"), Output("steer-value", "value"), Input("selected", "data"))
     def follow(feature: int | None) -> Any:
-        return no_update if feature is None else feature
+        """The selected feature, at the greatest value that it took in the text that was read."""
+        found = store.table("feature", Filter(features=[feature])).rows if feature is not None else ()
+        if not found:
+            return no_update, no_update
+        return feature, float(number(found[0].max_value)) if found[0].max_value else no_update
 
 
-def prompt_row(store: FeatureStore, feature: int) -> dict[str, Any]:
-    """Number, density and label of a feature that fired."""
-    return {
-        "feature": feature,
-        "density": store.feature(feature).density,
-        "label": store.annotation(feature)[0],
-    }
+def prompt_view(store: FeatureStore, firings: PromptFirings, densest: float) -> dict[str, Any]:
+    """The prompt's tokens, and every feature that fires on them and is not denser than `densest`, strongest first."""
+    fired = dict(firings.features)
+    known = {row.feature: row for row in store.table("feature", Filter(features=list(fired)), limit=len(fired)).rows}
+    features = [
+        {
+            "feature": feature,
+            "name": known[feature].label or "",
+            "token": known[feature].peak_token or "",
+            "density": known[feature].density,
+            "at": [at for at, _ in pairs],
+            "values": [value for _, value in pairs],
+        }
+        for feature, pairs in fired.items()
+        if feature in known and known[feature].density <= densest
+    ]
+    return {"tokens": list(firings.tokens), "features": features}

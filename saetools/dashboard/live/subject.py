@@ -1,19 +1,21 @@
 """What the live app may be handed besides a store: the model as plain callables, other dictionaries, a run's record."""
 
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from saetools.dashboard.comparison import Comparison
 from saetools.errors import DataError
 from saetools.features.records import PromptFirings
 from saetools.features.store import FeatureStore
 
 MAX_WAITING = 8
 MAX_WAIT_SECONDS = 60.0
+MAX_PER_MINUTE = 120
 
 
 @dataclass(frozen=True)
@@ -30,35 +32,38 @@ class Steering:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Another dictionary beside this one: for each feature its partner there (-1: none) and their cosine."""
-
-    title: str
-    partner_F: np.ndarray
-    cosine_F: np.ndarray
-    store: FeatureStore | None = None  # of the other dictionary, where there is one
+Fire = Callable[[str], PromptFirings]
+Steer = Callable[[Steering], tuple[str, str]]  # (baseline, steered) continuations
 
 
 @dataclass(frozen=True)
 class Subject:
     """What the app shows. Parts that are None have no tab."""
 
-    store: FeatureStore
-    fire: Callable[[str], PromptFirings] | None = None
-    steer: Callable[[Steering], tuple[str, str]] | None = None  # (baseline, steered) continuations
+    store: FeatureStore | None  # None: a run that trains and has no checkpoint yet
+    fire: Fire | None = None
+    steer: Steer | None = None
     comparison: Comparison | None = None
     metrics: Path | None = None
+    title: str = ""  # where there is no store to name it
 
 
 class OneAtATime:
-    """Lets one job use the model; at most 8 wait, 60 seconds each. DataError for who comes on top or in vain."""
+    """Lets one job use the model; at most 8 wait, 60 seconds each, and at most 120 start in a minute.
 
-    def __init__(self) -> None:
+    DataError for who comes on top or in vain.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._lock, self._waiting = threading.Lock(), threading.BoundedSemaphore(MAX_WAITING + 1)
+        self._clock, self._started = clock, deque[float](maxlen=MAX_PER_MINUTE)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
+        now = self._clock()
+        if len(self._started) == MAX_PER_MINUTE and now - self._started[0] < 60:
+            raise DataError(f"more than {MAX_PER_MINUTE} requests came in a minute. Try again in a moment.")
+        self._started.append(now)
         if not self._waiting.acquire(blocking=False):
             raise DataError(f"the model is busy and {MAX_WAITING} requests wait already. Try again in a moment.")
         try:

@@ -31,6 +31,10 @@ def backward_adam(
     Where the norm is not finite, nothing is changed; the caller sees it in the result. Any value, dot or pull that
     is not finite makes it so. Source: the b_dec identity is that of openai/sparse_autoencoder; the feature-major
     fusion is our own. Tensors of `weights` and of both moments must be contiguous.
+
+    A process that holds a range of the features gives its rows, the code `within` that range, what others add to
+    b_dec's gradient as `extra.b_dec_D`, and the sum of their `feature_squares` as `rule.elsewhere`: each then applies
+    the update that one process with all features would.
     """
     tensors = [*weights, *first, *second]
     if not all(t.is_contiguous() for t in tensors):
@@ -49,9 +53,26 @@ def backward_adam(
 
 
 @torch.no_grad()
+def feature_squares(
+    weights: Weights,
+    batch: Batch,
+    extra: ExtraRows | None = None,
+    *,
+    workspace: Workspace | None = None,
+    impl: Impl = "auto",
+) -> float:
+    """Sum of the squares of the gradients of W_enc, W_dec (projected) and b_enc: these features' part of the norm."""
+    if resolve(impl, batch.x_ND, *weights) == "numba":
+        from saetools.kernels.backward_adam import cpu
+
+        return cpu.feature_squares(weights, batch, extra, workspace or Workspace())
+    return stock.feature_squares(weights, batch, extra)
+
+
+@torch.no_grad()
 def gradients(weights: Weights, batch: Batch, extra: ExtraRows | None = None) -> Weights:
     """The gradient of each parameter, neither projected nor clipped: for tests and comparisons."""
     return stock.gradients(weights, batch, extra)
 
 
-__all__ = ["Batch", "ExtraRows", "Rule", "Weights", "backward_adam", "gradients"]
+__all__ = ["Batch", "ExtraRows", "Rule", "Weights", "backward_adam", "feature_squares", "gradients"]

@@ -40,7 +40,7 @@ class Case:
         return Case(self.name, weights, first, second, batch, self.rule, e)
 
 
-def _random(
+def random_case(
     name: str,
     N: int,
     K: int,
@@ -77,27 +77,32 @@ def _random(
 
 
 def cases() -> Iterator[Case]:
-    yield _random("plain", 37, 8, 512, 24)
-    yield _random("not clipped", 37, 8, 512, 24, clip_norm=1e9)
-    yield _random("odd sizes", 33, 5, 101, 7)
-    yield _random("k=1", 19, 1, 130, 5)
-    yield _random("k=F", 5, 17, 17, 6)
-    yield _random("no rows", 0, 2, 9, 3)
-    yield _random("nested groups", 21, 9, 40, 8, n_groups=3)
-    yield _random("shrunk values", 37, 8, 512, 24, shrink=0.3)
-    yield _random("extra rows", 21, 9, 70, 8, n_extra=13)
+    yield random_case("plain", 37, 8, 512, 24)
+    yield random_case("not clipped", 37, 8, 512, 24, clip_norm=1e9)
+    yield random_case("odd sizes", 33, 5, 101, 7)
+    yield random_case("k=1", 19, 1, 130, 5)
+    yield random_case("k=F", 5, 17, 17, 6)
+    yield random_case("no rows", 0, 2, 9, 3)
+    yield random_case("nested groups", 21, 9, 40, 8, n_groups=3)
+    yield random_case("shrunk values", 37, 8, 512, 24, shrink=0.3)
+    yield random_case("extra rows", 21, 9, 70, 8, n_extra=13)
 
 
 def verify(impl: Impl, device: str = "cpu", most: int | None = None) -> None:
     """AssertionError at the first case whose update is worse than the plain reference's in float32."""
     for case in on(device, cases(), most):
-        results = []
-        for which, dtype in ((impl, torch.float32), ("reference", torch.float32), ("reference", torch.float64)):
-            c = case.copy(dtype)
-            norm = backward_adam(
-                *(c.weights, c.first, c.second, c.batch, c.rule, c.extra), impl=which, workspace=Workspace(poison=True)
-            )
-            results.append([torch.tensor(norm, dtype=dtype), *c.first, *c.second, *c.weights])
-        names = ["norm", *(f"{s} {n}" for s in ("m of", "v of", "new") for n in ("W_enc", "W_dec", "b_enc", "b_dec"))]
-        for name, got, plain, exact in zip(names, *results):
-            assert_as_good(f"{case.name}, {impl}: {name}", got, plain, exact)
+        verify_case(case, impl)
+
+
+def verify_case(case: Case, impl: Impl) -> None:
+    """As `verify`, for one case."""
+    results = []
+    for which, dtype in ((impl, torch.float32), ("reference", torch.float32), ("reference", torch.float64)):
+        c = case.copy(dtype)
+        norm = backward_adam(
+            *(c.weights, c.first, c.second, c.batch, c.rule, c.extra), impl=which, workspace=Workspace(poison=True)
+        )
+        results.append([torch.tensor(norm, dtype=dtype), *c.first, *c.second, *c.weights])
+    names = ["norm", *(f"{s} {n}" for s in ("m of", "v of", "new") for n in ("W_enc", "W_dec", "b_enc", "b_dec"))]
+    for name, got, plain, exact in zip(names, *results):
+        assert_as_good(f"{case.name}, {impl}: {name}", got, plain, exact)

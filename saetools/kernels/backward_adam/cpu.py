@@ -49,10 +49,9 @@ class _Gradient:
         self.db_enc = self._take("db_enc", self.F)
         self.db_enc[:] = through_code
         self.extra_row, self.extra_enc, self.extra_dec = self._take_extra(extra)
-        self.biases = float(
-            np.square(self.db_enc, dtype=np.float64).sum() + np.square(self.db_dec, dtype=np.float64).sum()
-        )
-        self.bound = float(np.sqrt(bound)) + self._extra_norm() + self.biases**0.5
+        self.enc_bias, self.dec_bias = (float(np.square(g, dtype=np.float64).sum()) for g in (self.db_enc, self.db_dec))
+        self.bound = float(np.sqrt(bound)) + self._extra_norm()
+        self.bound += (self.enc_bias + self.dec_bias + rule.elsewhere) ** 0.5
 
     def _take_slots(self, batch: Batch) -> None:
         M, code = len(batch.code.values_M), batch.code
@@ -90,10 +89,10 @@ class _Gradient:
         return float(np.linalg.norm(self.extra_enc) + np.linalg.norm(self.extra_dec))
 
     def sweep(self, apply: bool, clip: float, first: Weights, second: Weights) -> float:
-        """The gradient's norm; with `apply` both matrices are updated."""
+        """The sum of squares of the gradients of all features; with `apply` both matrices are updated."""
         constants = np.float32(clip), *_constants(self.rule)
         squares = np.empty(self.n_blocks)
-        total = self.biases
+        total = self.enc_bias
         for name, rows, factors, source, extra in (
             ("W_enc_FD", self.rows[0], self.factors[1], self.sources[0], self.extra_enc),
             ("W_dec_FD", self.rows[1], self.factors[0], self.sources[1], self.extra_dec),
@@ -104,13 +103,24 @@ class _Gradient:
                 *(self.along, self.extra_row, extra, *constants, squares),
             )
             total += float(squares.sum())
-        return total**0.5
+        return total
+
+    def norm(self, squares: float) -> float:
+        """Of the whole gradient, from the sum of squares of these features'."""
+        return (squares + self.dec_bias + self.rule.elsewhere) ** 0.5
 
 
 def _constants(rule: Rule) -> tuple[np.float32, ...]:
     """beta1, 1 - beta1, beta2, 1 - beta2, step size, correction, eps."""
     b1, b2 = rule.betas
     return tuple(np.float32(c) for c in (b1, 1 - b1, b2, 1 - b2, rule.step_size(), rule.correction(), rule.eps))
+
+
+def feature_squares(weights: Weights, batch: Batch, extra: ExtraRows | None, workspace: Workspace) -> float:
+    """As the stock path."""
+    with exclusive():
+        gradient = _Gradient(weights, batch, extra, Rule(lr=0.0, n_steps=0), workspace)
+        return gradient.sweep(False, 1.0, weights, weights)
 
 
 def backward_adam(
@@ -127,11 +137,11 @@ def backward_adam(
         gradient = _Gradient(weights, batch, extra, rule, workspace)
         clip = 1.0
         if not gradient.bound <= SAFE * rule.clip_norm:
-            norm = gradient.sweep(False, 1.0, first, second)
+            norm = gradient.norm(gradient.sweep(False, 1.0, first, second))
             if not norm < np.inf:
                 return norm
             clip = rule.clip_norm / max(norm, rule.clip_norm)
-        norm = gradient.sweep(True, clip, first, second)
+        norm = gradient.norm(gradient.sweep(True, clip, first, second))
         for name, g in (("b_enc_F", gradient.db_enc), ("b_dec_D", gradient.db_dec)):
             three = (getattr(w, name).numpy() for w in (weights, first, second))
             adam_vector(*three, g, np.float32(clip), *_constants(rule))

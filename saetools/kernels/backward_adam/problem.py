@@ -73,6 +73,7 @@ class Rule:
     clip_norm: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 6.25e-10
+    elsewhere: float = 0.0  # sum of squares of the gradients of features that another process holds
 
     def step_size(self) -> float:
         """lr / (1 - b1^t)."""

@@ -54,7 +54,7 @@ def backward_adam(
     """The norm before clipping; nothing is changed where it is not finite."""
     found = gradients(weights, batch, extra)
     project_(found.W_dec_FD, weights.W_dec_FD)
-    norm = float(torch.stack([g.double().square().sum() for g in found]).sum().sqrt())
+    norm = float(torch.stack([g.double().square().sum() for g in found]).sum() + rule.elsewhere) ** 0.5
     if norm < torch.inf:
         for g in found:
             g.mul_(rule.clip_norm / max(norm, rule.clip_norm))

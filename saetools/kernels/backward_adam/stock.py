@@ -1,5 +1,7 @@
 """Backward pass and update in stock torch operations: sparse sums by embedding_bag, torch's fused Adam."""
 
+import math
+
 import torch
 from torch.optim.adam import adam
 
@@ -26,13 +28,20 @@ def gradients(weights: Weights, batch: Batch, extra: ExtraRows | None) -> Weight
     return result
 
 
+def feature_squares(weights: Weights, batch: Batch, extra: ExtraRows | None) -> float:
+    """Sum of the squares of the gradients of W_enc, W_dec (projected) and b_enc."""
+    found = gradients(weights, batch, extra)
+    project_(found.W_dec_FD, weights.W_dec_FD)
+    return float(torch.nn.utils.get_total_norm([found.W_enc_FD, found.W_dec_FD, found.b_enc_F])) ** 2
+
+
 def backward_adam(
     weights: Weights, first: Weights, second: Weights, batch: Batch, rule: Rule, extra: ExtraRows | None
 ) -> float:
     """As the reference."""
     found = gradients(weights, batch, extra)
     project_(found.W_dec_FD, weights.W_dec_FD)
-    norm = float(torch.nn.utils.get_total_norm(list(found)))
+    norm = math.hypot(float(torch.nn.utils.get_total_norm(list(found))), rule.elsewhere**0.5)
     if not norm < torch.inf:
         return norm
     torch._foreach_mul_(list(found), rule.clip_norm / max(norm, rule.clip_norm))

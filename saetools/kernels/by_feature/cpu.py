@@ -8,19 +8,19 @@ from saetools.kernels.compiled import serial
 
 
 @serial
-def counting_sort(values, indices, first, offsets, slots):
+def counting_sort(values, indices, offsets, slots):
     """Stable: the slots of a feature keep their order. Returns the number of slots in use."""
     F, M = offsets.shape[0] - 1, values.shape[0]
     offsets[:] = 0
     for s in range(M):
         if values[s] != 0:
-            offsets[indices[s] - first + 1] += 1
+            offsets[indices[s] + 1] += 1
     for f in range(F):
         offsets[f + 1] += offsets[f]
     place = offsets[:F].copy()
     for s in range(M):
         if values[s] != 0:
-            f = indices[s] - first
+            f = indices[s]
             slots[place[f]] = s
             place[f] += 1
     return offsets[F]
@@ -31,5 +31,5 @@ def by_feature(values_M: Tensor, indices_M: Tensor, n_features: int) -> tuple[Te
     offsets_F1 = torch.empty(n_features + 1, dtype=torch.int32)
     slots = torch.empty(len(values_M), dtype=torch.int32)
     with exclusive():
-        used = counting_sort(values_M.numpy(), indices_M.numpy(), 0, offsets_F1.numpy(), slots.numpy())
+        used = counting_sort(values_M.numpy(), indices_M.numpy(), offsets_F1.numpy(), slots.numpy())
     return offsets_F1, slots[:used]

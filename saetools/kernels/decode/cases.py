@@ -29,7 +29,7 @@ class Case:
         return out.index_put(flat, self.values.reshape(-1).double(), accumulate=True)
 
 
-def _random(name: str, N: int, K: int, F: int, D: int) -> Case:
+def random_case(name: str, N: int, K: int, F: int, D: int) -> Case:
     g = torch.Generator().manual_seed(N + K * 11 + F * 5 + D)
     values = torch.randn(N, K, generator=g)
     indices = torch.rand(N, F, generator=g).argsort(1)[:, :K].int()
@@ -37,13 +37,13 @@ def _random(name: str, N: int, K: int, F: int, D: int) -> Case:
 
 
 def cases() -> Iterator[Case]:
-    yield _random("plain", 37, 8, 512, 24)
-    yield _random("odd sizes", 33, 5, 1013, 7)
-    yield _random("k=1", 19, 1, 130, 5)
-    yield _random("k=F", 5, 17, 17, 6)
-    yield _random("no rows", 0, 2, 9, 3)
-    yield _random("no slots", 4, 0, 9, 3)
-    base = _random("", 20, 6, 300, 12)
+    yield random_case("plain", 37, 8, 512, 24)
+    yield random_case("odd sizes", 33, 5, 1013, 7)
+    yield random_case("k=1", 19, 1, 130, 5)
+    yield random_case("k=F", 5, 17, 17, 6)
+    yield random_case("no rows", 0, 2, 9, 3)
+    yield random_case("no slots", 4, 0, 9, 3)
+    base = random_case("", 20, 6, 300, 12)
     sparse = torch.where(base.values > 0, base.values, 0)
     yield Case("unused slots", sparse, torch.where(sparse > 0, base.indices, 0).int(), base.W_FD)
     yield Case("not contiguous", base.values.T.contiguous().T, base.indices, torch.randn(300, 24)[:, ::2])
@@ -55,18 +55,23 @@ def cases() -> Iterator[Case]:
 def verify(impl: Impl, dtype: torch.dtype = torch.float32, device: str = "cpu", most: int | None = None) -> None:
     """AssertionError at the first case whose value or gradients are worse than plain PyTorch's."""
     for case in on(device, cases(), most):
-        values, W = case.values.to(dtype).requires_grad_(), case.W_FD.to(dtype).requires_grad_()
-        out = decode(values, case.indices, W, case.offsets_N1, impl=impl)
-        used = Case(case.name, values.detach(), case.indices, W.detach(), case.offsets_N1)
-        code, atoms = used.dense(), W.detach().double()
-        plain = code.to(dtype) @ W.detach()
-        assert_as_good(f"{case.name}, {impl}", out.detach(), plain, code @ atoms)
-        g = torch.cos(torch.arange(out.numel(), dtype=torch.float64)).view(out.shape).to(dtype)
-        dvalues, dW = torch.autograd.grad(out, (values, W), g)
-        assert_as_good(f"{case.name}, {impl}: dW", dW, code.to(dtype).T @ g, code.T @ g.double())
-        n = len(out)
-        lengths = torch.full((n,), values.shape[1]) if case.offsets_N1 is None else case.offsets_N1.diff().long()
-        place = (torch.arange(n).repeat_interleave(lengths), case.indices.reshape(-1).long())
-        used_slots = (values.detach() != 0).reshape(-1)
-        exact, plain = (g.double() @ atoms.T)[place] * used_slots, (g @ W.detach().T)[place] * used_slots
-        assert_as_good(f"{case.name}, {impl}: dvalues", dvalues.reshape(-1) * used_slots, plain, exact)
+        verify_case(case, impl, dtype)
+
+
+def verify_case(case: Case, impl: Impl, dtype: torch.dtype = torch.float32) -> None:
+    """As `verify`, for one case."""
+    values, W = case.values.to(dtype).requires_grad_(), case.W_FD.to(dtype).requires_grad_()
+    out = decode(values, case.indices, W, case.offsets_N1, impl=impl)
+    used = Case(case.name, values.detach(), case.indices, W.detach(), case.offsets_N1)
+    code, atoms = used.dense(), W.detach().double()
+    plain = code.to(dtype) @ W.detach()
+    assert_as_good(f"{case.name}, {impl}", out.detach(), plain, code @ atoms)
+    g = torch.cos(torch.arange(out.numel(), dtype=torch.float64)).view(out.shape).to(dtype)
+    dvalues, dW = torch.autograd.grad(out, (values, W), g)
+    assert_as_good(f"{case.name}, {impl}: dW", dW, code.to(dtype).T @ g, code.T @ g.double())
+    n = len(out)
+    lengths = torch.full((n,), values.shape[1]) if case.offsets_N1 is None else case.offsets_N1.diff().long()
+    place = (torch.arange(n).repeat_interleave(lengths), case.indices.reshape(-1).long())
+    used_slots = (values.detach() != 0).reshape(-1)
+    exact, plain = (g.double() @ atoms.T)[place] * used_slots, (g @ W.detach().T)[place] * used_slots
+    assert_as_good(f"{case.name}, {impl}: dvalues", dvalues.reshape(-1) * used_slots, plain, exact)

@@ -33,6 +33,9 @@ def decode_loss(
     With L = c * sum_n sum_g weights[g] * loss_NG the gradients are dL/dvalue = -2 c dots, dL/dW[i] = -2 c * sum over
     its slots of value * pull, dL/db = -2 c * sum_n pull[n, 0]. Buffers belong to the workspace: valid until its next
     use. The indices must lie within W (not checked: the fused step makes them itself).
+
+    A process that holds a range of the features gives their rows, the code `within` that range, and x less what the
+    others decode: loss and pull are then those of the whole code, and dots those of its own slots (one group only).
     """
     if group_M is None:
         group_M = torch.zeros(len(code.values_M), dtype=torch.uint8, device=x_ND.device)

@@ -29,7 +29,7 @@ class Case:
         return Case(self.name, *tensors, self.group_M, self.weights)
 
 
-def _random(name: str, N: int, K: int, F: int, D: int, weights: tuple[float, ...] = (1.0,)) -> Case:
+def random_case(name: str, N: int, K: int, F: int, D: int, weights: tuple[float, ...] = (1.0,)) -> Case:
     g = torch.Generator().manual_seed(N + K * 11 + F * 5 + D)
     values = torch.randn(N, K, generator=g).relu()
     indices = torch.rand(N, F, generator=g).argsort(1)[:, :K]
@@ -40,13 +40,13 @@ def _random(name: str, N: int, K: int, F: int, D: int, weights: tuple[float, ...
 
 
 def cases() -> Iterator[Case]:
-    yield _random("plain", 37, 8, 512, 24)
-    yield _random("odd sizes", 33, 5, 1013, 7)
-    yield _random("k=1", 19, 1, 130, 5)
-    yield _random("k=F", 5, 17, 17, 6)
-    yield _random("no rows", 0, 2, 9, 3)
-    yield _random("nested groups", 21, 9, 40, 8, weights=(0.5, 0.25, 2.0))
-    base = _random("", 20, 6, 300, 12)
+    yield random_case("plain", 37, 8, 512, 24)
+    yield random_case("odd sizes", 33, 5, 1013, 7)
+    yield random_case("k=1", 19, 1, 130, 5)
+    yield random_case("k=F", 5, 17, 17, 6)
+    yield random_case("no rows", 0, 2, 9, 3)
+    yield random_case("nested groups", 21, 9, 40, 8, weights=(0.5, 0.25, 2.0))
+    base = random_case("", 20, 6, 300, 12)
     offsets = torch.nn.functional.pad(torch.tensor([0, 3, 50, 0, 17, 50]).cumsum(0), (1, 0))
     yield Case("ragged", base.x_ND[:6], Sparse(base.code.values_M, base.code.indices_M, offsets), base.W_FD, base.b_D)
     yield Case("not contiguous", base.x_ND.T.contiguous().T, base.code, base.W_FD.T.contiguous().T, base.b_D)
@@ -55,17 +55,22 @@ def cases() -> Iterator[Case]:
 def verify(impl: Impl, dtype: torch.dtype = torch.float32, device: str = "cpu", most: int | None = None) -> None:
     """AssertionError at the first case whose results are worse than the plain reference's in the same dtype."""
     for case in on(device, cases(), most):
-        results = []
-        for which, each in ((impl, dtype), ("reference", dtype), ("reference", torch.float64)):
-            c = case.to(each)
-            results.append(
-                decode_loss(
-                    *(c.x_ND, c.code, c.W_FD, c.b_D),
-                    group_M=c.group_M,
-                    weights=c.weights,
-                    impl=which,
-                    workspace=Workspace(poison=True),
-                )
+        verify_case(case, impl, dtype)
+
+
+def verify_case(case: Case, impl: Impl, dtype: torch.dtype = torch.float32) -> None:
+    """As `verify`, for one case."""
+    results = []
+    for which, each in ((impl, dtype), ("reference", dtype), ("reference", torch.float64)):
+        c = case.to(each)
+        results.append(
+            decode_loss(
+                *(c.x_ND, c.code, c.W_FD, c.b_D),
+                group_M=c.group_M,
+                weights=c.weights,
+                impl=which,
+                workspace=Workspace(poison=True),
             )
-        for name, got, plain, exact in zip(("loss", "pull", "dots"), *results):
-            assert_as_good(f"{case.name}, {impl}: {name}", got, plain, exact)
+        )
+    for name, got, plain, exact in zip(("loss", "pull", "dots"), *results):
+        assert_as_good(f"{case.name}, {impl}: {name}", got, plain, exact)

@@ -12,6 +12,8 @@ from saetools.kernels.encode_topk.by_score import encode_by_score
 from saetools.kernels.workspace import Workspace
 
 Precision = Literal["auto", "fp32", "bf16-screen"]
+TRITON_MAX_K, TRITON_MAX_FEATURES = 1024, 1 << 20
+"""What a Triton program can hold of a row: 32 k candidates, and one maximum for every 32 features."""
 
 
 def encode_topk(
@@ -47,7 +49,8 @@ def encode_topk(
         raise ValueError(f"k is {k}; it must lie in 1..{F}, the number of features")
     if precision not in ("auto", "fp32", "bf16-screen"):
         raise ValueError(f"precision is {precision!r}; known: auto, fp32, bf16-screen")
-    chosen = resolve(impl, x_ND, W_FD, b_F, triton=precision != "bf16-screen")
+    held = k <= TRITON_MAX_K and F <= TRITON_MAX_FEATURES
+    chosen = resolve(impl, x_ND, W_FD, b_F, triton=precision != "bf16-screen" and held)
     if precision == "auto":
         precision = preferred_precision(chosen)
     screen = math.ceil(margin * k) if precision == "bf16-screen" else 0

@@ -21,21 +21,21 @@ class Case:
     k: int
 
 
-def _random(name: str, N: int, D: int, F: int, k: int) -> Case:
+def random_case(name: str, N: int, D: int, F: int, k: int) -> Case:
     g = torch.Generator().manual_seed(N * 7919 + D * 31 + F + k)
     return Case(name, torch.randn(N, D, generator=g), torch.randn(F, D, generator=g), torch.randn(F, generator=g), k)
 
 
 def cases() -> Iterator[Case]:
-    yield _random("plain", 37, 24, 512, 8)
-    yield _random("odd sizes", 33, 7, 1013, 5)
-    yield _random("k=1", 19, 5, 130, 1)
-    yield _random("k=F", 5, 6, 17, 17)
-    yield _random("one row", 1, 3, 9, 2)
-    yield _random("no rows", 0, 3, 9, 2)
-    yield _random("one feature", 4, 3, 1, 1)
-    yield _random("several chunks", 600, 3, 40, 3)
-    base = _random("", 21, 6, 300, 12)
+    yield random_case("plain", 37, 24, 512, 8)
+    yield random_case("odd sizes", 33, 7, 1013, 5)
+    yield random_case("k=1", 19, 5, 130, 1)
+    yield random_case("k=F", 5, 6, 17, 17)
+    yield random_case("one row", 1, 3, 9, 2)
+    yield random_case("no rows", 0, 3, 9, 2)
+    yield random_case("one feature", 4, 3, 1, 1)
+    yield random_case("several chunks", 600, 3, 40, 3)
+    base = random_case("", 21, 6, 300, 12)
     yield Case("many ties", base.x_ND.round(), base.W_FD.round(), base.b_F.round(), 12)
     yield Case("all equal", torch.zeros(9, 6), base.W_FD, torch.ones(300), 12)
     yield Case("all negative", base.x_ND, base.W_FD, base.b_F - 40, 12)
@@ -58,10 +58,11 @@ def verify(
     """AssertionError at the first case that `impl` does not solve as well as plain PyTorch."""
     for case in on(device, cases(), most):
         for relu in (True, False):
-            _verify(case, impl, precision, dtype, relu)
+            verify_case(case, impl, precision, dtype, relu)
 
 
-def _verify(case: Case, impl: Impl, precision: Precision, dtype: torch.dtype, relu: bool) -> None:
+def verify_case(case: Case, impl: Impl, precision: Precision, dtype: torch.dtype, relu: bool) -> None:
+    """As `verify`, for one case."""
     name = f"{case.name}, relu={relu}, {impl}, {precision}"
     x, W, b = case.x_ND.to(dtype), case.W_FD.to(dtype), case.b_F.to(dtype)
     values, indices = encode_topk(

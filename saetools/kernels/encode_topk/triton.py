@@ -26,7 +26,6 @@ Route = Literal["auto", "cublas", "fused"]
 GROUP = 32
 CHUNK_BYTES = 512 << 20
 """Pre-activations held at once."""
-MAX_FEATURES = 1 << 20
 TILE = (128, 256, 64)
 
 

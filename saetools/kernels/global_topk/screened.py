@@ -11,7 +11,7 @@ from torch import Tensor
 
 from saetools.kernels.backend import exclusive
 from saetools.kernels.compiled import inline, parallel, prange, serial
-from saetools.kernels.encode_topk.cpu import SCREEN_CHUNK_ROWS
+from saetools.kernels.encode_topk.cpu import CHUNK_ROWS
 from saetools.kernels.encode_topk.screen import (
     BLOCK,
     LEAST,
@@ -81,8 +81,8 @@ def candidates(
     low_x, low_W = low_precision(x_ND, W_FD, b_F, workspace)
     found, scores, counts = [], [], []
     least = np.float32(guess)
-    for start in range(0, len(x_ND), SCREEN_CHUNK_ROWS):
-        rows = slice(start, start + SCREEN_CHUNK_ROWS)
+    for start in range(0, len(x_ND), CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
         U_CF = workspace.get("encode.low_pre", (len(low_x[rows]), F), torch.bfloat16)
         torch.mm(low_x[rows], low_W.T, out=U_CF)
         chunk = _Chunk(U_CF, x_ND[rows], W_FD, b_F)

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from saetools.features.store import FeatureStore
 dash = pytest.importorskip("dash", reason="the extra dash is not installed")
 pytest.importorskip("dash_ag_grid", reason="the extra dash is not installed")
 
+from saetools.dashboard.comparison import Comparison  # noqa: E402
 from saetools.dashboard.live.app import listen, make_guarded  # noqa: E402
-from saetools.dashboard.live.subject import Comparison, Steering, Subject  # noqa: E402
+from saetools.dashboard.live.subject import Steering, Subject  # noqa: E402
 
 
 def fire(text: str) -> PromptFirings:
@@ -44,14 +46,27 @@ def subject(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Subje
     return Subject(store, fire, steer, comparison, metrics)
 
 
-@pytest.fixture(scope="session")
-def address(subject: Subject) -> Iterator[str]:
+@contextmanager
+def serving(subject: Subject) -> Iterator[str]:
+    """The address of a server of the subject, on a thread."""
     server = listen(make_guarded(subject), "127.0.0.1", 0)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
     thread.join()
+
+
+@pytest.fixture(scope="session")
+def serve() -> Any:
+    """`serving`, for tests with subjects of their own."""
+    return serving
+
+
+@pytest.fixture(scope="session")
+def address(subject: Subject) -> Iterator[str]:
+    with serving(subject) as address:
+        yield address
 
 
 @pytest.fixture

@@ -1,14 +1,18 @@
 """The live app: its callbacks, and the whole of it in a browser."""
 
 import os
+import re
 from typing import Any
 from unittest import mock
 
 import pytest
+from payloads import PAYLOADS
 
 from saetools.dashboard.live.app import make_app, make_guarded
-from saetools.dashboard.live.subject import MAX_WAITING, OneAtATime, Subject
+from saetools.dashboard.live.subject import MAX_PER_MINUTE, MAX_WAITING, OneAtATime, Subject
 from saetools.errors import ConfigError, DataError
+
+SURROGATE = re.compile("[\ud800-\udfff]")  # SQLite's UTF-8 holds none
 
 
 def test_a_page_of_rows(call: Any, subject: Subject) -> None:
@@ -38,6 +42,7 @@ def test_prompt_and_steering(call: Any) -> None:
     view = call("prompt-view.data", prompt_text__value="a b c d e f g", prompt_density__value=1)["prompt-view"]["data"]
     assert [feature["feature"] for feature in view["features"]] == [0, 1, 2, 3, 4]
     assert view["features"][1]["at"] == [1, 6] and view["features"][1]["values"] == [2.0, 7.0]
+    assert view["features"][1]["token"] and view["tokens"][0] == "a "
     sparse = call("prompt-view.data", prompt_text__value="a b c", prompt_density__value=0.0001)
     assert [feature["feature"] for feature in sparse["prompt-view"]["data"]["features"]] == [0, 1]
     values = {
@@ -54,7 +59,8 @@ def test_prompt_and_steering(call: Any) -> None:
 
 def test_curves_and_partner(call: Any) -> None:
     assert len(call("curves-panels.data", tab__data="Training")["curves-panels"]["data"]) == 2
-    assert call("partner-view.data", selected__data=4, tab__data="Compare")["partner-view"]["data"]["feature"] == 3
+    found = call("partner-view.data", selected__data=4, tab__data="Compare")["partner-view"]["data"]
+    assert found["feature"] == 4 and found["partner"]["view"]["feature"] == 3
 
 
 def test_the_environment_cannot_open_it(subject: Subject) -> None:
@@ -81,6 +87,19 @@ def test_the_model_is_used_by_one_and_waited_for_by_few() -> None:
         pass
 
 
+def test_few_requests_start_in_a_minute() -> None:
+    now = [0.0]
+    queue = OneAtATime(clock=lambda: now[0])
+    for _ in range(MAX_PER_MINUTE):
+        with queue.turn():
+            now[0] += 0.1
+    with pytest.raises(DataError, match="in a minute"), queue.turn():
+        pass
+    now[0] = 60.0
+    with queue.turn():
+        pass
+
+
 # --- in a browser -------------------------------------------------------------------------------------------
 
 
@@ -97,35 +116,96 @@ def test_every_tab_works(watched: Any, address: str, subject: Subject) -> None:
     page.keyboard.press("j")
     page.wait_for_selector(f"#sae-feature-title:not(:text-is({first!r}))")
     page.click("#tabs >> text=Map")
-    page.wait_for_selector("#map .main-svg")
+    page.wait_for_selector("#sae-map[data-points]")
+    page.locator(".sae-map-canvas").focus()
+    page.keyboard.press("s")
+    n_alive = subject.store.info.n_features - 1
+    page.wait_for_selector(f"#sae-count:has-text('{n_alive} of {n_alive + 1}')")
+    page.keyboard.press("Escape")
+    page.wait_for_selector(f"#sae-count:has-text('{n_alive + 1} of {n_alive + 1}')")
     page.click("#tabs >> text=Prompt")
     page.click("#prompt-run")
-    page.wait_for_selector("#prompt-result .sae-token")
+    page.wait_for_selector("#prompt-result .sae-example")
+    page.click(".sae-strip .sae-token >> nth=0")
+    page.wait_for_selector("#prompt-result h3:has-text('fire at')")
+    assert page.locator("#prompt-result .sae-example").count() == 1
     page.click("#tabs >> text=Steering")
     page.fill("#steer-feature", "3")
     page.click("#steer-run")
     page.wait_for_selector("#steer-steered:has-text('steered by 3')")
     page.click("#tabs >> text=Compare")
-    page.wait_for_selector(".sae-compared tr")
+    page.click("#sae-compared tr[data-feature] >> nth=3")
+    page.wait_for_selector("#sae-partner .sae-token")
     page.click("#tabs >> text=Training")
-    page.wait_for_selector("#curves .main-svg")
+    page.wait_for_selector("#sae-curves .main-svg")
+    page.keyboard.press("?")
+    assert page.locator("#sae-help").is_visible()
+    page.keyboard.press("Escape")
+    page.keyboard.press("1")
+    page.wait_for_selector("#panel-Feature:not([hidden])")
     watched.check()
     assert page.locator("text=Share chart").count() == 0
+
+
+@pytest.mark.browser
+def test_a_run_without_a_checkpoint_shows_its_curves(watched: Any, subject: Subject, serve: Any) -> None:
+    with serve(Subject(None, metrics=subject.metrics, title="<b>young")) as address:
+        page = watched.page
+        page.goto(address)
+        page.wait_for_selector("#sae-curves .main-svg")
+        assert page.locator("h1").inner_text() == "<b>young" and page.locator("#tabs button").count() == 1
+        watched.check()
 
 
 @pytest.mark.slow
 @pytest.mark.browser
 def test_hostile_text_is_shown_and_never_run_live(watched: Any, address: str, subject: Subject) -> None:
-    page = watched.page
+    """As tokens, document names and logits of features, as labels and notes, in the table and on the map."""
+    page, store = watched.page, subject.store
+    assert store is not None
+    named = [feature for feature, text in enumerate(PAYLOADS) if not SURROGATE.search(text)]
+    for feature in named:
+        store.annotate(feature, PAYLOADS[feature], PAYLOADS[feature])
     page.goto(address)
     page.wait_for_selector(".ag-row")
-    for feature in range(subject.store.info.n_features - 1):
+    for feature in range(store.info.n_features - 1):
         page.evaluate(f"location.hash = '{feature}'")
         page.wait_for_selector(f"#sae-feature[data-feature='{feature}'] .sae-token")
         shown = page.evaluate(
             "[...document.querySelectorAll('#sae-feature .sae-peak')].map(token => token.textContent)"
         )
-        assert set(shown) == {subject.store.examples(feature)[0].tokens[9]}
+        assert set(shown) == {store.examples(feature)[0].tokens[9]}
+        if feature in named:
+            assert page.locator("#label-shown").evaluate("node => node.textContent") == PAYLOADS[feature]
+            note = page.locator(".sae-annotation")
+            assert note.evaluate("node => node.textContent") == PAYLOADS[feature]
+    page.click("#tab-Map")
+    page.wait_for_selector("#sae-map[data-points]")
+    watched.check()
+    for feature in named:
+        store.annotate(feature, "")
+
+
+@pytest.mark.browser
+def test_hostile_prompts_are_shown_and_never_run(watched: Any, address: str) -> None:
+    """All payloads as one prompt: what fires on it, and texts that go on from it."""
+    page, prompt = watched.page, " ".join(PAYLOADS)
+    page.goto(address)
+    page.wait_for_selector(".ag-row")
+    page.click("#tab-Prompt")
+    page.evaluate("text => window.dash_clientside.set_props('prompt-text', { value: text })", prompt)
+    page.click("#prompt-run")
+    page.wait_for_selector(".sae-strip")
+    shown = page.evaluate("[...document.querySelectorAll('.sae-strip .sae-token')].map(token => token.textContent)")
+    assert shown == [word + " " for word in prompt.split(" ")]
+    page.click("#tab-Steering")
+    page.evaluate("text => window.dash_clientside.set_props('steer-prompt', { value: text })", prompt)
+    page.fill("#steer-feature", "3")
+    page.click("#steer-run")
+    page.wait_for_selector("#steer-steered:has-text('steered by 3')")
+    for name in ("baseline", "steered"):
+        text = page.locator(f"#steer-{name}").evaluate("node => node.textContent")
+        assert text.startswith(f"<b>{prompt}")
     watched.check()
 
 

@@ -1,0 +1,196 @@
+"""The evaluation suite over many trained dictionaries, and a page about them. Resumable; rows are added as runs appear.
+
+    python analysis/evaluate_dictionaries.py runs/compare/seed*/*          # evaluate what is there, then the page
+    python analysis/evaluate_dictionaries.py runs/compare/seed*/* --report # the page of what is evaluated
+
+Each argument is a finished run directory, with a `result.json` that says its label, target L0 and seed
+(`analysis/compare_dictionaries.py` writes it); others are passed over. The cheapest evaluations are made for all
+dictionaries first, so that whatever is there makes a page. Records go to `OUT/<seed>-<name>/`; what is there is not
+computed again. All dictionaries are judged on the same held-out rows, which the host makes once.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from claims import Evaluated
+from report_page import write_report
+
+from saetools import atomic
+from saetools.config import HostConfig
+from saetools.dictionaries.base import Dictionary, make_dictionary
+from saetools.evals.base import Subject, make_evaluation
+from saetools.evals.kept_rows import KeptRows
+from saetools.evals.layers import LayerMatchingConfig, match_layers
+from saetools.evals.run import run_evaluations
+from saetools.formats.load import load
+from saetools.lm.hosts import make_host
+from saetools.pipeline import Data, config_of
+from saetools.records import EvalRecord
+
+ROOT = Path(__file__).parents[1]
+SECOND_HOST = ROOT / "analysis" / "assets" / "pycode-b"
+N_ROWS, N_CE, N_STEP_ROWS = 60_000, 8_000, 12_000
+ROUNDS: tuple[tuple[str, dict[str, dict[str, Any]]], ...] = (
+    (
+        "faithful, sparse",
+        {
+            "reconstruction": {"n_tokens": N_ROWS},
+            "sparsity": {"n_tokens": N_ROWS},
+            "geometry": {"n_tokens": N_ROWS},
+            "loss_recovered": {"n_tokens": N_CE, "n_read_tokens": N_ROWS, "n_mean_tokens": N_ROWS},
+        },
+    ),
+    ("steering", {"steering": {"n_features": 12, "n_predictions": 256, "n_read_tokens": N_ROWS}}),
+    (
+        "disentangled",
+        {
+            "probing": {"n_tokens": N_ROWS},
+            "disentangling": {"n_tokens": N_ROWS},
+            "absorption": {"n_tokens": N_ROWS},
+        },
+    ),
+    ("interpretable", {"interpretability": {"n_tokens": N_ROWS}}),
+)
+STEPS = (8, 16, 32, 64, 128)
+"""Steps of pursuit (or k) tried at inference."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A finished run."""
+
+    directory: Path
+    facts: dict[str, Any]  # result.json
+
+    @property
+    def name(self) -> str:
+        return f"seed{self.facts['seed']}-{self.directory.name}"
+
+
+class Suite:
+    """The dictionaries of some runs, judged on one set of rows."""
+
+    def __init__(self, units: Sequence[Unit], out: Path) -> None:
+        self.units, self.out = units, atomic.make_directory(out)
+        self._subject: Subject | None = None
+
+    def evaluate(self) -> None:
+        """All rounds over all dictionaries, then what needs several of them."""
+        for title, evaluations in ROUNDS:
+            for unit in self.units:
+                made = [make_evaluation(name, **settings) for name, settings in evaluations.items()]
+                directory = atomic.make_directory(self.out / unit.name / title.replace(", ", "-"))
+                if not (directory / "eval.json").exists():
+                    run_evaluations(self.subject(unit), made, directory)
+                    print(f"{title}: {unit.name}", flush=True)
+            if title == ROUNDS[0][0]:
+                self._steps()
+                self._layers()
+        self._stability()
+
+    def subject(self, unit: Unit) -> Subject:
+        """The unit's dictionary with the held-out data that all share."""
+        dictionary = load(unit.directory)
+        if self._subject is None:
+            data = Data(config_of(unit.directory))
+            heldout = KeptRows(data.source("heldout", dictionary.calibration))
+            self._subject = Subject(dictionary, heldout.spec, heldout, data.host, data.plan("heldout"))
+        return replace(self._subject, dictionary=dictionary)
+
+    def _steps(self) -> None:
+        """FVU with other numbers of steps, or of features per token, than were trained with."""
+        for unit in self.units:
+            path = self.out / unit.name / "steps.json"
+            if unit.facts["label"] in ("matching_pursuit", "topk", "itda") and not path.exists():
+                subject, found = self.subject(unit), []
+                for k in STEPS:
+                    again = replace(subject, dictionary=with_k(subject.dictionary, k))
+                    records = run_evaluations(again, [make_evaluation("reconstruction", n_tokens=N_STEP_ROWS)])
+                    found.append({"k": k, "fvu": next(r.value for r in records if r.name == "fvu")})
+                atomic.write_json(path, found)
+                print(f"steps: {unit.name}", flush=True)
+
+    def _layers(self) -> None:
+        """Layer matching between the embedded host and the one of another seed."""
+        path = self.out / "layers.json"
+        if path.exists() or not self.units:
+            return
+        subject = self.subject(self.units[0])
+        assert subject.host is not None and subject.tokens is not None
+        second = make_host(HostConfig(name=str(SECOND_HOST)), "cpu")
+        shared = set(second.points())
+        points = [p for p in subject.host.points() if p in shared and p.startswith("blocks.") and p.count(".") <= 3]
+        points = [p for p in points if p.split(".", 2)[2] in ("hook_out", "attn.hook_out", "mlp.hook_out")]
+        config = LayerMatchingConfig(n_tokens=4_000, n_folds=4, n_read_tokens=N_ROWS)
+        records = match_layers(subject.host, second, subject.tokens, points, config)
+        atomic.write_json(path, {"points": points, "records": [r.model_dump(mode="json") for r in records]})
+        print(f"layers: {len(points)} points", flush=True)
+
+    def _stability(self) -> None:
+        """Features shared by the seeds of one label and L0."""
+        groups: dict[tuple[str, int], list[Unit]] = {}
+        for unit in self.units:
+            groups.setdefault((unit.facts["label"], unit.facts["target_l0"]), []).append(unit)
+        for group in groups.values():
+            first, *others = sorted(group, key=lambda unit: unit.facts["seed"])
+            directory = atomic.make_directory(self.out / first.name / f"stability-{len(group)}")
+            if others and not (directory / "eval.json").exists():
+                subject = self.subject(first)
+                subject = replace(subject, others={other.name: load(other.directory) for other in others})
+                run_evaluations(subject, [make_evaluation("stability")], directory)
+                print(f"stability: {first.name}", flush=True)
+
+
+@torch.no_grad()
+def with_k(dictionary: Dictionary, k: int) -> Dictionary:
+    """The same weights with another k."""
+    made = make_dictionary(dictionary.config.model_copy(update={"k": k}), dictionary.d_model)
+    made.load_state_dict(dictionary.state_dict())
+    made.spec, made.calibration = dictionary.spec, dictionary.calibration
+    return made.eval()
+
+
+def find_units(directories: Sequence[Path]) -> list[Unit]:
+    """Finished runs, the main L0 first, then by seed; of two that are alike the first one given."""
+    found = [
+        Unit(directory, json.loads((directory / "result.json").read_text()))
+        for directory in directories
+        if (directory / "result.json").exists() and (directory / "dictionary").exists()
+    ]
+    once = {unit.name: unit for unit in reversed(found)}
+    return sorted(once.values(), key=lambda unit: (unit.facts["target_l0"] != 32, unit.facts["seed"]))
+
+
+def records_of(directory: Path) -> Iterator[EvalRecord]:
+    """All records of a unit's rounds."""
+    for path in sorted(directory.glob("*/eval.json")):
+        yield from (EvalRecord.model_validate(entry) for entry in json.loads(path.read_text()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "report")
+    parser.add_argument("--page", type=Path, default=ROOT / "analysis" / "report.html")
+    parser.add_argument("--report", action="store_true", help="only write the page")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    units = find_units(arguments.runs)
+    if not arguments.report:
+        Suite(units, arguments.out).evaluate()
+    every = [
+        Evaluated(unit.facts, list(records_of(arguments.out / unit.name)), arguments.out / unit.name, unit.directory)
+        for unit in units
+    ]
+    layers = arguments.out / "layers.json"
+    found = json.loads(layers.read_text()) if layers.exists() else None
+    write_report([evaluated for evaluated in every if evaluated.records], found, arguments.page)
+
+
+if __name__ == "__main__":
+    main()

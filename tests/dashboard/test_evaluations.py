@@ -1,0 +1,144 @@
+"""The page of several dictionaries: what is drawn, what is told, and that hostile names stay text."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from payloads import PAYLOADS
+
+from saetools.dashboard.evaluations import comparison_page, curves, figure_table, scores, trade_offs
+from saetools.dashboard.inline import asset
+from saetools.dashboard.report import Section, Table, report_page
+from saetools.records import EvalRecord
+
+
+def record(name: str, value: float | None, evaluation: str = "reconstruction", **fields: Any) -> EvalRecord:
+    given = {"unit": "fraction", "n": 1000, "config": {"evaluation": evaluation}, **fields}
+    return EvalRecord(name=name, value=value, **given)
+
+
+def records(shift: float) -> list[EvalRecord]:
+    return [
+        record(
+            "fvu", 0.2 + shift, spread=(0.1 + shift, 0.4 + shift), series={"first_position": [0, 1], "fvu": [0.3, 0.1]}
+        ),
+        record("l0_mean", 30 + shift, "sparsity"),
+        record("zipf_exponent", 1.1, "sparsity", series={"rank": [1, 10, 100], "density": [0.5, 0.1, 0.0]}),
+        record("probe_top1", 0.8, "probing", spread=(0.7, 0.9)),
+        record("probe_top1_random", 0.6, "probing"),
+        record("co_firing_cosine", 0.1, "geometry"),
+        record("independent_cosine", 0.05, "geometry"),
+        record("loss_recovered", None, "loss_recovered", note="skipped"),
+        record("dead_fraction", math.inf, "sparsity"),
+    ]
+
+
+NAMED = {"a": records(0.0), "b": records(0.05)}
+
+
+def test_trade_offs_are_drawn_with_their_intervals() -> None:
+    (panel,) = trade_offs(NAMED)
+    assert panel.rows == (("a", 30.0, 0.2), ("b", 30.05, 0.25))
+    low_high = panel.data[0]["error_y"]
+    assert low_high["array"] == pytest.approx([0.2]) and low_high["arrayminus"] == pytest.approx([0.1])
+    assert panel.figure.layout.title.text == "fvu over L0"
+
+
+def test_scores_stand_beside_their_floors() -> None:
+    probe, co_firing = scores(NAMED)
+    assert probe.rows[0] == ("a", 0.8, 0.7, 0.9, 0.6)
+    assert co_firing.rows[0] == ("a", 0.1, "-", "-", 0.05)
+    assert co_firing.data[1]["x"] == [0.05, 0.05]
+
+
+def test_curves_leave_out_what_a_logarithmic_axis_cannot_show() -> None:
+    position, densities = curves(NAMED)
+    line = position.data[0]
+    assert (line["name"], line["x"], line["y"]) == ("a", [0, 1], [0.3, 0.1])
+    assert densities.data[0]["x"] == [1, 10]
+
+
+def test_the_table_has_every_figure_once() -> None:
+    table = figure_table(NAMED | {"c": [record("fvu", 0.5)]})
+    assert table.columns == ("figure", "a", "b", "c", "unit")
+    assert table.rows[0] == ("reconstruction",)
+    assert table.rows[1] == ("fvu", "0.2 [0.1, 0.4]", "0.25 [0.15, 0.45]", "0.5", "fraction")
+    names = [row[0] for row in table.rows]
+    assert len(names) == len(set(names)) and "loss_recovered" not in names
+
+
+def test_a_page_without_figures_has_no_empty_sections(tmp_path: Path) -> None:
+    comparison_page({"a": [record("fvu", 0.5)]}, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert text.count("<section") == 1 and "Every figure" in text
+    assert len(text.encode()) < 5_000_000
+
+
+def test_scripts_have_no_sink_that_reads_markup() -> None:
+    sinks = ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "srcdoc")
+    assert not [sink for sink in sinks if sink in asset("report.js")]
+
+
+# --- in a browser -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.browser
+def test_the_page_draws_its_charts(watched: Any, tmp_path: Path) -> None:
+    comparison_page(NAMED, tmp_path / "page.html")
+    page = watched.page
+    page.goto((tmp_path / "page.html").as_uri())
+    page.wait_for_selector(".sae-plot .main-svg")
+    assert page.locator(".sae-report-section").count() == 4
+    page.locator(".sae-chart").last.scroll_into_view_if_needed()
+    page.wait_for_function("[...document.querySelectorAll('.sae-plot')].every(p => p.querySelector('.main-svg'))")
+    page.click("text=Numbers >> nth=0")
+    assert page.locator(".sae-numbers tr").count() == 3
+    page.click("text=Numbers >> nth=-1")
+    assert page.locator(".sae-numbers").last.locator("td").all_text_contents()[:3] == ["a", "1", "0.5"]
+    watched.check()
+
+
+@pytest.mark.browser
+def test_hostile_names_are_shown_and_never_run(watched: Any, tmp_path: Path) -> None:
+    sections = [
+        Section(text, (text,), tuple(trade_offs({text: records(0.0)})), (Table((text,), ((text,),)),))
+        for text in PAYLOADS
+    ]
+    report_page(PAYLOADS[0], [(text, text) for text in PAYLOADS], sections, tmp_path / "page.html")
+    page = watched.page
+    page.goto((tmp_path / "page.html").as_uri())
+    for chart in (page.locator(".sae-chart").first, page.locator(".sae-chart").last):
+        chart.scroll_into_view_if_needed()
+        chart.locator(".main-svg").first.wait_for()
+    assert page.locator("h2").all_text_contents()[:2] == PAYLOADS[:2]
+    assert page.locator("h2").count() == len(PAYLOADS)
+    watched.check()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_nothing_hangs_over_the_edge(browser: Any, tmp_path: Path, scheme: str, width: int) -> None:
+    long = {f"runs/with/a/very/long/name/of-a-run-{i}-l0_32": records(i / 10) for i in range(12)}
+    comparison_page(long, tmp_path / "page.html")
+    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 850})
+    page = context.new_page()
+    page.goto((tmp_path / "page.html").as_uri())
+    page.wait_for_selector(".sae-plot .main-svg")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    context.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_core_finds_nothing_serious(browser: Any, tmp_path: Path, scheme: str) -> None:
+    axe_core = pytest.importorskip("axe_core_python.sync_playwright", reason="axe-core-python is not installed")
+    comparison_page(NAMED, tmp_path / "page.html")
+    context = browser.new_context(color_scheme=scheme, bypass_csp=True, viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.goto((tmp_path / "page.html").as_uri())
+    page.wait_for_selector(".sae-plot .main-svg")
+    found = [v for v in axe_core.Axe().run(page)["violations"] if v["impact"] in {"serious", "critical"}]
+    assert found == []
+    context.close()

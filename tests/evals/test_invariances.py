@@ -1,0 +1,103 @@
+"""What no figure may depend on: batches, the order of documents, the numbering of features, the units of the host.
+
+Every registered evaluation is held to them on the subjects that it can be run on; nothing here knows one by name but
+where a figure is about what is changed.
+"""
+
+import pytest
+import torch
+from planted_classes import planted_subject
+from small_hosts import D_MODEL, LinearHost, by_name, host_subject
+
+from saetools.dictionaries.topk import TopK
+from saetools.evals.base import NotApplicableError, available_evaluations, make_evaluation
+
+SETTINGS = {
+    "probing": {"n_train": 60, "n_test": 40, "min_rows": 20, "ks": (1, 2)},
+    "disentangling": {"n_train": 60, "n_test": 40, "min_rows": 15, "n_ablated": (2,)},
+    "absorption": {"n_train": 60, "n_test": 40, "min_rows": 10},
+    "interpretability": {"n_features": 20, "n_top": 8, "n_explain": 4, "n_judge": 4, "before": 4, "after": 3},
+    "steering": {"n_features": 4, "n_predictions": 10**6, "n_targets": 2, "doses": (0.1, 0.3)},
+    "geometry": {"pair_share": 0.5},
+}
+LABELLED = ("probing", "disentangling", "absorption", "interpretability")
+NAMES = sorted(available_evaluations())
+UNITS = ("explained_variance_saebench", "logit_influence")
+"""Figures that are in the units of the rows, and say so."""
+
+
+def figures(name, subject):
+    try:
+        return by_name(make_evaluation(name, **SETTINGS.get(name, {})).run(subject))
+    except NotApplicableError:
+        return {}
+
+
+def assert_equal(found, base, but=("!",), rel=1e-6):
+    assert found.keys() == base.keys()
+    for name, record in base.items():
+        if not name.startswith(but) and record.value is not None:
+            assert found[name].value == pytest.approx(record.value, rel=rel, abs=1e-9), name
+            assert found[name].n == record.n, name
+
+
+def subject_for(name, **changes):
+    if name in LABELLED:
+        return planted_subject(**changes)
+    return host_subject(TopK(TopK.configure(n_features=24, k=3), D_MODEL), listed=True, **changes)
+
+
+def runnable(name):
+    subject = subject_for(name)
+    reason = make_evaluation(name).missing(subject)
+    if reason is not None:
+        pytest.skip(f"{name} {reason}")
+    return subject
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_batches(name):
+    base = figures(name, runnable(name))
+    assert base, "the evaluation gives figures on this subject"
+    for host_batch in (3, 16):
+        assert_equal(figures(name, subject_for(name, host_batch=host_batch)), base)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_order_of_documents(name, monkeypatch):
+    if name == "interpretability":
+        pytest.skip("contexts are drawn by the window's number in the plan, whose held-out order is fixed")
+    base = figures(name, runnable(name))
+    monkeypatch.setattr("saetools.text.packing.HELDOUT_ORDER", 1)
+    assert_equal(figures(name, subject_for(name)), base)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numbering_of_features(name):
+    subject = runnable(name)
+    base = figures(name, subject)
+    dictionary = subject.dictionary
+    order = torch.randperm(dictionary.config.n_features, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        for part in ("W_enc_FD", "W_dec_FD", "b_enc_F"):
+            getattr(dictionary, part).copy_(getattr(dictionary, part)[order])
+    drawn = name in ("steering", "interpretability")  # a sample of features: another one here, so take all of them
+    if drawn:
+        pytest.skip(f"{name} draws features by number")
+    assert_equal(figures(name, subject), base, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["reconstruction", "sparsity", "geometry", "loss_recovered", "steering"])
+def test_units_of_the_host(name):
+    """Activations ten times as large, with a dictionary and an unembedding to match, give the same figures."""
+    base = figures(name, subject_for(name))
+
+    class Louder(LinearHost):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.U = 10 * self.embedding, self.U / 10
+
+    subject = subject_for(name, host=Louder())
+    with torch.no_grad():
+        subject.dictionary.fold_scale_(0.1)
+    assert_equal(figures(name, subject), base, but=UNITS, rel=1e-4)

@@ -1,0 +1,64 @@
+"""Codes on disk: what was written is what encode gives, row by row; damage is named; nothing half-written."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from saetools.activations.base import ActivationBatch
+from saetools.dictionaries.base import dictionary_class, make_dictionary
+from saetools.errors import DataError, FormatError, RunError
+from saetools.features import codes
+from saetools.features.codes import read_codes, read_info, write_codes
+
+D = 16
+
+
+def batches(n: int = 5) -> Iterator[ActivationBatch]:
+    draw = torch.Generator().manual_seed(0)
+    for number in range(n):
+        x_ND = torch.randn(7, D, generator=draw)
+        where = torch.stack([torch.full((7,), number), torch.arange(7)], dim=1)
+        yield ActivationBatch(x_ND, where)
+
+
+@pytest.mark.parametrize("kind", ["topk", "jumprelu", "matching_pursuit", "abs_topk"])
+def test_what_is_read_is_what_encode_gives(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codes, "SHARD_VALUES", 50)
+    dictionary = make_dictionary(dictionary_class(kind).examples()[0], D)
+    info = write_codes(tmp_path / "c", dictionary, batches(), "made here", None, lambda n: f"doc {n}")
+    assert read_info(tmp_path / "c") == info and info.n_rows == 35 and len(info.shards) > 1
+    assert info.documents == {n: f"doc {n}" for n in range(5)}
+    dense = torch.cat([part.code.to_dense() for part in read_codes(tmp_path / "c")])
+    where = torch.cat([part.where_N2 for part in read_codes(tmp_path / "c")])
+    expected = torch.cat([dictionary.encode(batch.x_ND).to_dense() for batch in batches()])
+    assert torch.equal(dense, expected) and (dense != 0).any()
+    assert torch.equal(where, torch.cat([batch.where_N2 for batch in batches()]))
+    assert info.n_values == int((expected != 0).sum())
+
+
+def test_half_precision(tmp_path: Path) -> None:
+    dictionary = make_dictionary(dictionary_class("topk").examples()[0], D)
+    write_codes(tmp_path / "c", dictionary, batches(), "made here", dtype="bfloat16")
+    (part,) = read_codes(tmp_path / "c")
+    assert part.code.values.dtype == torch.bfloat16
+
+
+def test_nothing_half_written_and_damage_named(tmp_path: Path) -> None:
+    dictionary = make_dictionary(dictionary_class("topk").examples()[0], D)
+
+    def broken() -> Iterator[ActivationBatch]:
+        yield from batches(2)
+        raise DataError("the source broke")
+
+    with pytest.raises(DataError):
+        write_codes(tmp_path / "c", dictionary, broken(), "made here")
+    assert list(tmp_path.iterdir()) == []
+    write_codes(tmp_path / "c", dictionary, batches(), "made here")
+    with pytest.raises(RunError, match="already exists"):
+        write_codes(tmp_path / "c", dictionary, batches(), "made here")
+    (shard,) = (tmp_path / "c").glob("*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(FormatError, match="truncated"):
+        list(read_codes(tmp_path / "c"))

@@ -1,0 +1,30 @@
+"""One number of threads, torch's, for torch and for the compiled kernels."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from saetools.kernels.backend import exclusive
+
+numba = pytest.importorskip("numba", reason="the kernels run on stock torch without numba")
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_compiled_kernels_use_the_threads_of_torch(n: int) -> None:
+    torch.set_num_threads(n)
+    with exclusive():
+        assert numba.get_num_threads() == min(n, numba.config.NUMBA_NUM_THREADS)
+    assert torch.get_num_threads() == n
+
+
+def test_starting_the_pool_leaves_torch_its_number() -> None:
+    """In a process of its own: numba's pool starts once, and sets OpenMP's number to all cores."""
+    code = (
+        "import torch; torch.set_num_threads(3)\n"
+        "from saetools.kernels.backend import exclusive\n"
+        "with exclusive(): assert torch.get_num_threads() == 3, torch.get_num_threads()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], timeout=120)

@@ -1,0 +1,215 @@
+"""The Triton kernels under triton's interpreter, and the whole device step against the plain kernels one by one.
+
+No GPU is needed: `scripts/gpu_suite.py` runs the same cases, and larger ones, on one.
+"""
+
+import importlib
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+pytest.importorskip("triton", reason="triton is not installed: it exists for Linux on x86-64 alone")
+
+from saetools.kernels.auxk import auxk
+from saetools.kernels.backward_adam import Batch, Rule, Weights, backward_adam
+from saetools.kernels.backward_adam.triton import sort_slots
+from saetools.kernels.decode_loss import decode_loss
+from saetools.kernels.encode_topk import encode_topk
+from saetools.kernels.encode_topk import triton as encode
+from saetools.kernels.sparse import Sparse
+from saetools.kernels.topk_step import StepSettings
+from saetools.kernels.topk_step.triton import DeviceStep
+
+N, D, F, K, K_AUX = 32, 20, 70, 4, 5
+SETTINGS = StepSettings(
+    k=K, variance=float(D), clip_norm=0.2, compute="fp32", aux_k=K_AUX, aux_weight=1 / 32, dead_after=2 * N, capacity=20
+)
+
+
+@pytest.mark.parametrize("op", ["encode_topk", "decode", "decode_loss", "backward_adam", "auxk"])
+def test_small_cases(op: str) -> None:
+    importlib.import_module(f"saetools.kernels.{op}.cases").verify("triton", most=900)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", ["encode_topk", "decode", "decode_loss", "backward_adam", "auxk"])
+def test_all_cases(op: str) -> None:
+    importlib.import_module(f"saetools.kernels.{op}.cases").verify("triton", most=13_000)
+
+
+def test_one_kernel_encodes_as_two() -> None:
+    """By value: the one rounds the sum, the other the product."""
+    g = torch.Generator().manual_seed(3)
+    x, W, b = torch.randn(9, 32, generator=g), torch.randn(100, 32, generator=g), torch.randn(100, generator=g)
+    pre, best = torch.full((9, 100), torch.nan), torch.full((9, 4), torch.nan)
+    encode.encode_group_max(x, W, b, pre, best)
+    torch.testing.assert_close(pre, x @ W.T + b)
+    padded = torch.nn.functional.pad(pre, (0, 28), value=-torch.inf)
+    assert torch.equal(best, padded.view(9, 4, 32).amax(2))
+
+
+def test_many_survivors_are_narrowed_down() -> None:
+    """More elements reach the groups' threshold than the last stage holds: whole groups are large, and all equal."""
+    pre = torch.randn(3, 256, generator=torch.Generator().manual_seed(0)).round()
+    pre[:, 32:128] += 10
+    pre[1] = 7.0
+    values, indices = encode_topk(pre, torch.eye(256), torch.zeros(256), 5, impl="triton")
+    expected = torch.sort(pre, dim=1, descending=True, stable=True)
+    assert torch.equal(values.sort(1, descending=True).values, expected.values[:, :5])
+    assert torch.equal(indices.sort(1).values, expected.indices[:, :5].sort(1).values.int())
+
+
+def test_a_nan_is_among_the_largest() -> None:
+    pre = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    pre[1, 40] = torch.nan
+    values, _ = encode_topk(
+        pre.nan_to_num(), torch.eye(64), torch.where(pre[1].isnan(), torch.nan, 0.0), 3, impl="triton"
+    )
+    assert not torch.isfinite(values).all(dim=1).any()
+
+
+@pytest.mark.parametrize("n_slots", [0, 1, 700])
+def test_slots_are_sorted_stably(n_slots: int) -> None:
+    keys = torch.randint(0, 9, (n_slots,), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
+    found = sort_slots(keys, 8)  # key 8: not in use
+    used = int((keys < 8).sum())
+    expected = torch.sort(keys, stable=True)
+    assert torch.equal(found.keys_M, expected.values)
+    assert torch.equal(found.order_M[:used].long(), expected.indices[:used])
+    assert torch.equal(found.offsets_F1.long(), torch.searchsorted(expected.values, torch.arange(9)))
+
+
+def batch(number: int) -> Tensor:
+    return torch.randn(N, D, generator=torch.Generator().manual_seed(number)) + 0.3
+
+
+def start() -> tuple[Weights, Weights, Weights, Tensor]:
+    W = normalize(torch.randn(F, D, generator=torch.Generator().manual_seed(0)), dim=1)
+    weights = Weights(W.clone(), W.clone(), torch.zeros(F), torch.zeros(D))
+    weights.b_enc_F[:9] -= 5  # these do not fire and are dead after three batches
+    zeros = [Weights(*(torch.zeros_like(t) for t in weights)) for _ in range(2)]
+    return weights, zeros[0], zeros[1], torch.zeros(F, dtype=torch.int64)
+
+
+class PlainSteps:
+    """The same step by the reference kernels, one after the other; the lagged clip too."""
+
+    def __init__(self, settings: StepSettings) -> None:
+        self.settings, self.last_norm, self.n = settings, 0.0, 0
+        self.weights, self.first, self.second, self.since_F = start()
+
+    def __call__(self, x: Tensor, lr: float) -> tuple[float, float, float]:
+        """(reconstruction, AuxK, norm)"""
+        w, s = self.weights, self.settings
+        centred = x - w.b_dec_D
+        values, indices = encode_topk(centred, w.W_enc_FD, w.b_enc_F, s.k, impl="reference")
+        code = Sparse.fixed(values, indices)
+        loss, pull, dots = decode_loss(x, code, w.W_dec_FD, w.b_dec_D, impl="reference")
+        dead = (self.since_F >= s.dead_after).nonzero()[:, 0]
+        matrices = (centred, pull[:, 0], w.W_enc_FD, w.b_enc_F, w.W_dec_FD)
+        aux, extra = auxk(*matrices, dead, s.aux_k, s.aux_weight, impl="reference")
+        task = Batch(centred, code, pull, dots, 2 / (N * s.variance))
+        clip_norm = s.clip_norm
+        if s.clip == "lagged":  # the last norm's coefficient, got from this norm by another bound
+            trial = [Weights(*(t.clone() for t in four)) for four in (w, self.first, self.second)]
+            norm = backward_adam(*trial, task, Rule(lr, self.n, 1e9), extra, impl="reference")
+            clip_norm = norm * s.clip_norm / max(self.last_norm, s.clip_norm)
+        rule = Rule(lr, self.n, clip_norm)
+        norm = backward_adam(w, self.first, self.second, task, rule, extra, impl="reference")
+        self.last_norm, self.n = norm, self.n + 1
+        fired = torch.zeros(F, dtype=torch.bool)
+        fired[indices[values > 0].long()] = True
+        self.since_F = torch.where(fired, 0, self.since_F + N)
+        return float(loss.mean() * D / s.variance / D), float(aux), norm
+
+
+def assert_same(step: DeviceStep, plain: PlainSteps) -> None:
+    for got, expected in zip((*step.weights, *step.backward.p.first), (*plain.weights, *plain.first)):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+    assert torch.equal(step.since_F, plain.since_F)
+
+
+@pytest.mark.parametrize("clip", ["exact", "lagged"])
+def test_steps_are_the_plain_ones(clip: str) -> None:
+    settings = replace(SETTINGS, clip=clip, n_ahead=2)
+    plain, step = PlainSteps(settings), DeviceStep(*start(), settings, N)
+    for number in range(4):
+        reconstruction, aux, norm = plain(batch(number), 1e-3)
+        step.set_rates([1e-3])
+        step.load(batch(number))
+        step.launch()
+        record = step.read()[-1]
+        assert record.applied and not record.flagged
+        assert record.reconstruction == pytest.approx(reconstruction, rel=1e-5)
+        assert record.auxk == pytest.approx(aux, rel=1e-5) and record.norm == pytest.approx(norm, rel=1e-5)
+        assert record.n_dead == int((plain.since_F >= settings.dead_after).sum())
+    assert aux > 0
+    assert_same(step, plain)
+
+
+def test_dead_features_without_room_for_auxk_are_flagged_and_done_again() -> None:
+    plain = PlainSteps(SETTINGS)
+    step = DeviceStep(*start(), replace(SETTINGS, capacity=0), N)
+    for number in range(4):
+        plain(batch(number), 1e-3)
+        step.set_rates([1e-3])
+        step.load(batch(number))
+        step.launch()
+        record = step.read()[-1]
+        assert record.flagged == (number >= 2) and record.applied != record.flagged
+        if record.flagged:
+            step.set_rates([1e-3])
+            with step.exactly():
+                step.launch()
+            again = step.read()[-1]
+            assert again.applied and again.auxk > 0
+    assert_same(step, plain)
+
+
+@pytest.mark.parametrize("clip", ["exact", "lagged"])
+def test_a_batch_that_is_not_finite_changes_nothing(clip: str) -> None:
+    step = DeviceStep(*start(), replace(SETTINGS, clip=clip), N)
+    for bad in (torch.nan, torch.inf):
+        x = batch(0)
+        x[3, 5] = bad
+        before = [t.clone() for t in step._state()[:12]]
+        step.set_rates([1e-3])
+        step.load(x)
+        step.launch()
+        assert not step.read()[-1].applied
+        assert all(torch.equal(a, b) for a, b in zip(before, step._state()[:12]))
+
+
+def test_bf16_stays_near_float32() -> None:
+    plain, step = (
+        PlainSteps(SETTINGS),
+        DeviceStep(*start(), replace(SETTINGS, compute="bf16"), N, row_dtype=torch.float32),
+    )
+    for number in range(3):
+        *_, norm = plain(batch(number), 1e-4)
+        step.set_rates([1e-4])
+        step.load(batch(number))
+        step.launch()
+        assert step.read()[-1].norm == pytest.approx(norm, rel=0.05)
+    assert torch.equal(step.low[1], step.weights.W_dec_FD.bfloat16())
+
+
+def test_a_batch_of_another_shape_is_refused() -> None:
+    step = DeviceStep(*start(), SETTINGS, N)
+    with pytest.raises(ValueError, match=rf"\({N - 1}, {D}\)"):
+        step.load(batch(0)[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["a", "b", "c"])
+def test_every_kernel_compiles_for_hopper_without_spills(shape: str) -> None:
+    program = Path(__file__).with_name("offline.py")
+    done = subprocess.run([sys.executable, program, shape], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert "_update" in done.stdout and "_select" in done.stdout and "_keep_largest" in done.stdout
