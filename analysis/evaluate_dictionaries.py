@@ -59,8 +59,8 @@ ROUNDS: tuple[tuple[str, dict[str, dict[str, Any]]], ...] = (
 )
 FIRST = ("topk", "gradient", "matching_pursuit", "itda", "mutual_choice")
 """Labels evaluated before others: most claims are about them."""
-STEPS = (8, 16, 32, 64, 128)
-"""Steps of pursuit (or k) tried at inference."""
+STEPPED, STEPS = ("matching_pursuit", "topk"), (8, 16, 32, 64, 128)
+"""Labels for which other numbers of steps of pursuit (or k) are tried at inference, and which, at L0 32."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ class Suite:
     def _steps(self) -> None:
         """FVU with other numbers of steps, or of features per token, than were trained with."""
         for unit in self.units:
-            path = self.out / unit.name / "steps.json"
-            if unit.facts["label"] in ("matching_pursuit", "topk") and not path.exists():
+            path = atomic.make_directory(self.out / unit.name) / "steps.json"
+            if unit.facts["label"] in STEPPED and unit.facts["target_l0"] == 32 and not path.exists():
                 subject, found = self.subject(unit), []
                 for k in STEPS:
                     again = replace(subject, dictionary=with_k(subject.dictionary, k))
