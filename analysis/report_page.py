@@ -95,7 +95,7 @@ def _first_upper(text: str) -> str:
 
 
 def claim_table(claims: Sequence[Claim]) -> Table:
-    return Table(("claim", "verdict"), tuple((claim.claim, claim.verdict) for claim in claims))
+    return Table(("claim", "verdict"), tuple((claim.claim, claim.verdict.split(" (")[0]) for claim in claims))
 
 
 def main_table(every: Sequence[Evaluated]) -> Table:
