@@ -30,5 +30,9 @@ test-all: $(STAMP)  ## all tests (<= 35 minutes)
 	$(BIN)/mypy
 	$(BIN)/pytest -q -m "not gpu and not network" -n 2 tests
 
+bench: $(STAMP)  ## rows of the kernels' benchmarks to analysis/bench; on an idle machine
+	for what in step ops loader mp; do $(BIN)/python scripts/bench.py $$what --record || exit 1; done
+	for size in features batch; do $(BIN)/python scripts/bench.py growth --over $$size --record || exit 1; done
+
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

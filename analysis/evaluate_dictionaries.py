@@ -4,9 +4,10 @@
     python analysis/evaluate_dictionaries.py runs/compare/seed*/* --report # the page of what is evaluated
 
 Each argument is a finished run directory, with a `result.json` that says its label, target L0 and seed
-(`analysis/compare_dictionaries.py` writes it); others are passed over. The cheapest evaluations are made for all
-dictionaries first, so that whatever is there makes a page. Records go to `OUT/<seed>-<name>/`; what is there is not
-computed again. All dictionaries are judged on the same held-out rows, which the host makes once.
+(`analysis/compare_dictionaries.py` writes it); others are passed over. What the claims ask for comes first, and a
+dictionary that is not evaluated yet is shown by its own `eval.json`, so that whatever is there makes a page. Records
+go to `OUT/<seed>-<name>/`; what is there is not computed again. All dictionaries are judged on the same held-out rows,
+which the host makes once.
 """
 
 import argparse
@@ -36,6 +37,7 @@ ROOT = Path(__file__).parents[1]
 SECOND_HOST = ROOT / "analysis" / "assets" / "pycode-b"
 N_ROWS, N_CE, N_STEP_ROWS = 60_000, 8_000, 12_000
 ROUNDS: tuple[tuple[str, dict[str, dict[str, Any]]], ...] = (
+    ("steering", {"steering": {"n_features": 12, "n_predictions": 256, "n_read_tokens": N_ROWS}}),
     (
         "faithful, sparse",
         {
@@ -45,7 +47,6 @@ ROUNDS: tuple[tuple[str, dict[str, dict[str, Any]]], ...] = (
             "loss_recovered": {"n_tokens": N_CE, "n_read_tokens": N_ROWS, "n_mean_tokens": N_ROWS},
         },
     ),
-    ("steering", {"steering": {"n_features": 12, "n_predictions": 256, "n_read_tokens": N_ROWS}}),
     (
         "disentangled",
         {
@@ -56,8 +57,10 @@ ROUNDS: tuple[tuple[str, dict[str, dict[str, Any]]], ...] = (
     ),
     ("interpretable", {"interpretability": {"n_tokens": N_ROWS}}),
 )
-STEPS = (8, 16, 32, 64, 128)
-"""Steps of pursuit (or k) tried at inference."""
+FIRST = ("topk", "gradient", "matching_pursuit", "itda", "mutual_choice")
+"""Labels evaluated before others: most claims are about them."""
+STEPPED, STEPS = ("matching_pursuit", "topk"), (8, 16, 32, 64, 128)
+"""Labels for which other numbers of steps of pursuit (or k) are tried at inference, and which, at L0 32."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,9 @@ class Suite:
         self._subject: Subject | None = None
 
     def evaluate(self) -> None:
-        """All rounds over all dictionaries, then what needs several of them."""
+        """What claims ask for, all rounds over all dictionaries, then what needs several of them."""
+        self._steps()
+        self._layers()
         for title, evaluations in ROUNDS:
             for unit in self.units:
                 made = [make_evaluation(name, **settings) for name, settings in evaluations.items()]
@@ -88,9 +93,6 @@ class Suite:
                 if not (directory / "eval.json").exists():
                     run_evaluations(self.subject(unit), made, directory)
                     print(f"{title}: {unit.name}", flush=True)
-            if title == ROUNDS[0][0]:
-                self._steps()
-                self._layers()
         self._stability()
 
     def subject(self, unit: Unit) -> Subject:
@@ -105,8 +107,8 @@ class Suite:
     def _steps(self) -> None:
         """FVU with other numbers of steps, or of features per token, than were trained with."""
         for unit in self.units:
-            path = self.out / unit.name / "steps.json"
-            if unit.facts["label"] in ("matching_pursuit", "topk", "itda") and not path.exists():
+            path = atomic.make_directory(self.out / unit.name) / "steps.json"
+            if unit.facts["label"] in STEPPED and unit.facts["target_l0"] == 32 and not path.exists():
                 subject, found = self.subject(unit), []
                 for k in STEPS:
                     again = replace(subject, dictionary=with_k(subject.dictionary, k))
@@ -126,7 +128,7 @@ class Suite:
         shared = set(second.points())
         points = [p for p in subject.host.points() if p in shared and p.startswith("blocks.") and p.count(".") <= 3]
         points = [p for p in points if p.split(".", 2)[2] in ("hook_out", "attn.hook_out", "mlp.hook_out")]
-        config = LayerMatchingConfig(n_tokens=4_000, n_folds=4, n_read_tokens=N_ROWS)
+        config = LayerMatchingConfig(n_tokens=3_000, n_folds=3, n_read_tokens=N_ROWS)
         records = match_layers(subject.host, second, subject.tokens, points, config)
         atomic.write_json(path, {"points": points, "records": [r.model_dump(mode="json") for r in records]})
         print(f"layers: {len(points)} points", flush=True)
@@ -163,12 +165,17 @@ def find_units(directories: Sequence[Path]) -> list[Unit]:
         if (directory / "result.json").exists() and (directory / "dictionary").exists()
     ]
     once = {unit.name: unit for unit in reversed(found)}
-    return sorted(once.values(), key=lambda unit: (unit.facts["target_l0"] != 32, unit.facts["seed"]))
+    order = {label: i for i, label in enumerate(FIRST)}
+
+    def key(unit: Unit) -> tuple[Any, ...]:
+        return unit.facts["target_l0"] != 32, unit.facts["seed"], order.get(unit.facts["label"], len(order))
+
+    return sorted(once.values(), key=key)
 
 
-def records_of(directory: Path) -> Iterator[EvalRecord]:
-    """All records of a unit's rounds."""
-    for path in sorted(directory.glob("*/eval.json")):
+def records_of(unit: Unit, out: Path) -> Iterator[EvalRecord]:
+    """All records of a unit's rounds, then those of the run itself."""
+    for path in [*sorted((out / unit.name).glob("*/eval.json")), unit.directory / "eval.json"]:
         yield from (EvalRecord.model_validate(entry) for entry in json.loads(path.read_text()))
 
 
@@ -184,7 +191,7 @@ def main() -> None:
     if not arguments.report:
         Suite(units, arguments.out).evaluate()
     every = [
-        Evaluated(unit.facts, list(records_of(arguments.out / unit.name)), arguments.out / unit.name, unit.directory)
+        Evaluated(unit.facts, list(records_of(unit, arguments.out)), arguments.out / unit.name, unit.directory)
         for unit in units
     ]
     layers = arguments.out / "layers.json"

@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -52,7 +53,7 @@ class Setting:
 
         torch.set_num_threads(self.threads)
         if self.clock == "cpu" and self.threads > 1:
-            raise ValueError("--clock cpu counts all threads of the process, waiting ones too: it needs --threads 1")
+            sys.exit("--clock cpu counts all threads of the process, waiting ones too: it needs --threads 1")
         allocator = keep_freed_memory() if self.allocator == "keep-freed" else "default"
         return Setting(self.threads, allocator, self.clock)
 

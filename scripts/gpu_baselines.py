@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from saetools.kernels.backward_adam.triton import sort_slots
+from saetools.kernels.by_feature.triton import sort_slots
 from saetools.kernels.decode.triton import gather_dot, gather_sum
 from saetools.training.optim import Adam
 

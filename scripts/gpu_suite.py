@@ -30,7 +30,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from saetools.kernels.auxk import cases as auxk_cases
 from saetools.kernels.backward_adam import Weights
 from saetools.kernels.backward_adam import cases as backward_cases
-from saetools.kernels.backward_adam.triton import Sorted, Tile, sort_slots
+from saetools.kernels.backward_adam.tiles import Tile
+from saetools.kernels.by_feature.triton import Sorted, sort_slots
 from saetools.kernels.decode import cases as decode_cases
 from saetools.kernels.decode_loss import cases as decode_loss_cases
 from saetools.kernels.encode_topk import cases as encode_cases

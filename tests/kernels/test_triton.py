@@ -18,7 +18,7 @@ pytest.importorskip("triton", reason="triton is not installed: it exists for Lin
 
 from saetools.kernels.auxk import auxk
 from saetools.kernels.backward_adam import Batch, Rule, Weights, backward_adam
-from saetools.kernels.backward_adam.triton import sort_slots
+from saetools.kernels.by_feature.triton import sort_slots
 from saetools.kernels.decode_loss import decode_loss
 from saetools.kernels.encode_topk import encode_topk
 from saetools.kernels.encode_topk import triton as encode

@@ -265,9 +265,6 @@ def fastest_route(x_CD: Tensor, W_FD: Tensor, b_F: Tensor, pre_CF: Tensor, max_C
             torch.mm(x_CD, W_FD.T, out=pre_CF)
             group_max(pre_CF, b_F, max_CG)
 
-        times = {
-            "cublas": milliseconds(product_then_pass),
-            "fused": milliseconds(lambda: encode_group_max(x_CD, W_FD, b_F, pre_CF, max_CG)),
-        }
-        _ROUTES[key] = min(times, key=times.__getitem__)  # type: ignore[assignment]
+        fused = milliseconds(lambda: encode_group_max(x_CD, W_FD, b_F, pre_CF, max_CG))
+        _ROUTES[key] = "fused" if fused < milliseconds(product_then_pass) else "cublas"
     return _ROUTES[key]

@@ -16,8 +16,11 @@ from torch import Tensor
 
 from saetools.kernels.auxk import TRITON_CAPACITY
 from saetools.kernels.auxk.triton import DeviceAuxK
+from saetools.kernels.backward_adam.control import Control
 from saetools.kernels.backward_adam.problem import Rule, Weights
-from saetools.kernels.backward_adam.triton import Backward, Control, Problem, Sorted, Tile, sort_slots
+from saetools.kernels.backward_adam.tiles import Tile
+from saetools.kernels.backward_adam.triton import Backward, Problem
+from saetools.kernels.by_feature.triton import Sorted, sort_slots
 from saetools.kernels.decode.triton import gather_dot
 from saetools.kernels.decode_loss.triton import decode_loss_into, n_blocks
 from saetools.kernels.encode_topk.triton import encode_into

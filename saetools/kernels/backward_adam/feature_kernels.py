@@ -1,0 +1,252 @@
+"""What `triton.py` launches per feature: gradients gathered from sorted slots, their norm, Adam where they are."""
+
+import triton
+import triton.language as tl
+
+from saetools.kernels.triton_parts import stochastic_bf16
+
+
+@triton.jit
+def _gather(
+    order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, start, head, tail, n, scale, shrink, D, d,
+    inside, K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Of n slots, the first `head` of them from `start`, the others from `tail`: dW_dec and dW_enc in the columns d (if
+    WIDE), db_enc, and <dW_dec, w>."""
+    g_dec = tl.zeros([BD], tl.float32)
+    g_enc = tl.zeros([BD], tl.float32)
+    g_bias = 0.0
+    along = 0.0
+    for done in range(0, n, U):
+        j = done + tl.arange(0, U)
+        there = j < n
+        place = tl.where(j < head, start + j, tail + j - head)
+        slot = tl.load(order_ptr + place, mask=there, other=0)
+        v = tl.load(val_ptr + slot, mask=there, other=0.0).to(tl.float32)
+        dot = tl.load(dot_ptr + slot, mask=there, other=0.0).to(tl.float32)
+        dvalue = shrink * v - scale * dot
+        g_bias += tl.sum(dvalue, axis=0)
+        along -= tl.sum(scale * v * dot, axis=0)
+        if WIDE:
+            if K > 0:
+                row = (slot // K).to(tl.int64)
+            else:
+                row = tl.load(row_ptr + slot, mask=there, other=0).to(tl.int64)
+            pull_row = row
+            if G > 1:
+                pull_row = row * G + tl.load(group_ptr + slot, mask=there, other=0).to(tl.int64)
+            both = there[:, None] & inside[None, :]
+            pull = tl.load(
+                pull_ptr + pull_row[:, None] * D + d[None, :], mask=both, other=0.0, eviction_policy="evict_last"
+            ).to(tl.float32)
+            x = tl.load(x_ptr + row[:, None] * D + d[None, :], mask=both, other=0.0, eviction_policy="evict_last").to(
+                tl.float32
+            )
+            g_dec -= tl.sum((scale * v)[:, None] * pull, axis=0)
+            g_enc += tl.sum(dvalue[:, None] * x, axis=0)
+    return g_dec, g_enc, g_bias, along
+
+
+@triton.jit
+def _windows(
+    key_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr, scalar_ptr, scale, shrink, F, D,
+    K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, WIN: tl.constexpr,
+):  # fmt: skip
+    """The sums of a window of sorted slots that lies inside one feature; other windows are left alone."""
+    window = tl.program_id(0)
+    start = window * WIN
+    f = tl.load(key_ptr + start)
+    if (f == tl.load(key_ptr + start + WIN - 1)) & (f < F):
+        d = tl.program_id(1) * BD + tl.arange(0, BD)
+        inside = d < D
+        g_dec, g_enc, g_bias, along = _gather(
+            order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, start, WIN, start, WIN, scale, shrink, D,
+            d, inside, K, G, U, BD, True,
+        )  # fmt: skip
+        out = sum_ptr + tl.cast(window, tl.int64) * 2 * D + d
+        tl.store(out, g_dec, mask=inside)
+        tl.store(out + D, g_enc, mask=inside)
+        tl.store(scalar_ptr + 2 * window, g_bias)
+        tl.store(scalar_ptr + 2 * window + 1, along)
+
+
+@triton.jit
+def _gradient(
+    f, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr, scalar_ptr,
+    place_ptr, x_enc_ptr, x_dec_ptr, x_bias_ptr, x_along_ptr, extra_scale, scale, shrink, D, d, inside,
+    K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, WIN: tl.constexpr, EXTRA: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """dW_dec and dW_enc of a feature in the columns d; db_enc without and with extra rows; <dW_dec, w>; n of slots."""
+    start = tl.load(off_ptr + f)
+    end = tl.load(off_ptr + f + 1)
+    first_window = (start + WIN - 1) // WIN
+    last_window = end // WIN
+    split = first_window < last_window
+    head = tl.where(split, first_window * WIN - start, end - start)
+    tail = tl.where(split, last_window * WIN, end)
+    g_dec, g_enc, g_bias, along = _gather(
+        order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, start, head, tail, head + end - tail, scale,
+        shrink, D, d, inside, K, G, U, BD, WIDE,
+    )  # fmt: skip
+    for window in range(first_window, last_window):
+        if WIDE:
+            sums = sum_ptr + tl.cast(window, tl.int64) * 2 * D + d
+            g_dec += tl.load(sums, mask=inside, other=0.0)
+            g_enc += tl.load(sums + D, mask=inside, other=0.0)
+        g_bias += tl.load(scalar_ptr + 2 * window)
+        along += tl.load(scalar_ptr + 2 * window + 1)
+    own_bias = g_bias
+    if EXTRA:
+        place = tl.load(place_ptr + f).to(tl.int64)
+        helped = inside & (tl.load(place_ptr + f + 0 * d) >= 0)
+        if WIDE:
+            g_enc += extra_scale * tl.load(x_enc_ptr + place * D + d, mask=helped, other=0.0).to(tl.float32)
+            g_dec += extra_scale * tl.load(x_dec_ptr + place * D + d, mask=helped, other=0.0).to(tl.float32)
+        g_bias += extra_scale * tl.load(x_bias_ptr + place, mask=place >= 0, other=0.0).to(tl.float32)
+        along += extra_scale * tl.load(x_along_ptr + place, mask=place >= 0, other=0.0).to(tl.float32)
+    return g_dec, g_enc, own_bias, g_bias, along, end - start
+
+
+@triton.jit
+def _measure(
+    off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr, scalar_ptr,
+    place_ptr, x_enc_ptr, x_dec_ptr, x_bias_ptr, x_along_ptr, enc_ptr, control_ptr, norm_ptr, b_dec_ptr,
+    out_enc_ptr, out_dec_ptr, out_bias_ptr, scale, shrink, F, D,
+    K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, WIN: tl.constexpr, EXTRA: tl.constexpr,
+    NORM: tl.constexpr, EMIT: tl.constexpr,
+):  # fmt: skip
+    """For every n-th feature and some columns: the squared norm of the projected gradient (if NORM), db_enc W_enc, and
+    (if EMIT) the gradient itself. Atoms have unit norm: ||g - <g, w> w||^2 = ||g||^2 - <g, w>^2."""
+    pid = tl.program_id(0)
+    chunk = tl.program_id(1)
+    d = chunk * BD + tl.arange(0, BD)
+    inside = d < D
+    squares = tl.zeros([BD], tl.float32)
+    single = 0.0
+    b_dec = tl.zeros([BD], tl.float32)
+    extra_scale = tl.load(control_ptr + 6)
+    for f in range(pid, F, tl.num_programs(0)):
+        g_dec, g_enc, own_bias, g_bias, along, _ = _gradient(
+            f, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr, scalar_ptr,
+            place_ptr, x_enc_ptr, x_dec_ptr, x_bias_ptr, x_along_ptr, extra_scale, scale, shrink, D, d, inside,
+            K, G, U, BD, WIN, EXTRA, NORM,
+        )  # fmt: skip
+        at = tl.cast(f, tl.int64) * D + d
+        b_dec -= own_bias * tl.load(enc_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        if NORM:
+            squares += g_dec * g_dec + g_enc * g_enc
+            single += g_bias * g_bias - along * along
+        if EMIT:
+            tl.store(out_dec_ptr + at, g_dec, mask=inside)
+            tl.store(out_enc_ptr + at, g_enc, mask=inside)
+            tl.store(out_bias_ptr + f, g_bias)
+    if NORM:
+        square = tl.sum(squares, axis=0)
+        square = tl.where(chunk == 0, square + single, square)
+        tl.store(norm_ptr + pid * tl.num_programs(1) + chunk, square)
+    tl.store(b_dec_ptr + tl.cast(pid, tl.int64) * D + d, b_dec, mask=inside)
+
+
+@triton.jit
+def _adam(
+    p, m, v, m_ptr, v_ptr, at, update, g, noise_m, noise_v, b1, b2, c1, c2, step, correction, eps, NOISE: tl.constexpr
+):  # fmt: skip
+    """p after Adam's step from moments m and v; the new moments are stored."""
+    m = b1 * m.to(tl.float32) + c1 * g
+    v = b2 * v.to(tl.float32) + c2 * g * g
+    if NOISE:
+        tl.store(m_ptr + at, stochastic_bf16(m, noise_m), mask=update, eviction_policy="evict_first")
+        tl.store(v_ptr + at, stochastic_bf16(v, noise_v), mask=update, eviction_policy="evict_first")
+    else:
+        tl.store(m_ptr + at, m, mask=update, eviction_policy="evict_first")
+        tl.store(v_ptr + at, v, mask=update, eviction_policy="evict_first")
+    return p - step * m / (tl.sqrt(v) * correction + eps)
+
+
+@triton.jit
+def _update(
+    off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr, scalar_ptr,
+    place_ptr, x_enc_ptr, x_dec_ptr, x_bias_ptr, x_along_ptr,
+    dec_ptr, enc_ptr, bias_ptr, m_dec_ptr, v_dec_ptr, m_enc_ptr, v_enc_ptr, m_bias_ptr, v_bias_ptr,
+    low_dec_ptr, low_enc_ptr, since_ptr, control_ptr, count_ptr, norm_ptr, dead_ptr,
+    scale, shrink, b1, b2, c1, c2, eps, N, F, D, dead_after, tiny,
+    K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, WIN: tl.constexpr, EXTRA: tl.constexpr,
+    NORM: tl.constexpr, LOW: tl.constexpr, COUNT: tl.constexpr, NOISE: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """Adam on both rows of every n-th feature, unit norm, bf16 copies, counters; NORM: the gradient's norm too."""
+    pid = tl.program_id(0)
+    lane = tl.arange(0, BD)
+    squares = tl.zeros([BD], tl.float32)
+    single = 0.0
+    n_dead = 0
+    applied = tl.load(control_ptr) != 0
+    live = tl.load(control_ptr + 0 * lane) != 0
+    clip = tl.load(control_ptr + 1)
+    step = tl.load(control_ptr + 2)
+    correction = tl.load(control_ptr + 3)
+    extra_scale = tl.load(control_ptr + 6)
+    seed = tl.load(count_ptr).to(tl.int32)
+    for f in range(pid, F, tl.num_programs(0)):
+        length = tl.zeros([BD], tl.float32)
+        for c in range(CHUNKS):
+            d = c * BD + lane
+            inside = d < D
+            update = inside & live
+            at = tl.cast(f, tl.int64) * D + d
+            # what streams through is asked for before the gather, and leaves the cache to the rows that are gathered
+            w = tl.load(dec_ptr + at, mask=inside, other=0.0)
+            m_dec = tl.load(m_dec_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first")
+            v_dec = tl.load(v_dec_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first")
+            e = tl.load(enc_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first")
+            m_enc = tl.load(m_enc_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first")
+            v_enc = tl.load(v_enc_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first")
+            g_dec, g_enc, _, g_bias, along, n_slots = _gradient(
+                f, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr, scalar_ptr,
+                place_ptr, x_enc_ptr, x_dec_ptr, x_bias_ptr, x_along_ptr, extra_scale, scale, shrink, D, d, inside,
+                K, G, U, BD, WIN, EXTRA, True,
+            )  # fmt: skip
+            g_dec -= along * w
+            if NORM:
+                squares += g_dec * g_dec + g_enc * g_enc
+            n1, n2, n3, n4 = d, d, d, d
+            if NOISE:
+                n1, n2, n3, n4 = tl.randint4x(seed, tl.cast(f, tl.int32) * (CHUNKS * BD) + d)
+            w = _adam(
+                w, m_dec, v_dec, m_dec_ptr, v_dec_ptr, at, update, g_dec * clip, n1, n2, b1, b2, c1, c2, step,
+                correction, eps, NOISE,
+            )  # fmt: skip
+            tl.store(dec_ptr + at, w, mask=update)
+            e = _adam(
+                e, m_enc, v_enc, m_enc_ptr, v_enc_ptr, at, update, g_enc * clip, n3, n4, b1, b2, c1, c2, step,
+                correction, eps, NOISE,
+            )  # fmt: skip
+            tl.store(enc_ptr + at, e, mask=update, eviction_policy="evict_first")
+            if LOW:
+                tl.store(low_enc_ptr + at, e.to(tl.bfloat16), mask=update, eviction_policy="evict_first")
+            length += tl.where(inside, w * w, 0.0)
+            if c == 0:
+                single += g_bias * g_bias
+                b = _adam(
+                    tl.load(bias_ptr + f), tl.load(m_bias_ptr + f), tl.load(v_bias_ptr + f), m_bias_ptr, v_bias_ptr, f,
+                    applied, g_bias * clip, 0, 0, b1, b2, c1, c2, step, correction, eps, False,
+                )  # fmt: skip
+                tl.store(bias_ptr + f, b, mask=applied)
+                if COUNT:
+                    before = tl.load(since_ptr + f)
+                    since = tl.where(applied, tl.where(n_slots > 0, 0, before + N), before)
+                    tl.store(since_ptr + f, since)
+                    n_dead += (since >= dead_after).to(tl.int32)
+        length_1 = tl.maximum(tl.sqrt(tl.sum(length, axis=0)), tiny)
+        for c in range(CHUNKS):
+            d = c * BD + lane
+            update = (d < D) & live
+            at = tl.cast(f, tl.int64) * D + d
+            w = tl.load(dec_ptr + at, mask=update, other=0.0) / length_1
+            tl.store(dec_ptr + at, w, mask=update, eviction_policy="evict_first")
+            if LOW:
+                tl.store(low_dec_ptr + at, w.to(tl.bfloat16), mask=update, eviction_policy="evict_first")
+    if NORM:
+        tl.store(norm_ptr + pid, tl.sum(squares, axis=0) + single)
+    if COUNT:
+        tl.store(dead_ptr + pid, n_dead)
