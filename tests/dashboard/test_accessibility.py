@@ -30,4 +30,10 @@ def test_exported_page(browser: Any, store_path: Path, tmp_path: Path, scheme: s
     page.goto((tmp_path / "page.html").as_uri())
     page.wait_for_selector(".sae-token")
     assert serious(page) == []
+    page.click("#tab-Map")
+    page.wait_for_selector("#sae-map[data-points]")
+    assert serious(page) == []
+    page.keyboard.press("?")
+    page.wait_for_selector("#sae-help[open]")
+    assert serious(page) == []
     context.close()

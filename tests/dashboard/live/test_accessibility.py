@@ -17,6 +17,9 @@ def test_every_tab(browser: Any, address: str, scheme: str) -> None:
     page.wait_for_selector("#sae-feature .sae-token")
     for tab in ("Feature", "Map", "Prompt", "Steering", "Compare", "Training"):
         page.click(f"#tabs >> text={tab}")
+        if tab == "Prompt":
+            page.click("#prompt-run")
+            page.wait_for_selector(".sae-strip .sae-token")
         page.wait_for_timeout(400)
         found = axe_core.Axe().run(page)["violations"]
         bad = [(v["id"], v["nodes"][0]["html"][:200]) for v in found if v["impact"] in {"serious", "critical"}]
