@@ -12,6 +12,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 def test_every_tab(browser: Any, address: str, scheme: str) -> None:
     context = browser.new_context(color_scheme=scheme, bypass_csp=True, viewport={"width": 1280, "height": 900})
     page = context.new_page()
+    page.set_default_timeout(90_000)  # a loaded machine is slow, not wrong
     page.goto(address)
     page.click(".ag-row[row-index='1']")
     page.wait_for_selector("#sae-feature .sae-token")
