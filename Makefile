@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check test-all bench clean
+.PHONY: demo test check test-all bench docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,9 @@ test-all: $(STAMP)  ## all tests (<= 35 minutes)
 bench: $(STAMP)  ## rows of the kernels' benchmarks to analysis/bench; on an idle machine
 	for what in step ops loader mp; do $(BIN)/python scripts/bench.py $$what --record || exit 1; done
 	for size in features batch; do $(BIN)/python scripts/bench.py growth --over $$size --record || exit 1; done
+
+docs: $(STAMP)  ## the API reference from the docstrings, in docs/
+	$(BIN)/python scripts/docs.py docs
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

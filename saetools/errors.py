@@ -33,6 +33,10 @@ class RunError(SaetoolsError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """` Did you mean "x"?` for the known name closest to `name`, or an empty string when none is close."""
+    """` Did you mean "x"?` for the known name closest to `name`, or an empty string when none is close.
+
+    >>> nearest("topl", ["topk", "gated"])
+    ' Did you mean "topk"?'
+    """
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f' Did you mean "{matches[0]}"?' if matches else ""

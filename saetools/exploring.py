@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saetools import pipeline
-from saetools.errors import FormatError
+from saetools.errors import ConfigError, FormatError
 
 if TYPE_CHECKING:
     from saetools.dashboard.comparison import Comparison
     from saetools.dashboard.live.subject import Steering
     from saetools.dashboard.live.subject import Subject as LiveSubject
     from saetools.dashboard.notebook import Explorer
+    from saetools.dictionaries.base import Dictionary
     from saetools.features.places import MapMethod
     from saetools.features.records import PromptFirings
     from saetools.features.store import FeatureStore
@@ -36,14 +38,24 @@ class Collecting:
     loss_effects: int = 0  # features whose top contexts get their effect on the loss: the sample that a page shows
 
 
-def explore(source: Any, config: Any = None) -> Explorer:
-    """The features of a run, a dictionary inside one, or a feature store, as panels for a notebook.
+def explore(source: Path | str | Dictionary, config: Any = None) -> Explorer:
+    """The features of a run, a dictionary inside one, a feature store or a loaded dictionary, as panels for a notebook.
 
-    Features that were not collected yet are collected first, which takes about a minute. `config`: names host, corpus
-    and point of a bare dictionary. Raises FormatError where `source` is none of these.
+    Features that were not collected yet are collected first, which takes about a minute; those of a loaded dictionary
+    for this session alone. `config`: a run, YAML file or config that names host, corpus and point of a bare or loaded
+    dictionary. Raises FormatError where `source` is none of these.
     """
     from saetools.dashboard.notebook import Explorer
 
+    if isinstance(config, str | Path):
+        config = pipeline.read_config(config)
+    if not isinstance(source, str | Path):
+        if config is None:
+            raise ConfigError("a loaded dictionary knows no text: name one by explore(dictionary, config='runs/mine').")
+        path = Path(tempfile.mkdtemp(prefix="saetools-")) / STORE
+        _collect(source, config, path, Collecting(), "dictionary")
+        model, loaded = _Model(source, config) if config.activations.source != "rows" else None, source
+        return Explorer(_open(path), None, model.fire if model else None, lambda other: _comparison(loaded, other))
     source = Path(source)
     if (source / "features.sqlite").exists():
         return Explorer(_open(source))
@@ -64,22 +76,22 @@ def open_store(source: Path, config: Any = None, how: Collecting | None = None) 
             return store
         store.close()
         log.info("the features at %s are of other weights than the dictionary now has: collecting them again", path)
-    _collect(source, config or pipeline.config_of(source), path, how)
+    _collect(source, config or pipeline.config_of(source), path, how, path.parent.name)
     return _open(path)
 
 
-def _collect(source: Path, config: Any, path: Path, how: Collecting) -> None:
+def _collect(source: Path | Dictionary, config: Any, path: Path, how: Collecting, title: str) -> None:
     """Read held-out rows once and write the feature store of a dictionary to `path`."""
     from saetools.features.collect import CollectSettings, collect
     from saetools.features.entries import Description, describe
     from saetools.features.write import write_store
 
     subject = pipeline.load_subject(source, config)
-    dictionary_hash = _dictionary_hash(source)
+    dictionary_hash = _dictionary_hash(source) if isinstance(source, Path) else ""
     settings = CollectSettings(n_tokens=config.evaluation.n_tokens, seed=config.run.seed)
     collected = collect(subject.dictionary, subject.heldout, subject.tokens, settings)
     wanted = Description(
-        title=path.parent.name,
+        title=title,
         corpus=f"{config.corpus.name}, held-out documents",
         dictionary_hash=dictionary_hash,
         map=how.map,
@@ -170,7 +182,7 @@ def serve(
 class _Model:
     """Host and dictionary, loaded when first needed; the app lets one request in at a time."""
 
-    def __init__(self, source: Path, config: Any) -> None:
+    def __init__(self, source: Path | Dictionary, config: Any) -> None:
         self._source, self._config = source, config
         self._lock = threading.Lock()
         self._loaded: Any = None
@@ -207,14 +219,15 @@ class _Model:
             return baseline, subject.host.generate(*options)
 
 
-def _comparison(source: Path, other: Path | str) -> Comparison:
+def _comparison(source: Path | Dictionary, other: Path | str) -> Comparison:
     """The features of another run, checkpoint or dictionary matched with ours, and their store."""
     from saetools.dashboard.comparison import Comparison
     from saetools.features.compare import match_features
     from saetools.formats.load import load
 
     other = _dictionary_directory(Path(other))
-    partners = match_features(load(source).directions(), load(other).directions())
+    ours = load(source) if isinstance(source, Path) else source
+    partners = match_features(ours.directions().cpu(), load(other).directions())
     return Comparison(str(other), partners.partner_F, partners.cosine_F, open_store(other), partners.how)
 
 

@@ -19,6 +19,7 @@ from saetools.records import Calibration, FrozenModel
 
 if TYPE_CHECKING:
     from saetools.activations.base import RowSource
+    from saetools.dictionaries.base import Dictionary
     from saetools.evals.base import Subject
     from saetools.lm.base import Host
     from saetools.text.base import Corpus, Split
@@ -225,14 +226,17 @@ def run_directory(source: Path) -> Path:
     return source if (source / CONFIG_FILE).exists() or not (source / "model.safetensors").exists() else source.parent
 
 
-def load_subject(source: Path, config: Any, elsewhere: Sequence[str] = ()) -> Subject:
-    """The dictionary at `source` with the held-out data of `config`, checked to belong together but in `elsewhere`."""
+def load_subject(source: Path | Dictionary, config: Any, elsewhere: Sequence[str] = ()) -> Subject:
+    """The dictionary at `source`, or a loaded one, with the held-out data of `config`.
+
+    They are checked to belong together, but in `elsewhere`.
+    """
     from saetools.dictionaries.belonging import check_belongs
     from saetools.evals.base import Subject
     from saetools.formats.load import load
 
     data = Data(config)
-    dictionary = load(source, device=data.device)
+    dictionary = load(source, device=data.device) if isinstance(source, Path) else source.to(data.device)
     calibration = dictionary.calibration
     heldout = data.source("heldout", calibration)
     check_belongs(dictionary, heldout.spec, elsewhere)

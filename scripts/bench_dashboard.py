@@ -44,9 +44,10 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=1_000_000, help="rows of the table")
     parser.add_argument("--switches", type=int, default=60, help="feature switches to time")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
+    parser.add_argument("--stores", type=Path, help="directory that keeps the made stores and host for another call")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        for figure in measure(Path(folder), options):
+    with tempfile.TemporaryDirectory() as temporary:
+        for figure in measure(options.stores or Path(temporary), options):
             sys.stdout.write(json.dumps(figure) + "\n")
             sys.stdout.flush()
 
@@ -55,21 +56,23 @@ def measure(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any
     """The figures of all parts that are asked for."""
     from playwright.sync_api import sync_playwright
 
-    if "collect" in options.only:
-        yield from measure_collect(folder / "collected")
+    small, large, gpt2 = (folder / name for name in ("small", f"table{options.features}", f"table{GPT2_FEATURES}"))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         if "switch" in options.only:
-            write_store(folder / "small", info(200), (entry(feature) for feature in range(200)))
-            yield from measure_switch(browser, folder / "small", options.switches)
+            if not small.exists():
+                write_store(small, info(200), (entry(feature) for feature in range(200)))
+            yield from measure_switch(browser, small, options.switches)
         if {"table", "map"} & set(options.only):
-            write_large(folder / "large", options.features)
-            yield from measure_store(folder / "large")
-            yield from measure_table(browser, folder / "large", options)
+            write_large(large, options.features)
+            yield from measure_store(large)
+            yield from measure_table(browser, large, options)
         if "prompt" in options.only:
-            write_large(folder / "gpt2", GPT2_FEATURES)
-            yield from measure_prompt(browser, folder / "gpt2")
+            write_large(gpt2, GPT2_FEATURES)
+            yield from measure_prompt(browser, gpt2)
         browser.close()
+    if "collect" in options.only:
+        yield from measure_collect(folder / "collected")
 
 
 def info(n_features: int) -> StoreInfo:
@@ -102,7 +105,9 @@ def entry(feature: int) -> Entry:
 
 
 def write_large(path: Path, n_features: int) -> None:
-    """A store of a table alone: what its size costs is what is measured."""
+    """A store of a table alone, where there is none yet: what its size costs is what is measured."""
+    if path.exists():
+        return
     random = np.random.default_rng(0)
     numbers = random.random((n_features, 7))
     with committed_directory(path) as directory:
@@ -164,8 +169,9 @@ def gpt2_shaped(path: Path) -> Any:
     from saetools.lm.hosts import embedded_directory, make_host
     from saetools.pipeline import dictionary_configs
 
-    GPT2LMHeadModel(GPT2Config()).save_pretrained(path)
-    AutoTokenizer.from_pretrained(embedded_directory()).save_pretrained(path)
+    if not path.exists():
+        GPT2LMHeadModel(GPT2Config()).save_pretrained(path)
+        AutoTokenizer.from_pretrained(embedded_directory()).save_pretrained(path)
     host = make_host(HostConfig(name=str(path)), "cpu")
     config = dictionary_configs()["topk"](kind="topk", n_features=GPT2_FEATURES, k=32)
     dictionary = make_dictionary(config, d_model=768)

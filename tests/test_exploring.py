@@ -10,7 +10,7 @@ import saetools
 from saetools import exploring, pipeline
 from saetools.cli import main
 from saetools.dashboard.live.subject import Steering, Subject
-from saetools.errors import DataError
+from saetools.errors import ConfigError, DataError
 from saetools.exploring import live_subject
 from saetools.features.store import sample_of_firing
 
@@ -102,6 +102,15 @@ def test_features_of_older_weights_are_collected_again(run: Path, tmp_path: Path
         f for f in range(256) if any(example.loss_effects for example in again.examples(f) if example.band == "top")
     ]
     assert with_effects == sample_of_firing(again.columns("count")["count"], 2, 0)
+
+
+def test_a_loaded_dictionary(run: Path) -> None:
+    dictionary = saetools.load(run)
+    with pytest.raises(ConfigError, match="config="):
+        saetools.explore(dictionary)
+    explorer = saetools.explore(dictionary, config=run)
+    assert explorer.store.info.n_features == 256 and not explorer.store.path.is_relative_to(run)
+    assert [cosine for _, _, cosine in explorer.partners(run)] == pytest.approx([1.0] * 256, abs=1e-3)
 
 
 def test_a_run_that_trains(run: Path, tmp_path: Path) -> None:

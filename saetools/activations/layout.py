@@ -109,6 +109,7 @@ class RowLayout:
 
 
 def layout_of(header: StoreHeader) -> RowLayout:
+    """How the columns of these rows lie in a shard."""
     return RowLayout(header.spec.d_model, header.dtype, header.field_shapes)
 
 
@@ -118,6 +119,7 @@ def row_bytes(d_model: int, dtype: Dtype, n_fields: int = 0) -> int:
 
 
 def shard_path(store: Path, index: int, suffix: Literal["bin", "documents.json", "record.json"]) -> Path:
+    """A file of the shard with this index."""
     return store / f"shard-{index:05d}.{suffix}"
 
 
@@ -127,6 +129,7 @@ def block_hashes(data: memoryview, block_bytes: int) -> tuple[str, ...]:
 
 
 def hash_of(data: bytes | memoryview) -> str:
+    """xxh3-128 of the bytes, in hexadecimal."""
     return xxhash.xxh3_128_hexdigest(data)
 
 

@@ -20,13 +20,25 @@ def labels_csv(store: FeatureStore) -> str:
 
 
 def labels_json(store: FeatureStore) -> str:
-    """What the labels are of, then one entry per labelled feature."""
+    """One entry per labelled feature, with the names that Neuronpedia's explanation exports use.
+
+    [{"modelId", "layer", "index" (text), "description", "notes", "typeName", "explanationModelName"}]; the last two are
+    null: a person wrote it. `layer` is point and kind of dictionary, joined by a hyphen.
+    """
     info = store.info
     entries = [
-        {"feature": feature, "label": label, "note": note} for feature, (label, note) in store.annotations().items()
+        {
+            "modelId": info.spec.host,
+            "layer": f"{info.spec.point}-{info.kind}",
+            "index": str(feature),
+            "description": label,
+            "notes": note,
+            "typeName": None,
+            "explanationModelName": None,
+        }
+        for feature, (label, note) in store.annotations().items()
     ]
-    value = {"host": info.spec.host, "point": info.spec.point, "dictionary": info.kind, "labels": entries}
-    return json.dumps(value, indent=1) + "\n"
+    return json.dumps(entries, indent=1) + "\n"
 
 
 def _inert(text: str) -> str:

@@ -19,7 +19,7 @@ CURVES: tuple[tuple[str, str, bool], ...] = (
 
 MAX_POINTS = 2000
 LINES = (NEGATIVE, POSITIVE, "#7a6a9a", "#4d8a6a")
-LEGEND = {"orientation": "h", "y": 1.12, "x": 0}
+LEGEND = {"orientation": "h", "y": 1.22, "x": 0}
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
@@ -87,7 +87,9 @@ def _curve(series: dict[str, list[tuple[int, float]]], key: str, title: str, log
     if is_log:
         y["dtick"] = "D2" if max(values) / min(values) < 100 else 1  # 1, 2, 5 of a decade, or powers of ten alone
     note = f"{number(own[-1][1])} at {own[-1][0]:,} tokens" if own else ""
-    shape = layout("tokens", "", {"tickformat": "~s"}, y) | {"showlegend": len(lines) > 1, "legend": LEGEND}
+    shape = layout("tokens", "", {"tickformat": "~s"}, y)
+    if len(lines) > 1:
+        shape |= {"showlegend": True, "legend": LEGEND, "margin": {**shape["margin"], "t": 26}}
     return Panel(title, lines, shape, ("tokens", title), tuple(own), note)
 
 

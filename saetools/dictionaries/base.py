@@ -319,7 +319,11 @@ def available_dictionaries() -> dict[str, type[Dictionary]]:
 
 
 def dictionary_class(kind: str) -> type[Dictionary]:
-    """The class of a kind; an unknown kind names the nearest one."""
+    """The class of a kind; an unknown kind names the nearest one.
+
+    >>> dictionary_class("batch_topk").kind
+    'mutual_choice'
+    """
     known = available_dictionaries()
     if kind not in known:
         raise ConfigError(f"unknown dictionary kind {kind!r}.{nearest(kind, known)} Known: {', '.join(known)}.")

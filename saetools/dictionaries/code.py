@@ -15,6 +15,12 @@ class SparseCode:
     Fixed: `values` and `indices` are [N, K]; an unused slot is value 0, index 0.
     Ragged: `values` and `indices` are [M] and row n owns the slots offsets[n] : offsets[n + 1].
     Indices are int32. Stored zeros are legal and mean nothing: a feature fires where its value is not zero.
+
+    >>> code = SparseCode.from_dense(torch.tensor([[0.0, 2.0, 1.0], [0.0, 0.0, 3.0]]))
+    >>> len(code), code.n_features, code.offsets_N1.tolist()
+    (2, 3, [0, 2, 3])
+    >>> code.to_fixed().values.tolist()
+    [[2.0, 1.0], [3.0, 0.0]]
     """
 
     values: Tensor

@@ -43,7 +43,11 @@ class Place(NamedTuple):
 
 
 def place_of(source: str) -> Place:
-    """The parts of an `hf://` source; FormatError where it is none."""
+    """The parts of an `hf://` source; FormatError where it is none.
+
+    >>> place_of("hf://me/saes/layer2@main")
+    Place(repository='me/saes', inside='layer2', revision='main')
+    """
     found = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)((?:/[^/@\0\\]+)*)/?(?:@([\w./-]+))?", source)
     if found is None or ".." in source.split("/") or ".." in (found[3] or "") or "." in found[2].split("/"):
         raise FormatError(f"{source!r} is no place on the hub. Write {GRAMMAR}.")

@@ -29,6 +29,14 @@ def load(
     opened only with `allow_pt`, in a sandbox that takes tensors alone. `k`: features per row, for layouts whose files
     do not say. Raises FormatError, listing what was found where the layout is unknown, and naming file and key where
     something is damaged or cannot be represented.
+
+    >>> import tempfile
+    >>> from saetools.dictionaries.base import make_dictionary
+    >>> from saetools.dictionaries.topk import TopK
+    >>> made, directory = make_dictionary(TopK.configure(n_features=8, k=2), d_model=4), tempfile.mkdtemp() + "/d"
+    >>> save_as(made, directory, "saelens")
+    >>> load(directory).encode(torch.ones(3, 4)).n_features
+    8
     """
     how = Reading(device, dtype, strict, allow_pt, k)
     if str(source).startswith(HUB):

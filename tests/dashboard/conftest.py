@@ -48,7 +48,7 @@ class Watched:
 
     def __init__(self, page: Any) -> None:
         self.page = page
-        page.set_default_timeout(40_000)  # a loaded machine is slow, not wrong
+        page.set_default_timeout(90_000)  # a loaded machine is slow, not wrong
         self.troubles: list[str] = []
         self.external: list[str] = []
         page.add_init_script(

@@ -27,7 +27,14 @@ def test_exported_page(browser: Any, store_path: Path, tmp_path: Path, scheme: s
     export_page(Contents(FeatureStore.open(store_path), n_features=5), tmp_path / "page.html")
     context = browser.new_context(color_scheme=scheme, bypass_csp=True, viewport={"width": 1280, "height": 900})
     page = context.new_page()
+    page.set_default_timeout(90_000)  # a loaded machine is slow, not wrong
     page.goto((tmp_path / "page.html").as_uri())
     page.wait_for_selector(".sae-token")
+    assert serious(page) == []
+    page.click("#tab-Map")
+    page.wait_for_selector("#sae-map[data-points]")
+    assert serious(page) == []
+    page.keyboard.press("?")
+    page.wait_for_selector("#sae-help[open]")
     assert serious(page) == []
     context.close()

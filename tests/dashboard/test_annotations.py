@@ -31,5 +31,8 @@ def test_csv_holds_no_formula(store: FeatureStore) -> None:
 
 
 def test_json_reads_back(store: FeatureStore) -> None:
-    entries = json.loads(labels_json(store))["labels"]
-    assert {e["feature"]: (e["label"], e["note"]) for e in entries} == store.annotations()
+    entries = json.loads(labels_json(store))
+    assert {int(e["index"]): (e["description"], e["notes"]) for e in entries} == store.annotations()
+    assert {(e["modelId"], e["layer"], e["typeName"]) for e in entries} == {
+        ("<i>host</i>", "blocks.0.hook_out-topk", None)
+    }

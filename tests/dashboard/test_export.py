@@ -171,6 +171,7 @@ def test_the_policy_would_stop_a_script(watched: Any, page_path: Path) -> None:
 def test_nothing_hangs_over_the_edge(browser: Any, page_path: Path, scheme: str, width: int) -> None:
     context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 850})
     page = context.new_page()
+    page.set_default_timeout(90_000)  # a loaded machine is slow, not wrong
     page.goto(page_path.as_uri())
     page.wait_for_selector(".sae-token")
     assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -152,6 +152,23 @@ window.dash_clientside.saetools = (() => {
     return view.tokens.length;
   };
 
+  /** The browser's own list of choices: those of Dash have roles that axe-core finds seriously wrong. */
+  const drawWays = (ways) => {
+    if (!ways) return same();
+    when("steer-how-box", (node) => {
+      const select = element("select", "sae-select");
+      select.id = "steer-how-select";
+      ways.forEach(([value, text]) => {
+        const option = element("option", "", text);
+        option.value = value;
+        select.append(option);
+      });
+      select.addEventListener("change", () => window.dash_clientside.set_props("steer-how", { data: select.value }));
+      node.replaceChildren(select);
+    });
+    return ways.length;
+  };
+
   /** Two texts side by side, newlines and invisible characters visible. */
   const drawSteering = (texts) => {
     if (!texts) return same();
@@ -200,7 +217,7 @@ window.dash_clientside.saetools = (() => {
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { window.SaeFeature.redraw(document); if (map) map.redraw(); });
 
   return {
-    drawFeature, drawPartner, drawPrompt, drawSteering, drawMap, drawComparison, selectRow, refetch, showTab, text: String,
+    drawFeature, drawPartner, drawPrompt, drawSteering, drawWays, drawMap, drawComparison, selectRow, refetch, showTab, text: String,
     drawDensity: drawPanels("sae-density"), drawCurves: drawPanels("sae-curves"),
   };
 })();

@@ -13,7 +13,7 @@ from saetools.errors import SaetoolsError
 from saetools.features.store import FeatureStore, Filter
 
 NUMBERS = {"function": "params.value == null ? '' : d3.format('.3~g')(params.value)"}
-WIDTHS = {"feature": 76, "peak_token": 112, "label": 104, "density": 92, "max_value": 66, "mean": 72, "kurtosis": 88}
+WIDTHS = {"feature": 76, "peak_token": 112, "label": 92, "density": 104, "max_value": 66, "mean": 72, "kurtosis": 88}
 
 
 def table_layout(store: FeatureStore) -> html.Div:

@@ -49,13 +49,13 @@ def steering_layout() -> html.Div:
         [
             html.Label("Prompt", htmlFor="steer-prompt"),
             dcc.Textarea(id="steer-prompt", className="sae-text", maxLength=MAX_CHARACTERS, value=EXAMPLE),
-            html.Fieldset(
-                [html.Legend("How"), dcc.RadioItems(WAYS, "add", id="steer-how", inline=True, className="sae-radios")],
-                className="sae-fieldset",
-            ),
             html.Div(
                 [
                     _field("Feature", dcc.Input(id="steer-feature", type="number", min=0, step=1)),
+                    html.Div(
+                        [html.Label("How", htmlFor="steer-how-select"), html.Div(id="steer-how-box")],
+                        className="sae-field",
+                    ),
                     _field("Value (of the code)", _number("steer-value", 10, step="any")),
                     _field("New tokens", _number("steer-tokens", 40, min=1, max=MAX_NEW_TOKENS, step=1)),
                     _field("Temperature", _number("steer-temperature", 0, min=0, max=5, step="any")),
@@ -77,6 +77,9 @@ def steering_layout() -> html.Div:
                 [
                     html.Button("Generate", id="steer-run", className="sae-button sae-primary"),
                     html.Span(id="steer-status", className="sae-dim", role="status"),
+                    dcc.Store(id="steer-ways", data=list(WAYS.items())),
+                    dcc.Store(id="steer-ways-drawn"),
+                    dcc.Store(id="steer-how", data="add"),
                     dcc.Store(id="steer-view"),
                     dcc.Store(id="steer-drawn"),
                 ],
@@ -141,7 +144,7 @@ def _register_steering(app: Dash, steer: Steer, store: FeatureStore, queue: OneA
         Input("steer-run", "n_clicks"),
         State("steer-prompt", "value"),
         State("steer-feature", "value"),
-        State("steer-how", "value"),
+        State("steer-how", "data"),
         State("steer-strength", "value"),
         State("steer-value", "value"),
         State("steer-tokens", "value"),
@@ -179,6 +182,9 @@ def _register_steering(app: Dash, steer: Steer, store: FeatureStore, queue: OneA
             return no_update, str(error)
         return [baseline, steered], "equal to the baseline" if baseline == steered else "differs from the baseline"
 
+    app.clientside_callback(
+        ClientsideFunction("saetools", "drawWays"), Output("steer-ways-drawn", "data"), Input("steer-ways", "data")
+    )
     app.clientside_callback(
         ClientsideFunction("saetools", "drawSteering"), Output("steer-drawn", "data"), Input("steer-view", "data")
     )

@@ -12,11 +12,15 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 def test_every_tab(browser: Any, address: str, scheme: str) -> None:
     context = browser.new_context(color_scheme=scheme, bypass_csp=True, viewport={"width": 1280, "height": 900})
     page = context.new_page()
+    page.set_default_timeout(90_000)  # a loaded machine is slow, not wrong
     page.goto(address)
     page.click(".ag-row[row-index='1']")
     page.wait_for_selector("#sae-feature .sae-token")
     for tab in ("Feature", "Map", "Prompt", "Steering", "Compare", "Training"):
         page.click(f"#tabs >> text={tab}")
+        if tab == "Prompt":
+            page.click("#prompt-run")
+            page.wait_for_selector(".sae-strip .sae-token")
         page.wait_for_timeout(400)
         found = axe_core.Axe().run(page)["violations"]
         bad = [(v["id"], v["nodes"][0]["html"][:200]) for v in found if v["impact"] in {"serious", "critical"}]

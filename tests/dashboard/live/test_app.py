@@ -48,7 +48,7 @@ def test_prompt_and_steering(call: Any) -> None:
     values = {
         "steer_prompt__value": "p",
         "steer_feature__value": 3,
-        "steer_how__value": "add",
+        "steer_how__data": "add",
         "steer_tokens__value": 5,
     }
     answer = call("steer-view.data", steer_strength__value=1, **values)
