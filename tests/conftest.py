@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before any import of torch: thr
 import hypothesis
 import pytest
 
-hypothesis.settings.register_profile("shared machine", deadline=None)
+hypothesis.settings.register_profile("shared machine", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=20)  # of make check
 hypothesis.settings.load_profile("shared machine")
 
