@@ -209,8 +209,8 @@ def test_a_batch_of_another_shape_is_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", ["a", "b", "c"])
-def test_every_kernel_compiles_for_hopper_without_spills(shape: str) -> None:
+@pytest.mark.parametrize("shape", ["a", "b"])
+def test_every_kernel_compiles_for_hopper(shape: str) -> None:
     program = Path(__file__).with_name("offline.py")
     done = subprocess.run([sys.executable, program, shape], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
