@@ -3,7 +3,8 @@
     python tests/kernels/offline.py [a b c]
 
 Launches are made on tensors without memory and recorded in place of running; each distinct one is compiled with the
-compiler that triton brings. Prints a row per kernel; exits with 1 where one spills more than MOST_SPILLED (but those named in MAY_SPILL).
+compiler that triton brings. Prints a row per kernel; exits with 1 where one spills more than MOST_SPILLED (but those
+named in MAY_SPILL).
 """
 
 import os
