@@ -93,8 +93,10 @@ def test_the_page_draws_its_charts(watched: Any, tmp_path: Path) -> None:
     page.locator(".sae-chart").last.scroll_into_view_if_needed()
     page.wait_for_function("[...document.querySelectorAll('.sae-plot')].every(p => p.querySelector('.main-svg'))")
     page.click("text=Numbers >> nth=0")
+    page.locator(".sae-numbers").first.wait_for()  # filled once the browser has told that it is open
     assert page.locator(".sae-numbers tr").count() == 3
     page.click("text=Numbers >> nth=-1")
+    page.locator(".sae-numbers").nth(1).wait_for()
     assert page.locator(".sae-numbers").last.locator("td").all_text_contents()[:3] == ["a", "1", "0.5"]
     watched.check()
 

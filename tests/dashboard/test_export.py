@@ -101,8 +101,9 @@ def test_the_page_works(watched: Any, page_path: Path) -> None:
     page.click("#sae-rows tr")
     assert page.locator("#sae-feature-title").inner_text() == "Feature 17"
     page.fill("#sae-search", "")
-    assert page.locator(".sae-plot .main-svg").count() >= 4
+    page.locator(".sae-plot .main-svg").nth(3).wait_for()
     page.click("text=Numbers >> nth=1")
+    page.locator(".sae-numbers").first.wait_for()
     assert page.locator(".sae-numbers tr").count() > 3
     watched.check()
 
