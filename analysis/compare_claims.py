@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from compare_dictionaries import N_CE, KeptRows, Unit
+from compare_dictionaries import N_CE, Unit
 from torch import Tensor
 
 from saetools import atomic

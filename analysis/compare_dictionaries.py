@@ -26,8 +26,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from saetools import atomic
-from saetools.activations.base import NumberedBatches
 from saetools.evals.base import Subject, make_evaluation
+from saetools.evals.kept_rows import KeptRows
+from saetools.evals.references import References
 from saetools.evals.run import run_evaluations
 from saetools.formats.load import load
 from saetools.pipeline import Data, harvest, read_config, rows_needed, train
@@ -118,7 +119,7 @@ class Comparison:
 
     def __init__(self, runs: Path) -> None:
         self.runs = runs
-        self._heldout: dict[int, tuple[Data, KeptRows]] = {}
+        self._heldout: dict[int, tuple[Data, KeptRows, References]] = {}
 
     def do(self, unit: Unit) -> None:
         """Train and evaluate one unit."""
@@ -176,13 +177,16 @@ class Comparison:
         dictionary = load(directory)
         if config.run.seed not in self._heldout:
             data = Data(config)
-            self._heldout[config.run.seed] = (data, KeptRows(data.source("heldout", dictionary.calibration), N_HELDOUT))
-        data, heldout = self._heldout[config.run.seed]
-        subject = Subject(dictionary, heldout.spec, heldout, data.host, data.plan("heldout"), config.run.seed)
+            heldout = KeptRows(data.source("heldout", dictionary.calibration))
+            self._heldout = {config.run.seed: (data, heldout, References())}
+        data, heldout, references = self._heldout[config.run.seed]
+        subject = Subject(
+            dictionary, heldout.spec, heldout, data.host, data.plan("heldout"), config.run.seed, references=references
+        )
         evaluations = [
             make_evaluation("reconstruction", n_tokens=N_HELDOUT),
             make_evaluation("sparsity", n_tokens=N_HELDOUT),
-            make_evaluation("loss_recovered", n_tokens=N_CE, n_mean_tokens=N_CE),
+            make_evaluation("loss_recovered", n_tokens=N_CE, n_read_tokens=N_HELDOUT, n_mean_tokens=N_HELDOUT),
         ]
         found = {record.name: record.value for record in run_evaluations(subject, evaluations, directory)}
         figures = {short: found[name] for short, name in FIGURES.items()} | _usage(dictionary)
@@ -202,33 +206,6 @@ FIGURES = {
     "rare": "rare_fraction",
     "under_used": "under_used_fraction",
 }
-
-
-class KeptRows:
-    """The first rows of a source, read once and given again: the host runs once for all dictionaries of a seed."""
-
-    def __init__(self, source: Any, n_rows: int) -> None:
-        self.source, self.n_rows = source, n_rows
-        self.spec, self.calibration = source.spec, source.calibration
-        self._kept: list[Any] = []
-
-    def batches(self, start: int = 0) -> NumberedBatches:
-        assert start == 0
-        if not self._kept:
-            stream, left = self.source.batches(0), self.n_rows
-            for item in stream:
-                self._kept.append(item)
-                left -= len(item[1])
-                if left <= 0:
-                    break
-            stream.close()
-        yield from self._kept
-
-    def document_id(self, number: int) -> str:
-        return self.source.document_id(number)
-
-    def fingerprint(self) -> str:
-        return self.source.fingerprint()
 
 
 def _train(config: Any) -> dict[str, float]:

@@ -27,6 +27,7 @@ from saetools.dictionaries.base import Dictionary, make_dictionary
 from saetools.evals.base import Subject, make_evaluation
 from saetools.evals.kept_rows import KeptRows
 from saetools.evals.layers import LayerMatchingConfig, match_layers
+from saetools.evals.references import References
 from saetools.evals.run import run_evaluations
 from saetools.formats.load import load
 from saetools.lm.hosts import make_host
@@ -101,7 +102,9 @@ class Suite:
         if self._subject is None:
             data = Data(config_of(unit.directory))
             heldout = KeptRows(data.source("heldout", dictionary.calibration))
-            self._subject = Subject(dictionary, heldout.spec, heldout, data.host, data.plan("heldout"))
+            self._subject = Subject(
+                dictionary, heldout.spec, heldout, data.host, data.plan("heldout"), references=References()
+            )
         return replace(self._subject, dictionary=dictionary)
 
     def _steps(self) -> None:

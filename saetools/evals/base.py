@@ -5,7 +5,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from saetools.activations.base import RowSource
 from saetools.dictionaries.base import Dictionary
@@ -13,6 +13,9 @@ from saetools.errors import ConfigError, DataError, nearest
 from saetools.lm.base import Host
 from saetools.records import EvalRecord, FrozenModel, PointSpec
 from saetools.text.packing import TokenPlan
+
+if TYPE_CHECKING:
+    from saetools.evals.references import References
 
 Tick = Callable[[int], None]
 """Called with the number of tokens just done; progress bars and rates come from it."""
@@ -28,6 +31,7 @@ class Subject:
 
     `host` and `tokens` are None for a dictionary trained on a bare rows file; evaluations that need them are then
     listed as skipped. `others` are further dictionaries of the same point, by name, that it is compared with.
+    `references` keep what is the same for all dictionaries that are judged on these data.
     """
 
     dictionary: Dictionary
@@ -37,6 +41,7 @@ class Subject:
     tokens: TokenPlan | None = None
     seed: int = 0
     others: Mapping[str, Dictionary] = field(default_factory=dict)
+    references: "References | None" = None
 
 
 @dataclass(frozen=True)

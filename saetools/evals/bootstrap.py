@@ -16,6 +16,8 @@ from saetools import rng
 MAX_GROUPS = 4096
 MAX_BYTES = 64 << 20
 N_RESAMPLES = 1000
+RESAMPLED_BYTES = 4 << 20
+"""Counts of drawn groups that are held at a time: 1000 resamples of 4096 groups would take 31 MiB, twice."""
 LEVEL = 0.95
 
 Statistic = Callable[[np.ndarray], np.ndarray]
@@ -78,9 +80,13 @@ def bootstrap_interval(sums_GC: np.ndarray, statistic: Statistic, seed: int) -> 
     if n_groups < 2:
         return None
     generator = rng.generator(seed, "bootstrap", n_groups)
-    counts_RG = generator.multinomial(n_groups, np.full(n_groups, 1 / n_groups), N_RESAMPLES)
+    shares_G, n_chunk = np.full(n_groups, 1 / n_groups), max(1, RESAMPLED_BYTES // (8 * n_groups))
+    parts = []
+    for start in range(0, N_RESAMPLES, n_chunk):
+        counts_RG = generator.multinomial(n_groups, shares_G, min(n_chunk, N_RESAMPLES - start))
+        parts.append(counts_RG.astype(np.float64) @ sums_GC)
     with np.errstate(divide="ignore", invalid="ignore"):
-        values_R = statistic(counts_RG.astype(np.float64) @ sums_GC)
+        values_R = statistic(np.concatenate(parts))
     finite_R = values_R[np.isfinite(values_R)]
     if 2 * len(finite_R) < N_RESAMPLES:
         return None

@@ -14,10 +14,12 @@ field's reference (SAEBench, dictionary_learning); the mean is the stricter one.
 over all predictions. `error_term` puts that share of x - recon back: at 1 the spliced run is the original. `ce_spliced`
 carries quantiles of the loss added per token (over a uniform sample of 65,536 predictions) and the worst ones.
 
-Cost: four forward passes of the host per token, and one to the point for the mean. Cannot tell: whether the features
+Cost: four forward passes of the host per token, and one to the point for the mean; where the subject carries
+references (references.py), one pass for every dictionary but the first. Cannot tell: whether the features
 that matter were the ones rebuilt; predictions of other points; anything about generation.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from torch import Tensor
 from saetools.errors import DataError
 from saetools.evals.base import EvalRecord, Evaluation, HostSubject, Subject, Tick, no_tick, with_host
 from saetools.evals.bootstrap import DocumentSums, Statistic
+from saetools.evals.references import Reference, References
 from saetools.evals.sample import TokenSample
 from saetools.evals.splicing import (
     Replacement,
@@ -39,7 +42,9 @@ from saetools.evals.splicing import (
     log_probabilities,
 )
 
-COLUMNS = ("tokens", "ce_original", "ce_spliced", "ce_zero", "ce_mean", "kl_spliced", "kl_zero", "kl_mean")
+WITHOUT = ("tokens", "ce_original", "ce_zero", "ce_mean", "kl_zero", "kl_mean")
+"""Columns that know nothing of the dictionary."""
+COLUMNS = (*WITHOUT, "ce_spliced", "kl_spliced")
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
 
@@ -68,31 +73,41 @@ class LossRecovered(Evaluation, name="loss_recovered"):
     def run(self, subject: Subject, tick: Tick = no_tick) -> list[EvalRecord]:
         parts = with_host(subject)
         splicer = Splicer(subject, parts)
-        mean_D = mean_row(subject, self.config.n_mean_tokens).to(parts.host.device)
-        replacements: dict[str, Replacement] = {
-            "spliced": lambda x_ND: splicer.reconstruct(x_ND, self.config.error_term),
-            "zero": torch.zeros_like,
-            "mean": lambda x_ND: mean_D.to(x_ND.dtype).expand_as(x_ND),
-        }
         sums, added = DocumentSums(len(COLUMNS)), _Added(subject.seed, self.config.n_worst)
-        for windows in counted_windows(parts, self.config.n_tokens, self.config.n_read_tokens):
-            columns_NC = self._columns(splicer, windows, replacements)
-            sums.add(windows.document_N, columns_NC)
-            added.add(windows, columns_NC[:, 2] - columns_NC[:, 1])
+        key = (subject.heldout.fingerprint(), splicer.norm_limit, self.config.model_copy(update={"error_term": 0.0}))
+        for reference in (subject.references or References(0)).read(key, lambda: self._without(subject, parts)):
+            columns_NC = self._with(splicer, reference)
+            sums.add(reference.windows.document_N, columns_NC)
+            added.add(reference.windows, columns_NC[:, -2] - columns_NC[:, 1])
             tick(len(columns_NC))
         if sums.n_rows == 0:
             raise DataError("No held-out window has two tokens in a row, so no prediction can be judged. Add text.")
         return self._records(subject, sums, added, parts, splicer)
 
-    def _columns(self, splicer: Splicer, windows: Windows, replacements: dict[str, Replacement]) -> Tensor:
+    def _without(self, subject: Subject, parts: HostSubject) -> Iterator[Reference]:
+        """The windows with the host's own run, the zero- and the mean-ablation."""
+        splicer = Splicer(subject, parts)
+        mean_D = mean_row(subject, self.config.n_mean_tokens).to(parts.host.device)
+        ablations: tuple[Replacement, ...] = (torch.zeros_like, lambda x_ND: mean_D.to(x_ND.dtype).expand_as(x_ND))
+        for windows in counted_windows(parts, self.config.n_tokens, self.config.n_read_tokens):
+            logits_NV = splicer.logits(windows)
+            log_p_NV = log_probabilities(logits_NV)
+            ce, kl = [cross_entropy_N(log_p_NV, windows.target_N)], []
+            for ablation in ablations:
+                log_q_NV = log_probabilities(splicer.logits(windows, ablation))
+                ce.append(cross_entropy_N(log_q_NV, windows.target_N))
+                kl.append(kl_N(log_p_NV, log_q_NV))
+            yield Reference(windows, logits_NV, torch.stack([torch.ones_like(ce[0]), *ce, *kl], 1).cpu())
+
+    def _with(self, splicer: Splicer, reference: Reference) -> Tensor:
         """float64 [N, 8] in the order of COLUMNS."""
-        log_p_NV = log_probabilities(splicer.logits(windows))
-        ce, kl = [cross_entropy_N(log_p_NV, windows.target_N)], []
-        for replacement in replacements.values():
-            log_q_NV = log_probabilities(splicer.logits(windows, replacement))
-            ce.append(cross_entropy_N(log_q_NV, windows.target_N))
-            kl.append(kl_N(log_p_NV, log_q_NV))
-        return torch.stack([torch.ones_like(ce[0]), *ce, *kl], 1).cpu()
+        windows, logits_NV = reference.windows, reference.logits_NV
+        log_p_NV = log_probabilities(splicer.logits(windows) if logits_NV is None else logits_NV)
+        log_q_NV = log_probabilities(
+            splicer.logits(windows, lambda x_ND: splicer.reconstruct(x_ND, self.config.error_term))
+        )
+        own = [cross_entropy_N(log_q_NV, windows.target_N), kl_N(log_p_NV, log_q_NV)]
+        return torch.cat([reference.columns_NC, torch.stack(own, 1).cpu()], 1)
 
     def _records(
         self, subject: Subject, sums: DocumentSums, added: "_Added", parts: HostSubject, splicer: Splicer

@@ -1,6 +1,7 @@
 """Splicing against a loop over windows, and closed forms of CE and KL."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from small_hosts import D_MODEL, LinearHost, by_name, host_subject, scaled_copy
 
 from saetools.evals.base import with_host
 from saetools.evals.loss_recovered import LossRecovered
+from saetools.evals.references import References
 from saetools.evals.splicing import counted_windows, cross_entropy_N, kl_N, log_probabilities
 
 
@@ -157,3 +159,18 @@ def test_outliers_keep_their_activations():
     host.logits = spy
     figures(subject)
     assert sum(n for n, _ in seen) > 0 and all(equal for _, equal in seen)
+
+
+def test_what_knows_nothing_of_the_dictionary_is_run_once_for_all():
+    first, other = host_subject(), host_subject(scaled_copy(D_MODEL, 0.5))
+    alone = {name: record.value for name, record in figures(other).items()}
+    for limit_bytes, n_runs in ((1 << 20, 1), (0, 2)):  # the host's own run again where its logits did not fit
+        references, first.host.n_passes = References(limit_bytes), 0
+        figures(replace(first, references=references))
+        n_windows = first.host.n_passes // 4
+        for _ in range(2):
+            subject = replace(other, host=first.host, references=references)
+            assert {name: record.value for name, record in figures(subject).items()} == alone
+        assert first.host.n_passes == (4 + 2 * n_runs) * n_windows
+    figures(subject, n_mean_tokens=7)
+    assert first.host.n_passes == (4 + 2 * n_runs + 4) * n_windows, "another mean is another reference"
