@@ -1,8 +1,8 @@
 """Every dictionary on one stream of activations per seed: train, evaluate, compare. Resumable, one unit at a time.
 
     python analysis/compare_dictionaries.py            # what is not done yet; --labels, --seeds, --targets choose
-    python analysis/compare_claims.py runs/compare     # what some claims need beyond it
-    python analysis/compare_report.py runs/compare     # the table, the figure and the verdicts of what there is
+    python analysis/compare_report.py runs/compare     # the table and the figure of what there is
+    python analysis/evaluate_dictionaries.py runs/compare/seed*/*   # the whole suite, and the papers' claims judged
 
 A unit is one dictionary at one target L0 and seed; its figures are in `<unit>/result.json` once it is done, and what
 was killed half-way goes on from its checkpoint. Several processes may work on one directory. Units are done in the
@@ -26,8 +26,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from saetools import atomic
+from saetools.activations.kept_rows import KeptRows
 from saetools.evals.base import Subject, make_evaluation
-from saetools.evals.kept_rows import KeptRows
 from saetools.evals.references import References
 from saetools.evals.run import run_evaluations
 from saetools.formats.load import load
@@ -61,6 +61,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 """Label -> kind and what differs from its config in `configs/`."""
 ROWS = {"itda, 1 % of the rows": N_TOKENS // 100}
 """Labels that are trained on other than N_TOKENS rows."""
+RIVALS = (("topk", 144),)
+"""At about the L0 that top_afa settles at here, so that it has a rival."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def units(seeds: tuple[int, ...] = SEEDS, targets: tuple[int, ...] = TARGETS) ->
             for label in VARIANTS:
                 if label != "top_afa" or target == targets[0]:
                     yield Unit(label, target, seed)
+        yield from (Unit(label, target, seed) for label, target in RIVALS)
 
 
 def unit_config(unit: Unit, runs: Path, directory: Path, n_tokens: int, settings: dict[str, Any]) -> Any:
@@ -189,11 +192,7 @@ class Comparison:
             make_evaluation("loss_recovered", n_tokens=N_CE, n_read_tokens=N_HELDOUT, n_mean_tokens=N_HELDOUT),
         ]
         found = {record.name: record.value for record in run_evaluations(subject, evaluations, directory)}
-        figures = {short: found[name] for short, name in FIGURES.items()} | _usage(dictionary)
-        unused = 1 - figures["n_atoms"] / dictionary.config.n_features
-        for name in ("dead", "under_used"):  # of the atoms in use
-            figures[name] = (figures[name] - unused) / (1 - unused)
-        return figures
+        return {short: found[name] for short, name in FIGURES.items()} | _usage(dictionary)
 
 
 FIGURES = {

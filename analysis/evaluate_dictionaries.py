@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from claims import Evaluated
-from report_page import write_report
+from judging import Evaluated
+from measures import MEASURES
+from report_page import MAIN_TARGET, write_report
 
 from saetools import atomic
+from saetools.activations.kept_rows import KeptRows
 from saetools.config import HostConfig
-from saetools.dictionaries.base import Dictionary, make_dictionary
 from saetools.evals.base import Subject, make_evaluation
-from saetools.evals.kept_rows import KeptRows
 from saetools.evals.layers import LayerMatchingConfig, match_layers
 from saetools.evals.references import References
 from saetools.evals.run import run_evaluations
@@ -36,7 +36,7 @@ from saetools.records import EvalRecord
 
 ROOT = Path(__file__).parents[1]
 SECOND_HOST = ROOT / "analysis" / "assets" / "pycode-b"
-N_ROWS, N_CE, N_STEP_ROWS = 60_000, 8_000, 12_000
+N_ROWS, N_CE = 60_000, 10_000
 ROUNDS: tuple[tuple[str, dict[str, dict[str, Any]]], ...] = (
     ("steering", {"steering": {"n_features": 12, "n_predictions": 256, "n_read_tokens": N_ROWS}}),
     (
@@ -60,8 +60,6 @@ ROUNDS: tuple[tuple[str, dict[str, dict[str, Any]]], ...] = (
 )
 FIRST = ("topk", "gradient", "matching_pursuit", "itda", "mutual_choice")
 """Labels evaluated before others: most claims are about them."""
-STEPPED, STEPS = ("matching_pursuit", "topk"), (8, 16, 32, 64, 128)
-"""Labels for which other numbers of steps of pursuit (or k) are tried at inference, and which, at L0 32."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ class Suite:
 
     def evaluate(self) -> None:
         """What claims ask for, all rounds over all dictionaries, then what needs several of them."""
-        self._steps()
+        self._measure()
         self._layers()
         for title, evaluations in ROUNDS:
             for unit in self.units:
@@ -107,18 +105,14 @@ class Suite:
             )
         return replace(self._subject, dictionary=dictionary)
 
-    def _steps(self) -> None:
-        """FVU with other numbers of steps, or of features per token, than were trained with."""
-        for unit in self.units:
-            path = atomic.make_directory(self.out / unit.name) / "steps.json"
-            if unit.facts["label"] in STEPPED and unit.facts["target_l0"] == 32 and not path.exists():
-                subject, found = self.subject(unit), []
-                for k in STEPS:
-                    again = replace(subject, dictionary=with_k(subject.dictionary, k))
-                    records = run_evaluations(again, [make_evaluation("reconstruction", n_tokens=N_STEP_ROWS)])
-                    found.append({"k": k, "fvu": next(r.value for r in records if r.name == "fvu")})
-                atomic.write_json(path, found)
-                print(f"steps: {unit.name}", flush=True)
+    def _measure(self) -> None:
+        """What single claims ask for (measures.py), at the main L0."""
+        for name, (labels, measure) in MEASURES.items():
+            for unit in self.units:
+                path = atomic.make_directory(self.out / unit.name) / f"{name}.json"
+                if unit.facts["label"] in labels and unit.facts["target_l0"] == MAIN_TARGET and not path.exists():
+                    atomic.write_json(path, measure(self.subject(unit)))
+                    print(f"{name}: {unit.name}", flush=True)
 
     def _layers(self) -> None:
         """Layer matching between the embedded host and the one of another seed."""
@@ -151,15 +145,6 @@ class Suite:
                 print(f"stability: {first.name}", flush=True)
 
 
-@torch.no_grad()
-def with_k(dictionary: Dictionary, k: int) -> Dictionary:
-    """The same weights with another k."""
-    made = make_dictionary(dictionary.config.model_copy(update={"k": k}), dictionary.d_model)
-    made.load_state_dict(dictionary.state_dict())
-    made.spec, made.calibration = dictionary.spec, dictionary.calibration
-    return made.eval()
-
-
 def find_units(directories: Sequence[Path]) -> list[Unit]:
     """Finished runs, the main L0 first, then by seed; of two that are alike the first one given."""
     found = [
@@ -171,7 +156,7 @@ def find_units(directories: Sequence[Path]) -> list[Unit]:
     order = {label: i for i, label in enumerate(FIRST)}
 
     def key(unit: Unit) -> tuple[Any, ...]:
-        return unit.facts["target_l0"] != 32, unit.facts["seed"], order.get(unit.facts["label"], len(order))
+        return unit.facts["target_l0"] != MAIN_TARGET, unit.facts["seed"], order.get(unit.facts["label"], len(order))
 
     return sorted(once.values(), key=key)
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from claims import Claim, Evaluated, all_claims
+from claims import all_claims
+from judging import Claim, Evaluated
 
 from saetools.atomic import write_text
 from saetools.dashboard.evaluations import COLOURS, curves, scores, trade_offs
@@ -71,8 +72,7 @@ INTRODUCTION = (
     "Each claim is judged by figures over pairs of dictionaries: same rows, same L0 target, same seed. It holds where "
     "every pair agrees in every figure, fails where none does in any, and is mixed otherwise. All dictionaries share "
     "stream, learning rate, initialisation and dead-feature rule, and were trained on few tokens of a small host: what "
-    "is found here is found at this scale. * marks cross-entropy judged on the first 10,000 held-out predictions, "
-    "which are of one document, where not both dictionaries were judged on windows drawn from many."
+    "is found here is found at this scale."
 )
 ALL_UNITS = "A colour per kind; a point per L0 target and seed. 95 % intervals over held-out documents."
 STEPS = "The same weights with another number of steps (or k) than they were trained with."
@@ -110,23 +110,23 @@ def main_table(every: Sequence[Evaluated]) -> Table:
 
 def steps(every: Sequence[Evaluated]) -> Iterator[Panel]:
     """FVU over k at inference."""
-    shown = [e for e in every if e.steps]
+    shown = [(e.name, e.measure("steps")) for e in every if e.measure("steps")]
     if not shown:
         return
     data = [
         {
             "type": "scatter",
             "mode": "lines+markers",
-            "name": e.name,
-            "x": [step["k"] for step in e.steps],
-            "y": [step["fvu"] for step in e.steps],
+            "name": name,
+            "x": [step["k"] for step in found],
+            "y": [step["fvu"] for step in found],
             "line": {"color": COLOURS[i % len(COLOURS)], "dash": ("solid", "dash", "dot")[i // len(COLOURS) % 3]},
         }
-        for i, e in enumerate(shown)
+        for i, (name, found) in enumerate(shown)
     ]
     shape = layout("steps, or k, at inference", "FVU", {"type": "log", "tickvals": [8, 16, 32, 64, 128]})
     shape |= {"height": 320 + 9 * len(shown), "showlegend": True, "legend": {"orientation": "h", "y": -0.24}}
-    rows = tuple((e.name, step["k"], step["fvu"]) for e in shown for step in e.steps)
+    rows = tuple((name, step["k"], step["fvu"]) for name, found in shown for step in found)
     yield Panel("FVU by steps at inference", data, shape, ("dictionary", "steps", "FVU"), rows)
 
 

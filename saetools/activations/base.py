@@ -115,6 +115,34 @@ class RowSource(Protocol):
         ...
 
 
+class WrappedSource:
+    """The rows of another source, given in another way: a subclass says how, everything else is the source's."""
+
+    def __init__(self, source: RowSource) -> None:
+        self.source = source
+
+    @property
+    def spec(self) -> PointSpec:
+        return self.source.spec
+
+    @property
+    def calibration(self) -> Calibration:
+        return self.source.calibration
+
+    @property
+    def n_batches(self) -> int | None:
+        return self.source.n_batches
+
+    def batches(self, start: int = 0) -> NumberedBatches:
+        return self.source.batches(start)
+
+    def document_id(self, number: int) -> str:
+        return self.source.document_id(number)
+
+    def fingerprint(self) -> str:
+        return self.source.fingerprint()
+
+
 def canonical_json(value: Any) -> str:
     """The one JSON text of a value: sorted keys, no spaces, ASCII, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

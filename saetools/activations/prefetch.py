@@ -7,40 +7,22 @@ from queue import Full, Queue
 from threading import Event, Thread
 from typing import Generic, TypeVar
 
-from saetools.activations.base import NumberedBatches, RowSource
-from saetools.records import Calibration, PointSpec
+from saetools.activations.base import NumberedBatches, RowSource, WrappedSource
 
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.1
 
 
-class PrefetchedSource:
+class PrefetchedSource(WrappedSource):
     """A RowSource whose batches are made up to `depth` ahead by a thread of each iterator of its own."""
 
     def __init__(self, source: RowSource, depth: int) -> None:
-        self.source, self.depth = source, depth
-
-    @property
-    def spec(self) -> PointSpec:
-        return self.source.spec
-
-    @property
-    def calibration(self) -> Calibration:
-        return self.source.calibration
-
-    @property
-    def n_batches(self) -> int | None:
-        return self.source.n_batches
+        super().__init__(source)
+        self.depth = depth
 
     def batches(self, start: int = 0) -> NumberedBatches:
         return ahead(lambda: self.source.batches(start), self.depth)
-
-    def document_id(self, number: int) -> str:
-        return self.source.document_id(number)
-
-    def fingerprint(self) -> str:
-        return self.source.fingerprint()
 
 
 def ahead(make_items: Callable[[], Generator[T, None, None]], depth: int) -> Generator[T, None, None]:

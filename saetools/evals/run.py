@@ -19,6 +19,7 @@ from tqdm import tqdm
 import saetools
 from saetools import atomic
 from saetools.activations.base import digest
+from saetools.activations.kept_rows import KeptRows
 from saetools.config import EvaluationConfig
 from saetools.dictionaries.base import Dictionary
 from saetools.evals.base import (
@@ -31,7 +32,6 @@ from saetools.evals.base import (
     make_evaluation,
 )
 from saetools.evals.cost import Cost
-from saetools.evals.kept_rows import KeptRows
 from saetools.evals.rows import RowEvaluation, run_together
 
 EVAL_FILE, KEPT = "eval.json", "evaluations"

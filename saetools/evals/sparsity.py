@@ -5,6 +5,8 @@
     rare_fraction, dense_fraction   share that fire in less than `rare_below`, in more than `dense_above` of tokens
     zipf_exponent                   s of density_r ~ (r + q)^-s; the series holds q, the error and both curves
     under_used_fraction             share (dead included) with a density below `under_used_share` of that law
+    unused_capacity                 share of F that a constructed dictionary has not filled; the shares above are of its
+                                    atoms: a place that holds no atom is not a dead feature
     outlier_severity                gamma = ||mean x|| / ||sd x|| of the host's activations; sd by coordinate
 
 dead_fraction carries the curve over numbers of tokens n < N: mean over features of (1 - n/N)^count, which is the
@@ -51,6 +53,9 @@ class _Tally:
     def __init__(self, evaluation: Sparsity, subject: Subject) -> None:
         n_features, d_model = subject.dictionary.config.n_features, subject.spec.d_model
         self.evaluation, self.config, self.seed = evaluation, evaluation.config, subject.seed
+        self.filled_F = None  # bool [F] of a constructed dictionary: the places that hold an atom
+        if subject.dictionary.trained_by == "construction":
+            self.filled_F = subject.dictionary.directions().any(1).cpu()
         self.counts_F = torch.zeros(n_features, dtype=torch.int64)
         self.l0_counts = torch.zeros(n_features + 1, dtype=torch.int64)  # tokens with so many features
         self.l0_sums = DocumentSums(2)  # tokens, L0
@@ -67,7 +72,8 @@ class _Tally:
         self.activation_sums.add(document_N, columns)
 
     def records(self) -> list[EvalRecord]:
-        return [*self._l0(), *self._life(), *self._law(), self._severity()]
+        counts_F = self.counts_F if self.filled_F is None else self.counts_F[self.filled_F]
+        return [*self._l0(), *self._life(counts_F), *self._law(counts_F), *self._capacity(), self._severity()]
 
     @property
     def n(self) -> int:
@@ -89,33 +95,33 @@ class _Tally:
             record("l0_sd", (squares / self.n) ** 0.5, unit, self.n),
         ]
 
-    def _life(self) -> list[EvalRecord]:
-        density, record, unit = density_F(self.counts_F, self.n), self.evaluation.record, "fraction of features"
+    def _life(self, counts_F: torch.Tensor) -> list[EvalRecord]:
+        density, record, unit = density_F(counts_F, self.n), self.evaluation.record, "fraction of features"
         alive, rare = density > 0, density < self.config.rare_below
         note = f"over {self.n:,} tokens"
         return [
-            record("dead_fraction", _share(~alive), unit, self.n, series=self._dead_curve(), note=note),
-            record("rare_fraction", _share(alive & rare), unit, self.n, series=self._histogram(), note=note),
+            record("dead_fraction", _share(~alive), unit, self.n, series=self._dead_curve(counts_F), note=note),
+            record("rare_fraction", _share(alive & rare), unit, self.n, series=self._histogram(counts_F), note=note),
             record("dense_fraction", _share(density > self.config.dense_above), unit, self.n, note=note),
         ]
 
-    def _dead_curve(self) -> dict[str, list[float]]:
+    def _dead_curve(self, counts_F: torch.Tensor) -> dict[str, list[float]]:
         """Expected dead fraction over n tokens, n halved from N down to 1."""
         tokens = [self.n / 2**i for i in range(int(np.log2(self.n)) + 1)][::-1]
-        values, n_with = torch.unique(self.counts_F, return_counts=True)
+        values, n_with = torch.unique(counts_F, return_counts=True)
         dead = [float((n_with * (1 - n / self.n) ** values.double()).sum() / n_with.sum()) for n in tokens]
         return {"tokens": tokens, "dead_fraction": dead}
 
-    def _histogram(self) -> dict[str, list[float]]:
+    def _histogram(self, counts_F: torch.Tensor) -> dict[str, list[float]]:
         """Living features by log10 of their density, in quarter decades from the one that holds 1 / N."""
-        fired = self.counts_F[self.counts_F > 0].double()
+        fired = counts_F[counts_F > 0].double()
         lowest = -int(np.ceil(np.log10(self.n)))
         edges = np.linspace(lowest, 0, -lowest * BINS_PER_DECADE + 1) if lowest else np.array([-1.0, 0.0])
         counts, _ = np.histogram(np.clip(np.log10(fired.numpy() / self.n), edges[0], 0), edges)
         return {"log10_density_edge": edges.tolist(), "features": counts.astype(float).tolist()}
 
-    def _law(self) -> list[EvalRecord]:
-        counts = np.sort(self.counts_F.numpy())[::-1]
+    def _law(self, counts_F: torch.Tensor) -> list[EvalRecord]:
+        counts = np.sort(counts_F.numpy())[::-1]
         fit, record = zipf_mandelbrot_fit(counts, self.n), self.evaluation.record
         if fit is None:
             note = "too few features fired often enough to fit a law"
@@ -138,6 +144,13 @@ class _Tally:
             record("zipf_exponent", fit.exponent, "exponent", self.n, series=series),
             record("under_used_fraction", float(under.mean()), "fraction of features", self.n),
         ]
+
+    def _capacity(self) -> list[EvalRecord]:
+        if self.filled_F is None:
+            return []
+        n, note = len(self.filled_F), f"{int(self.filled_F.sum()):,} of {len(self.filled_F):,} places hold an atom"
+        unused = _share(~self.filled_F)
+        return [self.evaluation.record("unused_capacity", unused, "fraction of places", n, n_unit="places", note=note)]
 
     def _severity(self) -> EvalRecord:
         def severity(totals: np.ndarray) -> np.ndarray:

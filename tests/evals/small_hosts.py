@@ -162,7 +162,7 @@ def scaled_copy(d_model: int, factor: float, shift=0.0) -> TopK:
 class Given:
     """A dictionary whose code of row n is a given one: column 0 of the row is n."""
 
-    device = torch.device("cpu")
+    device, trained_by = torch.device("cpu"), "nothing"
 
     def __init__(self, code_NF, atoms_FD=None, d_model=2):
         self.code_NF = code_NF

@@ -3,9 +3,9 @@
 import torch
 from small_hosts import BlockRows, host_subject
 
+from saetools.activations.kept_rows import KeptRows
 from saetools.dictionaries.topk import TopK
 from saetools.evals.base import make_evaluation
-from saetools.evals.kept_rows import KeptRows
 from saetools.evals.run import run_evaluations
 
 

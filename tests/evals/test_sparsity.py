@@ -5,6 +5,7 @@ import pytest
 import torch
 from small_hosts import Given, by_name, row_subject
 
+from saetools.dictionaries.itda import ITDA
 from saetools.dictionaries.topk import TopK
 from saetools.evals.rows import coded_rows
 from saetools.evals.sparsity import Sparsity
@@ -93,3 +94,19 @@ def test_rows_are_cut_to_the_limit_and_the_stream_is_closed(gaussian):
     subject = row_subject(TopK(TopK.configure(n_features=8, k=1), 5), gaussian, batch=64)
     seen = [len(rows.x_ND) for rows in coded_rows(subject, 100)]
     assert seen == [64, 36]
+
+
+def test_places_without_an_atom_are_capacity_and_not_dead():
+    """Three atoms in eight places, of which one never fires."""
+    dictionary = ITDA(ITDA.configure(n_features=8, k=1), 2)
+    with torch.no_grad():
+        dictionary.W_dec_FD[:3] = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-(0.5**0.5), 0.5**0.5]])
+        dictionary.n_atoms.fill_(3)
+    rows = torch.tensor([[2.0, 0.0], [0.0, 1.0]]).repeat(50, 1)
+    found = by_name(Sparsity().run(row_subject(dictionary, rows)))
+    assert found["dead_fraction"].value == pytest.approx(1 / 3)
+    assert found["dense_fraction"].value == pytest.approx(2 / 3)
+    assert found["unused_capacity"].value == pytest.approx(5 / 8)
+    assert "3 of 8" in found["unused_capacity"].note
+    empty = by_name(Sparsity().run(row_subject(ITDA(ITDA.configure(n_features=8, k=1), 2), rows)))
+    assert empty["dead_fraction"].value is None and empty["unused_capacity"].value == 1

@@ -1,0 +1,105 @@
+"""What some claims need beyond the evaluation suite, on the held-out data of one dictionary (evaluate_dictionaries.py).
+
+Each measure names the labels that it is taken of, at L0 32, and what it gives is JSON.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saetools.dictionaries.base import Dictionary, make_dictionary
+from saetools.dictionaries.iterative_shrinkage import IterativeShrinkage
+from saetools.evals.base import Subject, make_evaluation, with_host
+from saetools.evals.rows import coded_rows
+from saetools.evals.run import run_evaluations
+from saetools.evals.splicing import Splicer, counted_windows, cross_entropy_N, log_probabilities
+from saetools.functional.statistics import l0_N
+
+STEPS = (8, 16, 32, 64, 128)
+N_STEP_ROWS, N_SHRINKAGE_ROWS, N_CE, N_READ = 12_000, 1_500, 8_000, 60_000
+
+
+def steps(subject: Subject) -> list[dict[str, float]]:
+    """FVU with other numbers of steps, or of features per token, than were trained with."""
+    found = []
+    for k in STEPS:
+        again = replace(subject, dictionary=_with_k(subject.dictionary, k))
+        records = run_evaluations(again, [make_evaluation("reconstruction", n_tokens=N_STEP_ROWS)])
+        found.append({"k": k, "fvu": next(r.value for r in records if r.name == "fvu")})
+    return found
+
+
+@torch.no_grad()
+def _with_k(dictionary: Dictionary, k: int) -> Dictionary:
+    """The same weights with another k."""
+    made = make_dictionary(dictionary.config.model_copy(update={"k": k}), dictionary.d_model)
+    made.load_state_dict(dictionary.state_dict())
+    made.spec, made.calibration = dictionary.spec, dictionary.calibration
+    return made.eval()
+
+
+@torch.no_grad()
+def gradients_at_inference(subject: Subject) -> dict[str, float]:
+    """CE recovered (zero-ablation) of a gradient dictionary with and without gradients at inference."""
+    parts = with_host(subject)
+    splicer, totals = Splicer(subject, parts), torch.zeros(4, dtype=torch.float64)  # original, zero, without, with
+    for windows in counted_windows(parts, N_CE, N_READ):
+        rows = parts.host.activations_and_gradients(windows.ids_BT, [parts.point], windows.keep_BT)
+        x_BTD, g_BTD = rows[parts.point]
+        replaced_BT = windows.keep_BT & (torch.linalg.vector_norm(x_BTD.float(), dim=-1) <= splicer.norm_limit)
+        grad_ND = g_BTD[replaced_BT]
+        runs = (
+            None,
+            torch.zeros_like,
+            splicer.reconstruct,
+            lambda x_ND, grad_ND=grad_ND: subject.dictionary(x_ND, {"grad": grad_ND}),
+        )
+        for i, replacement in enumerate(runs):
+            log_q_NV = log_probabilities(splicer.logits(windows, replacement))
+            totals[i] += cross_entropy_N(log_q_NV, windows.target_N).sum().cpu()
+    original, zero, without, with_gradients = totals.tolist()
+    return {"without": (zero - without) / (zero - original), "with": (zero - with_gradients) / (zero - original)}
+
+
+@torch.no_grad()
+def amortisation(subject: Subject) -> dict[str, float]:
+    """Iterative shrinkage over the dictionary's own atoms at about its L0; the weight by secant steps on few rows."""
+    dictionary = subject.dictionary
+    x_ND = torch.cat([rows.x_ND for rows in coded_rows(subject, N_SHRINKAGE_ROWS)])
+    fvu_encoder, l0 = _fvu_and_l0(dictionary, x_ND)
+    known: list[tuple[float, float]] = []
+    weight = 0.002
+    for _ in range(6):
+        sparsity = _fvu_and_l0(IterativeShrinkage.over(dictionary, weight=weight), x_ND[:: len(x_ND) // 100])[1]
+        known.append((math.log(weight), math.log(max(sparsity, 0.1))))
+        slope = -1.0
+        if len(known) > 1:
+            (u, v), (w, z) = known[-2:]
+            slope = min(-0.3, max(-3.0, (z - v) / (w - u))) if w != u else -1.0
+        weight = math.exp(known[-1][0] + (math.log(l0) - known[-1][1]) / slope)
+    fvu_shrinkage, l0_shrinkage = _fvu_and_l0(IterativeShrinkage.over(dictionary, weight=weight), x_ND)
+    return {
+        "fvu_encoder": fvu_encoder,
+        "fvu_shrinkage": fvu_shrinkage,
+        "l0_encoder": l0,
+        "l0_shrinkage": l0_shrinkage,
+        "n_rows": len(x_ND),
+    }
+
+
+def _fvu_and_l0(dictionary: Dictionary, x_ND: Tensor) -> tuple[float, float]:
+    code = dictionary.encode(x_ND)
+    left = (x_ND - dictionary.decode(code)).square().sum() / (x_ND - x_ND.mean(0)).square().sum()
+    return float(left), float(l0_N(code).double().mean())
+
+
+MEASURES: dict[str, tuple[tuple[str, ...], Callable[[Subject], Any]]] = {
+    "steps": (("matching_pursuit", "topk"), steps),
+    "gradients_at_inference": (("gradient",), gradients_at_inference),
+    "amortisation": (("topk",), amortisation),
+}
+"""name -> labels, measure."""
