@@ -8,8 +8,9 @@ Targets are the tokens that d raises most on the direct path to the logits (feat
     off_target       mean over positions of KL(q || q') over the other tokens, each renormalised without the targets
     steering_area    mean over features of (1/K) * integral of on_target over off_target from 0 to K = `kl_limit` nats:
                      the curve over doses, from (0, 0), linear between doses and flat beyond the last
-    class_steering_area   the same with a labelled class for target, over the features that announce one
-                     (token_classes.py): on-target ln P'(class) - ln P(class) nats, off-target the KL without its tokens
+    class_steering_area   the same with a labelled class for target, over living features that announce one
+                     (token_classes.py), drawn apart: on-target ln P'(class) - ln P(class) nats, off-target the KL
+                     without its tokens
     logit_influence  mean over features of RMS over positions of ||centred logit change|| / ||vector|| at the least
                      dose: how strongly features move logits in arbitrary contexts, which gradient SAEs claim to win
                      (Olmo et al. 2024, arXiv 2411.10397; their own definition is not public)
@@ -21,11 +22,11 @@ Controls, with vectors of equal norm: `..._random` (random directions, judged by
 `..._shuffled` (another feature's atom, judged by this feature's targets). Intervals are over features.
 
 Cost: (3 x doses + 1) forward passes per feature over `n_predictions` tokens, one backward pass, one pass of the host to
-the point over `n_class_tokens`. Cannot tell: whether
-generated text stays sensible, nor whether the feature's meaning is that of its top tokens.
+the point over `n_class_tokens`. Cannot tell: whether generated text stays sensible, nor whether a feature's meaning is
+that of its top tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -48,7 +49,7 @@ from saetools.evals.base import (
 from saetools.evals.bootstrap import mean_interval
 from saetools.evals.responses import area_under, response_columns
 from saetools.evals.splicing import Splicer, counted_windows, cross_entropy_N, log_probabilities
-from saetools.evals.token_classes import TokenClasses, read_token_classes
+from saetools.evals.token_classes import read_token_classes
 from saetools.features.effects import logit_effects
 from saetools.features.steering import FeatureEdit
 from saetools.rng import generator
@@ -71,6 +72,9 @@ class Steering(Evaluation, name="steering"):
         """Sizes."""
 
         n_features: int = Field(12, gt=1, description="living features steered, drawn at random")
+        n_class_features: int = Field(
+            6, ge=0, description="further ones, drawn at random of those that announce a class"
+        )
         n_predictions: int = Field(384, gt=0, description="held-out predictions on which each dose is judged")
         n_read_tokens: int = Field(200_000, gt=0, description="held-out tokens from which their windows are drawn")
         doses: tuple[float, ...] = Field((0.1, 0.3, 0.9), description="norms added, in median row norms, ascending")
@@ -85,47 +89,57 @@ class Steering(Evaluation, name="steering"):
     def run(self, subject: Subject, tick: Tick = no_tick) -> list[EvalRecord]:
         parts = with_host(subject)
         bench = _Bench(subject, parts, self.config)
-        chosen = bench.draw(self.config.n_features, subject.seed)
-        members = self._members(subject, parts, [feature for feature, _ in chosen])
-        curves: dict[str, list[_Curve]] = {"": [], "_random": [], "_shuffled": []}
-        for directions, class_V in zip(self._directions(subject, chosen), members, strict=True):
-            for name, (direction_D, speaks_for_D) in directions.vectors.items():
-                aim = _Aim(bench.targets(speaks_for_D, self.config.n_targets), class_V, directions.silent)
-                curves[name].append(bench.curve(direction_D, aim, self.config.doses, tick))
-        records = [record for name, found in curves.items() for record in self._of_curves(name, found, subject.seed)]
-        return [*records, self._attribution(bench, chosen)]
+        chosen = [(feature, None) for feature in bench.living[: self.config.n_features]]
+        curves = self._curves(bench, chosen, tick)
+        of_class = self._curves(bench, self._announcing(subject, parts, bench.living), tick)
+        records = [
+            record for name in curves for record in self._of_curves(name, curves[name], of_class[name], subject.seed)
+        ]
+        return [*records, self._attribution(bench, [feature for feature, _ in chosen])]
 
-    def _directions(self, subject: Subject, chosen: list[tuple[int, Tensor]]) -> "list[_Directions]":
-        """Each feature's own direction and its controls, all of norm 1."""
-        atoms_FD = torch.nn.functional.normalize(subject.dictionary.directions().float(), dim=1)
-        numbers = generator(subject.seed, "steering controls")
-        random_FD = torch.from_numpy(numbers.normal(size=(len(chosen), atoms_FD.shape[1])))
+    def _curves(
+        self, bench: "_Bench", chosen: Sequence[tuple[int, Tensor | None]], tick: Tick
+    ) -> "dict[str, list[_Curve]]":
+        """Control ("" for none) -> the response to each (feature, class to aim at)."""
+        curves: dict[str, list[_Curve]] = {"": [], "_random": [], "_shuffled": []}
+        directions = self._directions(bench, [feature for feature, _ in chosen])
+        for (feature, class_V), vectors in zip(chosen, directions, strict=True):
+            for name, (direction_D, speaks_for_D) in vectors.items():
+                aim = _Aim(bench.targets(speaks_for_D, self.config.n_targets), class_V, bench.silent(feature))
+                curves[name].append(bench.curve(direction_D, aim, self.config.doses, tick))
+        return curves
+
+    def _directions(self, bench: "_Bench", features: Sequence[int]) -> list[dict[str, tuple[Tensor, Tensor]]]:
+        """Of each feature: control -> (direction steered along, direction whose top tokens are the targets); norm 1."""
+        atoms_FD = torch.nn.functional.normalize(bench.subject.dictionary.directions().float(), dim=1)
+        numbers = generator(bench.subject.seed, "steering controls")
+        random_FD = torch.from_numpy(numbers.normal(size=(len(features), atoms_FD.shape[1])))
         random_FD = torch.nn.functional.normalize(random_FD.to(atoms_FD), dim=1)
         found = []
-        for i, (feature, silent) in enumerate(chosen):
-            other = chosen[(i + 1) % len(chosen)][0]  # the sample is in random order
-            own_D, random_D = atoms_FD[feature], random_FD[i]
-            vectors = {"": (own_D, own_D), "_random": (random_D, random_D), "_shuffled": (atoms_FD[other], own_D)}
-            found.append(_Directions(vectors, silent))
+        for feature, random_D in zip(features, random_FD, strict=True):
+            place = bench.living.index(feature)
+            other_D, own_D = atoms_FD[bench.living[(place + 1) % len(bench.living)]], atoms_FD[feature]
+            found.append({"": (own_D, own_D), "_random": (random_D, random_D), "_shuffled": (other_D, own_D)})
         return found
 
-    def _members(self, subject: Subject, parts: HostSubject, features: list[int]) -> list[Tensor | None]:
-        """For each feature, P(class | token) [V] of the class that it announces; None where there is none."""
+    def _announcing(self, subject: Subject, parts: HostSubject, living: Sequence[int]) -> list[tuple[int, Tensor]]:
+        """The first of `living` that announce a class, with P(class | token) [V] of it."""
         n_vocabulary = parts.host.unembedding()[0].shape[0]
         try:
             classes = read_token_classes(subject, self.config.n_class_tokens, n_vocabulary)
         except NotApplicableError:  # a stream, whose documents cannot be labelled
-            classes = TokenClasses(torch.zeros(0, 0), {})
+            return []
         if not classes.labels:
-            return [None] * len(features)
-        names = classes.announced(subject, features, self.config.least_rise)
-        return [None if name is None else classes.members(name) for name in names]
+            return []
+        names = classes.announced(subject, living, self.config.least_rise)
+        found = [(feature, name) for feature, name in zip(living, names, strict=True) if name is not None]
+        return [(feature, classes.members(name)) for feature, name in found[: self.config.n_class_features]]
 
-    def _of_curves(self, suffix: str, curves: "list[_Curve]", seed: int) -> list[EvalRecord]:
+    def _of_curves(self, suffix: str, curves: "list[_Curve]", of_class: "list[_Curve]", seed: int) -> list[EvalRecord]:
         limit = self.config.kl_limit
         figures = {
             "steering_area": [area_under(c.off_target, c.on_target, limit) for c in curves],
-            "class_steering_area": [area_under(c.class_off, c.class_on, limit) for c in curves if c.class_on],
+            "class_steering_area": [area_under(c.class_off, c.class_on, limit) for c in of_class],
             "logit_influence": [c.influence for c in curves],
             "perplexity_cost": [c.loss_added[0] for c in curves],
         }
@@ -145,13 +159,13 @@ class Steering(Evaluation, name="steering"):
                 n_unit="features",
                 spread=mean_interval(values, seed),
                 series=mean_curve if name == "steering_area" else None,
-                note=None if values else "no feature steered announces a labelled class",
+                note=None if values else "no living feature announces a labelled class",
             )
             for name, values in figures.items()
         ]
 
-    def _attribution(self, bench: "_Bench", chosen: list[tuple[int, Tensor]]) -> EvalRecord:
-        pairs = np.array([bench.ablation(feature) for feature, _ in chosen])
+    def _attribution(self, bench: "_Bench", features: Sequence[int]) -> EvalRecord:
+        pairs = np.array([bench.ablation(feature) for feature in features])
         varies = len(pairs) > 2 and (pairs.std(0) > 0).all()
         return self.record(
             "attribution_correlation",
@@ -161,14 +175,6 @@ class Steering(Evaluation, name="steering"):
             n_unit="features",
             series={"loss_change": pairs[:, 0].tolist(), "first_order": pairs[:, 1].tolist()},
         )
-
-
-@dataclass(frozen=True)
-class _Directions:
-    """name -> (direction steered along, direction whose top tokens are the targets), and where to judge."""
-
-    vectors: dict[str, tuple[Tensor, Tensor]]
-    silent: Tensor  # bool [N]: predictions at tokens where the feature does not fire
 
 
 @dataclass(frozen=True)
@@ -206,22 +212,32 @@ class _Bench:
             None if part is None else part.to(subject.dictionary.device) for part in parts.host.unembedding()
         )
 
-    def draw(self, n: int, seed: int) -> list[tuple[int, Tensor]]:
-        """n living features in random order, each with the counted positions at which it does not fire."""
+    @cached_property
+    def fires(self) -> tuple[Tensor, Tensor, int]:
+        """(row_M, feature_M) of the code at the counted predictions, and their number."""
         point, dictionary = self.parts.point, self.subject.dictionary
         x_ND = torch.cat([self.parts.host.activations(w.ids_BT, [point])[point][w.counted_BT] for w in self.windows])
         row_M, feature_M, _ = (t.cpu() for t in dictionary.encode(x_ND.to(dictionary.device, torch.float32)).flat())
-        living = torch.unique(feature_M).numpy()
-        chosen = generator(seed, "steering features").permutation(living)[:n].tolist()
-        found = []
-        for feature in chosen:
-            silent = torch.ones(len(x_ND), dtype=torch.bool)
-            silent[row_M[feature_M == feature]] = False
-            if silent.any():
-                found.append((feature, silent))
-        if len(found) < 2:
+        return row_M, feature_M, len(x_ND)
+
+    @cached_property
+    def living(self) -> list[int]:
+        """Features that fire at some predictions and not at all, in random order. DataError for less than two."""
+        _, feature_M, n_rows = self.fires
+        features, n_with = torch.unique(feature_M, return_counts=True)
+        living = (
+            generator(self.subject.seed, "steering features").permutation(features[n_with < n_rows].numpy()).tolist()
+        )
+        if len(living) < 2:
             raise DataError("Fewer than two features fire on the windows to steer on. Raise n_predictions.")
-        return found
+        return living
+
+    def silent(self, feature: int) -> Tensor:
+        """bool [N]: predictions at tokens where the feature does not fire."""
+        row_M, feature_M, n_rows = self.fires
+        silent_N = torch.ones(n_rows, dtype=torch.bool)
+        silent_N[row_M[feature_M == feature]] = False
+        return silent_N
 
     def targets(self, direction_D: Tensor, n: int) -> Tensor:
         """The tokens that a direction raises most."""

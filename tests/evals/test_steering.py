@@ -69,6 +69,9 @@ def test_classes_are_targets_where_text_is_labelled():
     found = by_name(Steering(n_features=30, n_predictions=60, n_targets=2).run(subject))
     record = found["class_steering_area"]
     assert record.n >= 3 and record.value > found["class_steering_area_random"].value + 0.05
+    few = by_name(Steering(n_features=2, n_predictions=60, n_class_features=4).run(subject))
+    assert few["class_steering_area"].n == 4 and few["steering_area"].n == 2, "those for classes are drawn apart"
+    assert few["class_steering_area"].value > few["class_steering_area_shuffled"].value + 0.05
     letters = figures(host_subject(scaled_copy(D_MODEL, 1.0)))
     assert letters["class_steering_area"].value is None and "labelled" in letters["class_steering_area"].note
 
