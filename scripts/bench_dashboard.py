@@ -17,7 +17,7 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -197,33 +197,57 @@ class Server:
 
 
 def measure_switch(browser: Any, path: Path, n_switches: int) -> Iterator[dict[str, Any]]:
-    """From choosing a feature to its contexts being painted: 40 contexts of 64 tokens, with charts."""
+    """From choosing a feature, or the key j, until all that is in view is painted: 40 contexts of 64 tokens, charts."""
     server = Server(path)
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.goto(server.address)
     page.wait_for_selector(".ag-row")
-    page.wait_for_selector("#sae-density .main-svg")
-    times = []
-    for feature in range(n_switches):
-        times.append(page.evaluate(SWITCH, feature))
-        if page.locator(".sae-token").count() != N_EXAMPLES * N_TOKENS:
-            raise SystemExit(f"feature {feature} does not show {N_EXAMPLES} x {N_TOKENS} tokens")
+    page.wait_for_selector("#sae-density svg")
+    yield from switches(page, "feature switch", range(n_switches))
+    page.click(".ag-row[row-index='0']")  # the densest is listed first
+    page.wait_for_selector(f"#sae-feature:not([data-feature='{n_switches - 1}'])")
+    yield from switches(page, "feature switch by key", [None] * n_switches)
     page.close()
     server.stop()
-    yield result("feature switch", times[3:], 0.5, 100)
-    yield result("feature switch", times[3:], 0.95, 200)
 
 
+def switches(page: Any, name: str, features: Iterable[int | None]) -> Iterator[dict[str, Any]]:
+    """Medians and 95th percentiles of going to each feature; None: to the next of the table, by its key."""
+    times = []
+    for feature in features:
+        shown = page.evaluate(SWITCH, feature)
+        times.append(shown["milliseconds"])
+        right = {"tokens": N_EXAMPLES * N_TOKENS, "charts": 2, "astray": 0, "title": f"Feature {shown['feature']}"}
+        if shown["visible"] < 1 or any(shown[key] != value for key, value in right.items()):
+            raise SystemExit(f"feature {feature} is not shown as it should be: {shown}")
+    yield result(name, times[3:], 0.5, 100)
+    yield result(name, times[3:], 0.95, 200)
+
+
+# Painted: the frame after the one in which the view is complete has begun. Only then is looked whether it is.
 SWITCH = """feature => new Promise(done => {
-  const node = document.getElementById("sae-feature"), start = performance.now();
+  const node = document.getElementById("sae-feature"), old = node.dataset.feature, start = performance.now();
+  const middle = box => (box.left + box.right) / 2, box = each => each.getBoundingClientRect();
+  const inView = each => box(each).top < window.innerHeight && box(each).bottom > 0;
+  const count = (selector, keep = () => true) => [...node.querySelectorAll(selector)].filter(keep).length;
+  const look = () => {
+    const milliseconds = performance.now() - start;
+    const off = context => Math.abs(middle(box(context)) - middle(box(context.querySelector(".sae-peak")))) > 2;
+    const visible = [...node.querySelectorAll(".sae-example:not(.sae-later) .sae-context")].filter(inView);
+    done({
+      milliseconds, feature: node.dataset.feature, title: document.getElementById("sae-feature-title").textContent,
+      tokens: count(".sae-token"), charts: count(".sae-chart svg"), visible: visible.length,
+      astray: visible.filter(off).length + count(".sae-later", inView),
+    });
+  };
   const observer = new MutationObserver(() => {
-    if (node.dataset.feature === String(feature)) {
-      observer.disconnect();
-      requestAnimationFrame(() => setTimeout(() => done(performance.now() - start)));
-    }
+    if (node.dataset.feature === old) return;
+    observer.disconnect();
+    requestAnimationFrame(() => setTimeout(look));
   });
   observer.observe(node, { attributes: true });
-  window.dash_clientside.set_props("selected", { data: feature });
+  if (feature === null) document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "j", bubbles: true }));
+  else window.dash_clientside.set_props("selected", { data: feature });
 })"""
 
 

@@ -49,7 +49,7 @@ FRAME = """<!doctype html><html lang="en"><head><meta charset="utf-8">
 
 def _frame(title: str, view: dict[str, Any], draw: str) -> str:
     """A sandboxed frame: nothing in it can reach the notebook, and it makes no request."""
-    scripts = [asset("token.js"), asset("feature.js"), START.replace("DRAW", draw)]
+    scripts = [asset("token.js"), asset("bars.js"), asset("feature.js"), START.replace("DRAW", draw)]
     document = fill(
         FRAME,
         policy=policy(scripts),

@@ -8,7 +8,7 @@ from saetools.atomic import write_text
 from saetools.dashboard.inline import asset, escaped, fill, inline_json, plotly_script, policy
 from saetools.dashboard.panel import CONFIG, Panel
 
-SCRIPTS = ("token.js", "feature.js", "report.js")
+SCRIPTS = ("token.js", "bars.js", "feature.js", "report.js")
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def feature_view(store: FeatureStore, feature: int, per_band: dict[str, int] | N
         "logits": None if record.logits is None else _logits(record, store.info),
         "neighbours": _neighbours(record),
         "bands": bands(store.examples(feature), per_band),
-        "scale": abs(record.max_value or 0.0),
+        "max_value": record.max_value,
     }
 
 

@@ -216,7 +216,8 @@ class FeatureStore:
     # --- queries --------------------------------------------------------------------------------------------
 
     def _one(self, query: str, feature: int) -> tuple[Any, ...]:
-        rows = self._rows(query, (feature,))
+        known = 0 <= feature < self.info.n_features  # SQLite takes no integer of more than 64 bits
+        rows = self._rows(query, (feature,)) if known else []
         if not rows:
             raise DataError(f"there is no feature {feature}: the store has 0 to {self.info.n_features - 1}.")
         return rows[0]

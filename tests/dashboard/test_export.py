@@ -99,9 +99,9 @@ def test_the_page_works(watched: Any, page_path: Path) -> None:
     page.fill("#sae-search", "17")
     assert page.evaluate(rows) == [17]
     page.click("#sae-rows tr")
-    assert page.locator("#sae-feature-title").inner_text() == "Feature 17"
+    page.wait_for_selector("#sae-feature-title:text-is('Feature 17')")
     page.fill("#sae-search", "")
-    page.locator(".sae-plot .main-svg").nth(3).wait_for()
+    assert page.locator(".sae-bars svg").count() == 3, "density, activations, logits"
     page.click("text=Numbers >> nth=1")
     page.locator(".sae-numbers").first.wait_for()
     assert page.locator(".sae-numbers tr").count() > 3
@@ -126,6 +126,7 @@ def test_the_keyboard_does_everything(watched: Any, page_path: Path) -> None:
     page.keyboard.press("?")
     assert page.locator("#sae-help").is_visible()
     page.keyboard.press("Escape")
+    page.wait_for_selector("#sae-help", state="hidden")
     page.locator(".sae-context").first.focus()
     peak = page.locator(".sae-tip").inner_text()
     assert "4" in peak
@@ -161,7 +162,10 @@ def test_the_policy_would_stop_a_script(watched: Any, page_path: Path) -> None:
     page.goto(page_path.as_uri())
     page.evaluate("""() => { const s = document.createElement('script'); s.textContent = 'window.__pwned++';
         document.body.append(s); const i = new Image(); i.src = 'http://127.0.0.1:9/x.png'; }""")
-    page.wait_for_timeout(200)
+    for _ in range(300):  # until both refusals have been told
+        if len(watched.troubles) >= 2:
+            break
+        page.wait_for_timeout(100)
     assert page.evaluate("window.__pwned") == 0
     assert len(watched.troubles) == 2 and all("Content Security Policy" in text for text in watched.troubles)
 

@@ -96,7 +96,7 @@ def test_partner_and_curves(watched: Any, page_path: Path) -> None:
     page.wait_for_selector(".sae-token")
     page.click("#tab-Compare")
     assert page.locator("#panel-Compare h3").first.inner_text() == "Beside other <i>"
-    page.wait_for_selector("#sae-cosines .main-svg")
+    page.wait_for_selector("#sae-cosines .sae-bars svg")
     row = page.locator("#sae-compared tr[data-feature]").first
     feature = int(row.get_attribute("data-feature"))
     row.click()

@@ -1,4 +1,5 @@
-/* One feature's page: statistics, charts, logits, neighbours, examples. Needs token.js; charts need Plotly. */
+/* One feature's page: statistics, charts, logits, neighbours, examples. Needs token.js and bars.js; charts that are no
+   histograms need Plotly. */
 "use strict";
 window.SaeFeature = (() => {
   const { element, label, format } = window.SaeTokens;
@@ -52,19 +53,6 @@ window.SaeFeature = (() => {
     window.Plotly.react(plot, panel.data, layout, config);
   };
 
-  /** Bars without Plotly, for places that cannot carry it: heights alone, the numbers are in the table. */
-  const bars = (plot, panel) => {
-    const row = element("div", "sae-bars");
-    const counts = panel.rows.map(([, count]) => count);
-    panel.rows.forEach(([name, count]) => {
-      const bar = element("span", "");
-      bar.style.setProperty("--length", String(count / Math.max(...counts)));
-      bar.title = `${name}: ${count}`;
-      row.append(bar);
-    });
-    plot.replaceChildren(row);
-  };
-
   /** A chart with its numbers as a table behind a disclosure. */
   const chart = (panel, config) => {
     const figure = element("figure", "sae-chart");
@@ -84,9 +72,11 @@ window.SaeFeature = (() => {
     };
     details.addEventListener("toggle", fill);
     figure.append(details);
+    const ours = window.SaeBars.draws(panel);
+    if (ours) window.SaeBars.listen(plot, () => figure.sae.panel);
     const draw = () => {
       note.textContent = figure.sae.panel.note;
-      return (window.Plotly ? plotted : bars)(plot, figure.sae.panel, config);
+      return (ours ? window.SaeBars.draw : plotted)(plot, figure.sae.panel, config);
     };
     figure.sae = { panel, draw, fill };
     return figure;
@@ -152,19 +142,28 @@ window.SaeFeature = (() => {
     return list;
   };
 
-  /** The charts that root shows already, given new numbers; null where it shows others. Plotly redraws faster than it draws. */
+  /** The charts that root shows already, given new numbers, so that open tables stay open; null where it shows others. */
   const reused = (root, panels) => {
     const old = [...root.querySelectorAll(".sae-charts > .sae-chart")];
     if (old.length === panels.length && old.every((figure, i) => figure.sae.panel.title === panels[i].title)) {
       old.forEach((figure, i) => { figure.sae.panel = panels[i]; figure.sae.fill(); });
       return old;
     }
-    old.forEach((figure) => window.Plotly && window.Plotly.purge(figure.querySelector(".sae-plot")));
     return null;
   };
 
-  /** Draw a feature view into root. options: {config, has(feature) -> bool}. */
+  /** How many contexts can be in view at most, if they stay where those are that root shows now. */
+  const LEAST_HEIGHT = 48; // pixels
+  const SOON = 200; // milliseconds
+  const inView = (root) => {
+    const old = root.querySelector(".sae-band");
+    return old ? Math.max(0, window.innerHeight - old.getBoundingClientRect().top) / LEAST_HEIGHT + 4 : Infinity;
+  };
+
+  /** Draw a feature view into root. options: {config, has(feature) -> bool}. Contexts further down than can be seen are
+      laid out a moment later, so that stepping through features does not wait for them. */
   const draw = (root, view, options) => {
+    const first = inView(root);
     const figures = reused(root, view.charts) || view.charts.map((panel) => chart(panel, options.config));
     const parts = [];
     if (view.note) parts.push(element("p", "sae-annotation", view.note));
@@ -189,28 +188,41 @@ window.SaeFeature = (() => {
     toggle.append(box, "Line breaks");
     head.append(toggle);
     const body = element("div", "");
-    if (view.bands.length) window.SaeTokens.draw(body, view.bands, view.scale);
+    if (view.bands.length) window.SaeTokens.draw(body, view.bands, Math.abs(view.max_value));
     else body.append(element("p", "sae-note", "It fired nowhere in the text that was read, or no text was read."));
     examples.append(head, body);
     parts.push(examples);
     if (view.neighbours.length) parts.push(neighbours(view.neighbours, options));
-    root.replaceChildren(...parts);
     figures.forEach((figure) => figure.sae.draw());
+    const later = [...body.querySelectorAll(".sae-example")].slice(first);
+    later.forEach((example) => example.classList.add("sae-later"));
+    root.replaceChildren(...parts);
     centre(root);
+    const show = () => {
+      window.removeEventListener("scroll", show);
+      if (!body.isConnected) return; // another feature has been chosen since
+      later.forEach((example) => example.classList.remove("sae-later"));
+      centre(root);
+    };
+    if (!later.length) return;
+    setTimeout(show, SOON);
+    window.addEventListener("scroll", show);
   };
 
-  /** Where contexts are single lines, scroll each so that its peak is in the middle, one below the other: when it comes
-      into view, since asking all for their places would lay them all out. */
-  const seen = new IntersectionObserver((entries) => {
-    const texts = entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target);
+  /** Where contexts are single lines, scroll each so that its peak is in the middle, one below the other: as soon as it
+      has a size, which is before it is painted. Those out of view have none: they are not laid out (`content-visibility`),
+      and asking all for their places would lay them out. */
+  const sized = new ResizeObserver((entries) => {
+    const texts = entries.map((entry) => entry.target);
     const places = texts.map((text) => {
       const peak = text.querySelector(".sae-peak");
       return peak ? peak.offsetLeft + peak.offsetWidth / 2 - text.clientWidth / 2 : 0;
     });
-    texts.forEach((text, index) => { text.scrollLeft = places[index]; seen.unobserve(text); });
-  }, { rootMargin: "200px" });
+    texts.forEach((text, index) => { text.scrollLeft = places[index]; });
+  });
   const centre = (root) => {
-    if (!root.classList.contains("sae-lines")) root.querySelectorAll(".sae-context").forEach((text) => seen.observe(text));
+    sized.disconnect();
+    root.querySelectorAll(".sae-example:not(.sae-later) .sae-context").forEach((text) => sized.observe(text));
   };
 
   /** The features of another dictionary beside ours: {title, note, histogram, rows: [[feature, partner, cosine]]}. */

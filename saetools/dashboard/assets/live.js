@@ -8,11 +8,22 @@ window.dash_clientside.saetools = (() => {
   const by = (id) => document.getElementById(id);
   const same = () => window.dash_clientside.no_update; // known once the renderer has been loaded
 
-  /** Call back once the node is in the document and, for charts, Plotly has been loaded. */
+  /** Call back once the node is in the document. */
   const when = (id, ready) => {
     const node = by(id);
-    if (node && window.Plotly) ready(node);
+    if (node) ready(node);
     else setTimeout(() => when(id, ready), 30);
+  };
+  /** Call back once plotly is there, which is loaded with the first curves: its script is 4.8 MB. */
+  let loading = null;
+  const withPlotly = (ready) => {
+    loading = loading || new Promise((done) => {
+      const script = document.createElement("script");
+      script.src = "/plotly.js";
+      script.addEventListener("load", done);
+      document.head.append(script);
+    });
+    loading.then(ready);
   };
   const listening = new WeakSet();
   const listenOnce = (node) => {
@@ -21,21 +32,50 @@ window.dash_clientside.saetools = (() => {
     listen(node);
   };
 
-  const drawFeature = (view) => {
-    if (!view) return same();
-    when("sae-feature", (node) => {
-      if (view.error) return node.replaceChildren(element("p", "sae-note", view.error));
-      by("sae-feature-title").textContent = `Feature ${view.feature}`;
-      const shown = by("label-shown");
-      shown.replaceChildren();
-      write(shown, view.label);
-      window.SaeFeature.draw(node, view, options);
-      listenOnce(node);
-      node.dataset.feature = String(view.feature);
-      if (map) map.mark(view.feature);
-    });
-    return view.feature === undefined ? null : view.feature;
+  /** Fetch what is known of a feature and draw it: past Dash's stores and React, which would take longer than drawing. */
+  let wanted = null;
+  const showFeature = (feature) => {
+    if (feature === null || feature === undefined) return same();
+    wanted = feature;
+    fetch(`/view/${feature}`)
+      .then((answer) => answer.json())
+      .catch(() => ({ error: "The server does not answer. Is it still running?" }))
+      .then((view) => { if (wanted === feature) when("sae-feature", (node) => drawFeature(node, view)); });
+    return same();
   };
+
+  let shownView = null;
+  const drawFeature = (node, view) => {
+    if (view.error) {
+      node.replaceChildren(element("p", "sae-note", view.error));
+      return;
+    }
+    by("sae-feature-title").textContent = `Feature ${view.feature}`;
+    const shown = by("label-shown");
+    shown.replaceChildren();
+    write(shown, view.label);
+    window.SaeFeature.draw(node, view, options);
+    listenOnce(node);
+    node.dataset.feature = String(view.feature);
+    shownView = view;
+    setField("label", view.label);
+    setField("note", view.note);
+    if (by("steer-feature")?.closest("[role=tabpanel]").hidden === false) aim();
+    if (map) map.mark(view.feature);
+  };
+
+  /** A field of a form, where it holds something else: each change is a round through React. */
+  const setField = (id, value) => {
+    if (by(id).value !== String(value)) window.dash_clientside.set_props(id, { value });
+  };
+  /** Steering at the feature that is shown, at the greatest value that it took. */
+  const aim = () => {
+    if (!shownView) return;
+    setField("steer-feature", shownView.feature);
+    if (shownView.max_value) setField("steer-value", Number(shownView.max_value.toPrecision(3)));
+  };
+  /** What has been written about the feature that is shown. */
+  const toSave = (_, written, note) => ({ feature: shownView ? shownView.feature : null, label: written, note });
 
   const drawComparison = (view) => {
     if (!view) return same();
@@ -67,15 +107,16 @@ window.dash_clientside.saetools = (() => {
   /** Charts of the panels, one below the other, in the node `id`; those that are there already are redrawn in place. */
   const drawPanels = (id) => (panels) => {
     if (!panels) return same();
-    when(id, (node) => {
+    const draw = (node) => {
       const old = [...node.querySelectorAll(".sae-chart")];
       if (old.length === panels.length) old.forEach((figure, i) => { figure.sae.panel = panels[i]; figure.sae.fill(); });
       else {
-        node.querySelectorAll(".sae-plot").forEach((plot) => window.Plotly.purge(plot));
+        node.querySelectorAll(".js-plotly-plot").forEach((plot) => window.Plotly.purge(plot));
         node.replaceChildren(...panels.map((panel) => window.SaeFeature.chart(panel, CONFIG)));
       }
       window.SaeFeature.redraw(node);
-    });
+    };
+    when(id, (node) => (panels.every(window.SaeBars.draws) ? draw(node) : withPlotly(() => draw(node))));
     return panels.length;
   };
 
@@ -179,6 +220,13 @@ window.dash_clientside.saetools = (() => {
     return texts.length;
   };
 
+  /** A label that was saved, in the table and above the contexts. */
+  const showSaved = (saved) => {
+    if (!saved) return same();
+    grid().refreshInfiniteCache();
+    return saved.feature === wanted ? showFeature(wanted) : same();
+  };
+
   const grid = () => window.dash_ag_grid && window.dash_ag_grid.getApi("table");
   const selectRow = (rows) => (rows && rows.length ? rows[0].feature : same());
   const refetch = () => {
@@ -200,7 +248,8 @@ window.dash_clientside.saetools = (() => {
 
   const choose = (name) => window.dash_clientside.set_props("tab", { data: name });
   const showTab = (name) => {
-    if (document.getElementById("tabs")) window.SaeShell.showTab(name);
+    if (by("tabs")) window.SaeShell.showTab(name);
+    if (name === "Steering") aim();
     return name;
   };
   window.SaeShell.listenTabs(choose);
@@ -217,7 +266,7 @@ window.dash_clientside.saetools = (() => {
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { window.SaeFeature.redraw(document); if (map) map.redraw(); });
 
   return {
-    drawFeature, drawPartner, drawPrompt, drawSteering, drawWays, drawMap, drawComparison, selectRow, refetch, showTab, text: String,
+    showFeature, toSave, showSaved, drawPartner, drawPrompt, drawSteering, drawWays, drawMap, drawComparison, selectRow, refetch, showTab, text: String,
     drawDensity: drawPanels("sae-density"), drawCurves: drawPanels("sae-curves"),
   };
 })();

@@ -98,24 +98,28 @@ window.SaeTokens = (() => {
 
   let tip = null;
   const hideTip = () => { if (tip) tip.hidden = true; };
-  const showTip = (token) => {
+  /** Show nodes above a box of the window, or below it where there is no room. */
+  const tipAt = (box, nodes) => {
     if (!tip || !tip.isConnected) {
       tip = element("div", "sae-tip");
       tip.id = "sae-tip";
       tip.setAttribute("role", "status");
       document.body.append(tip);
     }
-    const { example, values } = token.parentElement.sae;
-    const index = [...token.parentElement.children].indexOf(token);
-    tip.replaceChildren(label(token.textContent), element("strong", "", format(values[index])));
-    if (example.loss_effects) tip.append(element("span", "", `${format(example.loss_effects[index])} nats of loss without it`));
-    tip.append(element("span", "sae-dim", `token ${example.position + index}`));
+    tip.replaceChildren(...nodes);
     tip.hidden = false;
-    const box = token.getClientRects()[0] || token.getBoundingClientRect();
     const left = Math.max(8, Math.min(box.left, document.documentElement.clientWidth - tip.offsetWidth - 8));
     const above = box.top - tip.offsetHeight - 6;
     tip.style.left = `${left + window.scrollX}px`;
     tip.style.top = `${(above > 0 ? above : box.bottom + 6) + window.scrollY}px`;
+  };
+  const showTip = (token) => {
+    const { example, values } = token.parentElement.sae;
+    const index = [...token.parentElement.children].indexOf(token);
+    const nodes = [label(token.textContent), element("strong", "", format(values[index]))];
+    if (example.loss_effects) nodes.push(element("span", "", `${format(example.loss_effects[index])} nats of loss without it`));
+    nodes.push(element("span", "sae-dim", `token ${example.position + index}`));
+    tipAt(token.getClientRects()[0] || token.getBoundingClientRect(), nodes);
   };
 
   /** Left and right, home and end move a cursor over the tokens of the focused context. */
@@ -169,5 +173,5 @@ window.SaeTokens = (() => {
     root.replaceChildren(...parts);
   };
 
-  return { draw, context, write, label, listen, format, element };
+  return { draw, context, write, label, listen, format, element, tipAt, hideTip };
 })();

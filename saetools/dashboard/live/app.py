@@ -29,10 +29,10 @@ INDEX = """<!doctype html>
 {%app_entry%}
 HELP
 <footer>{%config%}
-<script async src="/plotly.js"></script>
 <script src="/assets/token.js"></script>
 <script src="/assets/shell.js"></script>
 <script src="/assets/map.js"></script>
+<script src="/assets/bars.js"></script>
 <script src="/assets/feature.js"></script>
 <script src="/assets/live.js"></script>
 {%scripts%}{%renderer%}</footer>
@@ -125,7 +125,7 @@ def _tabs(subject: Subject) -> dict[str, html.Div]:
 
 
 def _plotly() -> Response:
-    """The same plotly.js as in exported pages; Dash's own comes only with a graph of its own."""
+    """The same plotly.js as in exported pages, asked for with the first curves."""
     return Response(plotly_script(), mimetype="text/javascript", headers={"Cache-Control": "private, max-age=86400"})
 
 

@@ -1,9 +1,11 @@
 """The table of all features, and the view of one with its label and note."""
 
+import json
 from typing import Any
 
 import dash_ag_grid as dag
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
+from flask import Response
 
 from saetools.dashboard.annotations import labels_csv, labels_json
 from saetools.dashboard.panel import visible
@@ -111,8 +113,10 @@ def feature_layout() -> html.Div:
             ),
             html.Div(id="sae-feature", className="sae-feature"),
             dcc.Store(id="selected"),
-            dcc.Store(id="view"),
             dcc.Store(id="drawn"),
+            dcc.Store(id="to-save"),
+            dcc.Store(id="saved"),
+            dcc.Store(id="saved-shown"),
         ]
     )
 
@@ -140,38 +144,30 @@ def register(app: Dash, store: FeatureStore) -> None:
         data = [{name: _shown(getattr(row, name)) for name, _, _ in COLUMNS} for row in found.rows]
         return {"rowData": data, "rowCount": found.total}, f"{found.total:,} of {store.info.n_features:,}"
 
-    @app.callback(
-        Output("view", "data"),
-        Output("label", "value"),
-        Output("note", "value"),
-        Input("selected", "data"),
-    )
-    def select(feature: int | None) -> Any:
-        if feature is None:
-            return no_update, no_update, no_update
+    @app.server.get("/view/<int(signed=True):feature>")
+    def view(feature: int) -> Response:
+        """What is drawn of a feature, for the page's own script."""
         try:
-            view = feature_view(store, int(feature))
+            shown = feature_view(store, feature)
         except SaetoolsError as error:
-            return {"error": str(error)}, "", ""
-        return view, view["label"], view["note"]
+            shown = {"error": str(error)}
+        text = json.dumps(shown, separators=(",", ":"), allow_nan=False)
+        return Response(text, mimetype="application/json", headers={"Cache-Control": "no-store"})
 
     @app.callback(
         Output("label-status", "children"),
-        Output("label-shown", "children"),
-        Input("save-label", "n_clicks"),
-        State("selected", "data"),
-        State("label", "value"),
-        State("note", "value"),
+        Output("saved", "data"),
+        Input("to-save", "data"),
         prevent_initial_call=True,
     )
-    def save(_: int, feature: int | None, label: str | None, note: str | None) -> Any:
-        if feature is None:
+    def save(written: dict[str, Any]) -> Any:
+        if written["feature"] is None:
             return "select a feature first", no_update
         try:
-            store.annotate(int(feature), label or "", note or "")
+            store.annotate(int(written["feature"]), written["label"] or "", written["note"] or "")
         except SaetoolsError as error:
             return str(error), no_update
-        return "saved", label or ""
+        return "saved", written
 
     @app.callback(
         Output("labels-file", "data"),
@@ -188,7 +184,18 @@ def register(app: Dash, store: FeatureStore) -> None:
         ClientsideFunction("saetools", "selectRow"), Output("selected", "data"), Input("table", "selectedRows")
     )
     app.clientside_callback(
-        ClientsideFunction("saetools", "drawFeature"), Output("drawn", "data"), Input("view", "data")
+        ClientsideFunction("saetools", "showFeature"), Output("drawn", "data"), Input("selected", "data")
+    )
+    app.clientside_callback(
+        ClientsideFunction("saetools", "toSave"),
+        Output("to-save", "data"),
+        Input("save-label", "n_clicks"),
+        State("label", "value"),
+        State("note", "value"),
+        prevent_initial_call=True,
+    )
+    app.clientside_callback(
+        ClientsideFunction("saetools", "showSaved"), Output("saved-shown", "data"), Input("saved", "data")
     )
     app.clientside_callback(
         ClientsideFunction("saetools", "drawDensity"), Output("density-drawn", "data"), Input("density-panel", "data")

@@ -5,7 +5,6 @@ from typing import Any
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
 
 from saetools.dashboard.live.subject import Fire, OneAtATime, Steer, Steering, Subject
-from saetools.dashboard.panel import number
 from saetools.errors import SaetoolsError
 from saetools.features.records import PromptFirings
 from saetools.features.store import FeatureStore, Filter
@@ -191,14 +190,6 @@ def _register_steering(app: Dash, steer: Steer, store: FeatureStore, queue: OneA
     app.clientside_callback(
         ClientsideFunction("saetools", "text"), Output("steer-shown", "children"), Input("steer-strength", "value")
     )
-
-    @app.callback(Output("steer-feature", "value"), Output("steer-value", "value"), Input("selected", "data"))
-    def follow(feature: int | None) -> Any:
-        """The selected feature, at the greatest value that it took in the text that was read."""
-        found = store.table("feature", Filter(features=[feature])).rows if feature is not None else ()
-        if not found:
-            return no_update, no_update
-        return feature, float(number(found[0].max_value)) if found[0].max_value else no_update
 
 
 def prompt_view(store: FeatureStore, firings: PromptFirings, densest: float) -> dict[str, Any]:

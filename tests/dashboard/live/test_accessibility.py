@@ -7,6 +7,8 @@ import pytest
 axe_core = pytest.importorskip("axe_core_python.sync_playwright", reason="axe-core-python is not installed")
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
+DRAWN = {"Map": "#sae-map[data-points]", "Compare": "#sae-cosines svg", "Training": "#sae-curves .main-svg"}
+
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_tab(browser: Any, address: str, scheme: str) -> None:
@@ -14,14 +16,14 @@ def test_every_tab(browser: Any, address: str, scheme: str) -> None:
     page = context.new_page()
     page.set_default_timeout(90_000)  # a loaded machine is slow, not wrong
     page.goto(address)
-    page.click(".ag-row[row-index='1']")
+    page.click(".ag-row[row-id][row-index='1']")
     page.wait_for_selector("#sae-feature .sae-token")
     for tab in ("Feature", "Map", "Prompt", "Steering", "Compare", "Training"):
         page.click(f"#tabs >> text={tab}")
         if tab == "Prompt":
             page.click("#prompt-run")
             page.wait_for_selector(".sae-strip .sae-token")
-        page.wait_for_timeout(400)
+        page.wait_for_selector(DRAWN.get(tab, f"#panel-{tab}:not([hidden])"))
         found = axe_core.Axe().run(page)["violations"]
         bad = [(v["id"], v["nodes"][0]["html"][:200]) for v in found if v["impact"] in {"serious", "critical"}]
         assert not bad, (tab, bad)

@@ -1,5 +1,6 @@
 """The live app: its callbacks, and the whole of it in a browser."""
 
+import json
 import os
 import re
 from typing import Any
@@ -10,8 +11,10 @@ from payloads import PAYLOADS
 
 from saetools.dashboard.live.app import make_app, make_guarded
 from saetools.dashboard.live.subject import MAX_PER_MINUTE, MAX_WAITING, OneAtATime, Subject
+from saetools.dashboard.views import feature_view
 from saetools.errors import ConfigError, DataError
 
+ROW = ".ag-row[row-id]"  # one that has been loaded: rows that wait for the server have no id
 SURROGATE = re.compile("[\ud800-\udfff]")  # SQLite's UTF-8 holds none
 
 
@@ -27,15 +30,21 @@ def test_a_page_of_rows(call: Any, subject: Subject) -> None:
 
 
 def test_labels_are_kept(call: Any, subject: Subject) -> None:
-    assert call("label-status.children", selected__data=5, label__value="L", note__value="N")["label-status"] == {
-        "children": "saved"
-    }
+    written = {"feature": 5, "label": "L", "note": "N"}
+    assert call("label-status.children", to_save__data=written)["label-status"] == {"children": "saved"}
     assert subject.store.annotation(5) == ("L", "N")
-    assert call("view.data", selected__data=5)["label"]["value"] == "L"
-    assert "error" in call("view.data", selected__data=10**6)["view"]["data"]
     file = call("labels-file.data", labels_csv__n_clicks=1)["labels-file"]["data"]
     assert file["filename"] == "labels.csv" and "5,L,N\n" in file["content"]
     subject.store.annotate(5, "")
+
+
+def test_a_feature_is_handed_out_and_its_absence_told(subject: Subject) -> None:
+    client = make_app(subject).server.test_client()
+    answer = client.get("/view/5")
+    assert answer.mimetype == "application/json" and answer.headers["Cache-Control"] == "no-store"
+    assert answer.get_json() == json.loads(json.dumps(feature_view(subject.store, 5)))
+    for feature in (-1, 10**6, 10**30):
+        assert "there is no feature" in client.get(f"/view/{feature}").get_json()["error"]
 
 
 def test_prompt_and_steering(call: Any) -> None:
@@ -107,9 +116,9 @@ def test_few_requests_start_in_a_minute() -> None:
 def test_every_tab_works(watched: Any, address: str, subject: Subject) -> None:
     page = watched.page
     page.goto(address)
-    page.wait_for_selector(".ag-row")
-    page.wait_for_selector("#sae-density .main-svg")
-    page.click(".ag-row[row-index='2']")
+    page.wait_for_selector(ROW)
+    page.wait_for_selector("#sae-density svg")
+    page.click(f"{ROW}[row-index='2']")
     page.wait_for_selector("#sae-feature .sae-token")
     first = page.locator("#sae-feature-title").inner_text()
     page.locator("#sae-feature-title").click()
@@ -141,10 +150,42 @@ def test_every_tab_works(watched: Any, address: str, subject: Subject) -> None:
     page.keyboard.press("?")
     assert page.locator("#sae-help").is_visible()
     page.keyboard.press("Escape")
+    page.wait_for_selector("#sae-help", state="hidden")
     page.keyboard.press("1")
     page.wait_for_selector("#panel-Feature:not([hidden])")
     watched.check()
     assert page.locator("text=Share chart").count() == 0
+
+
+@pytest.mark.browser
+def test_labels_are_seen_where_they_are_shown(watched: Any, address: str, subject: Subject) -> None:
+    """Above the contexts, in the table and in the form; the same label for two features too."""
+    from playwright.sync_api import expect
+
+    page, store = watched.page, subject.store
+    page.goto(address)
+    page.wait_for_selector(ROW)
+    page.click("text=Label and note")
+    for feature in (7, 8):
+        page.evaluate(f"location.hash = '{feature}'")
+        page.wait_for_selector(f"#sae-feature[data-feature='{feature}']")
+        page.wait_for_selector("#label-shown:empty", state="attached")
+        page.fill("#label", "twin <b>")
+        page.fill("#note", f"note of {feature}")
+        page.click("#save-label")
+        page.wait_for_selector("#label-shown:has-text('twin <b>')")
+        page.wait_for_selector(f".sae-annotation:has-text('note of {feature}')")
+    page.fill("#sae-search", "twin")
+    page.wait_for_selector("#sae-count:has-text('2 of')")
+    page.wait_for_selector(".ag-row[row-id='8'] [col-id='label']:has-text('twin <b>')")
+    page.evaluate("location.hash = '7'")
+    page.wait_for_selector("#sae-feature[data-feature='7']")
+    expect(page.locator("#note")).to_have_value("note of 7", timeout=90_000)
+    page.click("#tab-Steering")
+    expect(page.locator("#steer-feature")).to_have_value("7", timeout=90_000)
+    watched.check()
+    for feature in (7, 8):
+        store.annotate(feature, "")
 
 
 @pytest.mark.browser
@@ -167,7 +208,7 @@ def test_hostile_text_is_shown_and_never_run_live(watched: Any, address: str, su
     for feature in named:
         store.annotate(feature, PAYLOADS[feature], PAYLOADS[feature])
     page.goto(address)
-    page.wait_for_selector(".ag-row")
+    page.wait_for_selector(ROW)
     for feature in range(store.info.n_features - 1):
         page.evaluate(f"location.hash = '{feature}'")
         page.wait_for_selector(f"#sae-feature[data-feature='{feature}'] .sae-token")
@@ -191,7 +232,7 @@ def test_hostile_prompts_are_shown_and_never_run(watched: Any, address: str) -> 
     """All payloads as one prompt: what fires on it, and texts that go on from it."""
     page, prompt = watched.page, " ".join(PAYLOADS)
     page.goto(address)
-    page.wait_for_selector(".ag-row")
+    page.wait_for_selector(ROW)
     page.click("#tab-Prompt")
     page.evaluate("text => window.dash_clientside.set_props('prompt-text', { value: text })", prompt)
     page.click("#prompt-run")
@@ -213,8 +254,8 @@ def test_hostile_prompts_are_shown_and_never_run(watched: Any, address: str) -> 
 def test_a_walk_by_keyboard_from_table_to_steering(watched: Any, address: str) -> None:
     page = watched.page
     page.goto(address)
-    page.wait_for_selector(".ag-row")
-    page.locator(".ag-row[row-index='0'] .ag-cell").first.focus()
+    page.wait_for_selector(ROW)
+    page.locator(f"{ROW}[row-index='0'] .ag-cell").first.focus()
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Space")
     page.wait_for_selector("#sae-feature .sae-token")
