@@ -24,6 +24,7 @@ PEERS = ("sae-lens", "dictionary-learning", "eai-sparsify", "overcomplete", "nai
 PURSUITS = ("sae-lens", "overcomplete")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 """cpu: the time that a process of one thread has computed, which other processes on a busy machine change less."""
+DATA_SEED = 1_000_000
 Step = Callable[[int, torch.Tensor], object]
 Recon = Callable[[torch.Tensor], torch.Tensor]
 
@@ -180,11 +181,15 @@ MAKE = {"step": STEPS, "mp-encode": PURSUING, "mp-step": PURSUING}
 
 
 def rows(n: int, d: int, seed: int) -> torch.Tensor:
-    """Sparse superpositions of 4 D directions that fire by a Zipf law: about 20 per row."""
-    directions = torch.nn.functional.normalize(torch.randn(4 * d, d, generator=torch.Generator().manual_seed(0)), dim=1)
+    """Sparse superpositions of 4 D directions that fire by a Zipf law: about 20 per row.
+
+    The seeds are far from 0, which `main` gives torch: with it the directions would be among the first weights.
+    """
+    hidden = torch.Generator().manual_seed(DATA_SEED)
+    directions = torch.nn.functional.normalize(torch.randn(4 * d, d, generator=hidden), dim=1)
     firing = torch.arange(1, 4 * d + 1) ** -0.7
     firing = (20 * firing / firing.sum()).clamp(max=1)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(DATA_SEED + 1 + seed)
     code = (torch.rand(n, 4 * d, generator=generator) < firing) * (torch.rand(n, 4 * d, generator=generator) + 0.5)
     return code @ directions + 0.05 * torch.randn(n, d, generator=generator)
 

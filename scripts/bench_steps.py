@@ -15,7 +15,9 @@ from bench_measure import ROOT, Setting, Timing, interleaved
 from bench_peers import CLOCKS, PEERS, Batches, fvu, peak_rss_mb
 from bench_turns import in_turn, run_peer
 
+from saetools.activations.calibration import measure
 from saetools.dictionaries.base import Dictionary, Progress, dictionary_class
+from saetools.records import Calibration
 from saetools.training.fused import FusedStep
 from saetools.training.optim import Adam
 from saetools.training.step import PlainStep, trained_parameters
@@ -36,7 +38,9 @@ class StepRunner:
     def __init__(self, a: argparse.Namespace, provider: str) -> None:
         cls = dictionary_class(a.dictionary)
         self.dictionary: Dictionary = cls(cls.configure(n_features=a.features, k=a.k), a.d, 0)
-        self.dictionary.total_variance.fill_(float(a.d))
+        self.batches = Batches(a.data, a.batch, a.d)
+        self.few = [self.batches(i) for i in range(4)]
+        self.dictionary.calibrate_(calibration(self.few[0]))
         optimizer = Adam(trained_parameters(self.dictionary))
         kind = PROVIDERS[provider]
         if kind is None:
@@ -50,8 +54,6 @@ class StepRunner:
                 self.dictionary.b_enc_F[: self.n_dead] = -1e4  # never among the k largest
             self.state.tokens_since_fired_F[: self.n_dead] = 10**9
         self.lr = a.lr
-        self.batches = Batches(a.data, a.batch, a.d)
-        self.few = [self.batches(i) for i in range(4)]
 
     def __call__(self, number: int) -> None:
         self.take(number, self.few[number % len(self.few)])
@@ -61,6 +63,13 @@ class StepRunner:
         result = self.step(x_ND, x_ND, {}, self.state, progress, self.lr)
         assert result.applied
         self.state = result.state
+
+
+def calibration(x_ND: torch.Tensor) -> Calibration:
+    """As training measures it, but for a scale of 1: all libraries get the same rows."""
+    measured = measure(x_ND)
+    start = tuple(b / measured.scale for b in measured.b_dec_start)
+    return measured.model_copy(update={"scale": 1.0, "total_variance": float(x_ND.shape[1]), "b_dec_start": start})
 
 
 def encode_matmul(a: argparse.Namespace, dtype: torch.dtype) -> Callable[[int], Any]:

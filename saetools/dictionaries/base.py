@@ -14,7 +14,7 @@ from saetools.dictionaries.code import SparseCode
 from saetools.dictionaries.describe import description, html_table
 from saetools.errors import ConfigError, DataError, MismatchError, nearest
 from saetools.functional.constraints import project_tangent_, unit_rows_
-from saetools.functional.initialise import tied_start
+from saetools.functional.initialise import starting_rows, starting_scale, tied_start
 from saetools.functional.linear import dense_is_faster, gather_sum, preactivations
 from saetools.functional.statistics import dead_F, firing_counts_F, tokens_since_fired_F
 from saetools.kernels.plan import FusedBatch, FusedPlan
@@ -203,10 +203,22 @@ class Dictionary(nn.Module):
         return replace(state, tokens_since_fired_F=since_F)
 
     def calibrate_(self, calibration: Calibration) -> None:
-        """Take over what was measured on the first rows: V and the start of b_dec."""
+        """Take over what was measured on the first rows, V and the start of b_dec, and give the encoder its size.
+
+        Scaled rows have mean square D, so the size is found on random rows of that length: see `starting_scale`.
+        """
         self.total_variance.fill_(calibration.total_variance)
         with torch.no_grad():
             self.b_dec_D.copy_(torch.tensor(calibration.b_dec_start))
+            if self.has_encoder and self.trained_by == "gradient":
+                x_ND = starting_rows(self.d_model)
+                recon_ND = self.starting_recon(x_ND + self.b_dec_D) - self.b_dec_D
+                self.W_enc_FD.mul_(starting_scale(x_ND, recon_ND))
+
+    def starting_recon(self, x_ND: Tensor) -> Tensor:
+        """recon_ND before training, the code chosen as in training."""
+        progress = Progress(step=0, n_steps=1, n_tokens=len(x_ND), dead_after_tokens=len(x_ND))
+        return x_ND - self.loss_terms(x_ND, x_ND, {}, self.initial_state(), progress).residual_ND
 
     def absorb_(self, state: State) -> None:
         """Copy into saved buffers what inference needs of the training state (thresholds). Called before each save."""

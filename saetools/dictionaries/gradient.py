@@ -114,6 +114,9 @@ class Gradient(Dictionary, kind="gradient"):
         if calibration.gradient_rms:
             self.gradient_rms.fill_(calibration.gradient_rms)
 
+    def starting_recon(self, x_ND: Tensor) -> Tensor:
+        return self.decode(self.encode(x_ND))  # chosen as where there are no gradients
+
     def absorb_(self, state: State) -> None:
         assert isinstance(state, GradientState)
         self.gradient_share.copy_(state.n_rows_with_gradient / state.n_rows.clamp_min(1))

@@ -87,6 +87,9 @@ class Variational(Dictionary, kind="variational"):
         beta = self.config.beta * progress.ramp(self.config.warmup_fraction)
         return weights | {"kl": beta} if self.config.beta else weights
 
+    def starting_recon(self, x_ND: Tensor) -> Tensor:
+        return self.decode(self.encode(x_ND))  # without noise
+
     def fused_plan(self) -> FusedPlan | None:
         if self.config.sample != "none":
             return None

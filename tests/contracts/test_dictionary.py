@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from saetools.activations.calibration import measure
 from saetools.atomic import write_tensors
 from saetools.dictionaries import base
 from saetools.dictionaries.auxiliary import auxk_term
 from saetools.dictionaries.base import Dictionary, Progress, State, Terms, available_dictionaries, make_dictionary
 from saetools.errors import MismatchError
 from saetools.formats.native import load_dictionary, load_unfolded, save_dictionary
+from saetools.functional.initialise import starting_rows, starting_scale
 from saetools.functional.statistics import firing_counts_F, l0_N
 from saetools.safeio import load_safetensors
 
@@ -420,3 +422,15 @@ def test_config_survives_json(config: Dictionary.Config) -> None:
     again = type(config).model_validate_json(config.model_dump_json())
     assert again == config
     assert all(field.description for field in type(config).model_fields.values())
+
+
+def test_training_begins_with_reconstructions_of_the_right_size(config: Dictionary.Config) -> None:
+    """The factor that would bring the first reconstruction closest to its rows is 1, once the encoder is scaled."""
+    by_gradient(config)
+    dictionary = make_dictionary(config, D)
+    if not dictionary.has_encoder:
+        pytest.skip("has no encoder to scale")
+    dictionary.calibrate_(measure(rows()))
+    x_ND = starting_rows(D)
+    recon_ND = dictionary.starting_recon(x_ND + dictionary.b_dec_D) - dictionary.b_dec_D
+    assert starting_scale(x_ND, recon_ND.detach()) == pytest.approx(1, abs=0.3)
