@@ -50,7 +50,8 @@ def stepper(kind: str, batches: list[ActivationBatch]) -> tuple[Any, str]:
     def step() -> None:
         nonlocal number
         number += 1
-        assert all(bool(done.result.applied) for done in trainer.consume(batches[number % len(batches)]))
+        done = [*trainer.consume(batches[number % len(batches)]), *trainer.settle()]
+        assert all(bool(d.result.applied) for d in done)
 
     return step, trainer.take_step.provider
 

@@ -75,6 +75,10 @@ class TrainingConfig(FrozenModel):
     checkpoint_every_tokens: int | None = Field(None, gt=0, description="None: a tenth of n_tokens")
     keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints kept")
     impl: Literal["auto", "fused", "plain"] = Field("auto", description="training step: fused kernels or autograd")
+    compute: Literal["auto", "bf16", "fp32"] = Field(
+        "auto",
+        description="matrix products of a step (sums, weights, updates: float32); auto: bf16 in hardware, if fused",
+    )
     dead_after_tokens: int | None = Field(None, gt=0, description="None: min(10 million, 5 % of n_tokens)")
 
 

@@ -80,7 +80,7 @@ def _rows(config: Any, data: Data) -> tuple[int, float | None]:
 def _trainer(config: Any, d_model: int, device: str) -> Trainer:
     dictionary = make_dictionary(config.dictionary, d_model, config.run.seed).to(device)
     plan = make_plan(config.training, config.dictionary.n_features).model_copy(update={"n_steps": 10**9})
-    return make_trainer(dictionary, plan, _unit_calibration(d_model), config.training.impl)
+    return make_trainer(dictionary, plan, _unit_calibration(d_model), config.training.impl, config.training.compute)
 
 
 def _unit_calibration(d_model: int) -> Calibration:
@@ -96,7 +96,7 @@ def _unit_calibration(d_model: int) -> Calibration:
 
 def _step(trainer: Trainer, n_rows: int, d_model: int) -> Callable[[], Any]:
     block = ActivationBatch(torch.randn(n_rows, d_model), torch.zeros(n_rows, 2, dtype=torch.int64))
-    return lambda: list(trainer.consume(block))
+    return lambda: [*trainer.consume(block), *trainer.settle()]
 
 
 def _seconds(run: Callable[[], Any], n: int = 2) -> float:

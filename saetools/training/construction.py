@@ -9,7 +9,7 @@ from saetools.functional.statistics import dead_F, l0_N
 from saetools.records import Calibration
 from saetools.training.result import StepResult
 from saetools.training.schedule import Plan
-from saetools.training.step import Impl
+from saetools.training.step import Compute, Impl
 from saetools.training.trainer import Done, Trainer
 
 
@@ -20,11 +20,18 @@ class ConstructionTrainer(Trainer):
     only features in use count as dead. A batch that is not finite changes nothing.
     """
 
-    def __init__(self, dictionary: Dictionary, plan: Plan, calibration: Calibration, impl: Impl) -> None:
+    def __init__(
+        self, dictionary: Dictionary, plan: Plan, calibration: Calibration, impl: Impl, compute: Compute = "auto"
+    ) -> None:
         if impl == "fused":
             raise ConfigError(
                 f"training.impl is fused, but the dictionary kind {dictionary.kind!r} is constructed, not trained by "
                 "steps. Use auto or plain."
+            )
+        if compute == "bf16":
+            raise ConfigError(
+                f"training.compute is bf16, but the dictionary kind {dictionary.kind!r} is constructed in float32. Use "
+                "auto or fp32."
             )
         super().__init__(dictionary, plan, calibration, "plain")
 
@@ -66,7 +73,9 @@ class ConstructionTrainer(Trainer):
         )
 
 
-def make_trainer(dictionary: Dictionary, plan: Plan, calibration: Calibration, impl: Impl) -> Trainer:
+def make_trainer(
+    dictionary: Dictionary, plan: Plan, calibration: Calibration, impl: Impl, compute: Compute = "auto"
+) -> Trainer:
     """The trainer of a dictionary's kind; ConfigError for kinds that are not trained."""
     if dictionary.trained_by == "nothing":
         raise ConfigError(
@@ -74,4 +83,4 @@ def make_trainer(dictionary: Dictionary, plan: Plan, calibration: Calibration, i
             "kind and take its atoms."
         )
     made = ConstructionTrainer if dictionary.trained_by == "construction" else Trainer
-    return made(dictionary, plan, calibration, impl)
+    return made(dictionary, plan, calibration, impl, compute)

@@ -99,7 +99,7 @@ class FusedStep:
         norm = torch.nan
         if torch.isfinite(loss):
             norm = backward_adam(
-                *(self._weights(), _four(self.optimizer.first), _four(self.optimizer.second)),
+                *(self._weights(), four(self.optimizer.first), four(self.optimizer.second)),
                 forward.batch,
                 Rule(lr, self.optimizer.n_steps, self.clip_norm, self.optimizer.betas, self.optimizer.eps),
                 forward.extra,
@@ -204,8 +204,8 @@ class FusedStep:
         return losses
 
     def _weights(self) -> Weights:
-        return _four({name: p.detach() for name, p in self.optimizer.parameters.items()})
+        return four({name: p.detach() for name, p in self.optimizer.parameters.items()})
 
 
-def _four(tensors: Mapping[str, Tensor]) -> Weights:
+def four(tensors: Mapping[str, Tensor]) -> Weights:
     return Weights(*(tensors[name] for name in NAMES))

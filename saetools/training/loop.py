@@ -110,7 +110,7 @@ def _consume(runs: list[Run], stream: ShuffledRows, n_blocks: int, request: Stop
         for run in taking:
             if run.stalled():
                 raise run.give_up(stream)
-            if run.due() or (request.signal is not None and run.trainer.state.step > run.saved_step):
+            if run.due() or (request.signal is not None and run.trainer.n_begun > run.saved_step):
                 run.save(stream)
         if request.signal is not None:
             steps = ", ".join(f"{run.directory.path} at step {run.saved_step}" for run in runs)

@@ -24,7 +24,9 @@ def fresh_trainer(config: Any, source: RowSource) -> Trainer:
     """A trainer at step 0."""
     dictionary = _new_dictionary(config, source) if config.training.init_from is None else _started(config, source)
     plan = make_plan(config.training, dictionary.config.n_features)
-    return make_trainer(_on_device(dictionary, config), plan, source.calibration, config.training.impl)
+    return make_trainer(
+        _on_device(dictionary, config), plan, source.calibration, config.training.impl, config.training.compute
+    )
 
 
 def resumed_trainer(
@@ -40,7 +42,7 @@ def resumed_trainer(
     directory.check_length(config, facts.plan.n_tokens)
     plan = extended(facts.plan, config.training.n_tokens)
     dictionary = _on_device(_new_dictionary(config, source), config)
-    trainer = make_trainer(dictionary, plan, source.calibration, config.training.impl)
+    trainer = make_trainer(dictionary, plan, source.calibration, config.training.impl, config.training.compute)
     _check_environment(facts.environment, trainer_environment(trainer), directory, allow_inexact)
     own = trainer.state.dictionary
     state = own.with_tensors({name: tensor.to(dictionary.device) for name, tensor in checkpoint.state.items()})

@@ -67,10 +67,8 @@ class Run:
     def advance(self, block: ActivationBatch) -> None:
         """Train on the next block of the stream and log the steps that are due. Stops early where `stalled`."""
         for done in self.trainer.consume(block):
-            if not done.result.applied:
-                self._check_rows(done)
-            self._log(done)
-            if self.stalled():
+            self._note(done)
+            if self.stalled() and done.state is self.trainer.state:  # the last of those that are told of together
                 return
 
     def stalled(self) -> bool:
@@ -96,6 +94,8 @@ class Run:
     def save(self, stream: ShuffledRows) -> None:
         """Write a checkpoint. `stream` stands just after the last block that this run took."""
         trainer = self.trainer
+        for done in trainer.settle():
+            self._note(done)
         tensors, stream_state = stream.state()
         trainer.dictionary.absorb_(trainer.state.dictionary)
         facts = Facts(
@@ -168,8 +168,13 @@ class Run:
             self.trainer.dictionary, path, self.source.spec, calibration, provenance, scale=calibration.scale
         )
 
+    def _note(self, done: Done) -> None:
+        if not done.result.applied:
+            self._check_rows(done)
+        self._log(done)
+
     def _log(self, done: Done) -> None:
-        step, n_tokens = done.state.step, self.trainer.n_tokens
+        step, n_tokens = done.state.step, done.state.step * self.trainer.plan.batch_rows
         self.bar.update(self.trainer.plan.batch_rows)
         if step != 1 and step % self.config.logging.every_steps:
             return

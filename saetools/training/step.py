@@ -1,7 +1,12 @@
 """One optimizer step: the only place where losses are multiplied by their weights and summed.
 
 Order: backward -> project -> clip of the global norm -> Adam -> renormalise. A step whose loss or gradient is not
-finite changes nothing. `make_step` chooses between the fused step and the plain one.
+finite changes nothing. `make_step` chooses between the captured, the fused and the plain one.
+
+`Compute` is the arithmetic of matrix products: "fp32", or "bf16" with float32 sums. Weights, moments, losses and
+updates are float32 in either. In bf16 the captured step also gathers bf16 copies of rows, weights and residuals; the
+fused one chooses features by a bf16 product and computes the values of the chosen in float32; the plain one runs under
+autocast. "auto" is bf16 where a fused or captured step has hardware for it, and fp32 in the plain one.
 """
 
 import logging
@@ -14,6 +19,8 @@ from torch import Tensor
 
 from saetools.errors import ConfigError
 from saetools.functional.statistics import dead_F, l0_N
+from saetools.kernels.encode_topk import Precision
+from saetools.training.captured import CapturedStep, why_not_captured
 from saetools.training.fused import FusedStep, why_not_fused
 from saetools.training.optim import Adam
 from saetools.training.result import StepResult
@@ -22,6 +29,8 @@ if TYPE_CHECKING:
     from saetools.dictionaries.base import Dictionary, Progress, State
 
 Impl = Literal["auto", "fused", "plain"]
+Compute = Literal["auto", "bf16", "fp32"]
+PRECISION: dict[Compute, Precision] = {"auto": "auto", "bf16": "bf16-screen", "fp32": "fp32"}
 
 
 class Step(Protocol):
@@ -42,21 +51,26 @@ class Step(Protocol):
         ...
 
 
-def make_step(dictionary: "Dictionary", optimizer: Adam, clip_norm: float, impl: Impl) -> Step:
+def make_step(
+    dictionary: "Dictionary", optimizer: Adam, clip_norm: float, impl: Impl, compute: Compute = "auto"
+) -> Step:
     """The step for a dictionary; ConfigError where `fused` is asked for and there is none.
 
-    `auto` takes the fused step on the CPU where the dictionary has a plan that covers all its losses, at every point
-    of the run; else the plain one, and says so once for a kind that trains by gradients.
+    `auto` takes the fused step where the dictionary has a plan that covers all its losses, at every point of the run;
+    captured as one graph where it is on a GPU and the plan allows; else the plain one, and says so once for a kind
+    that trains by gradients.
     """
     if impl == "plain":
-        return PlainStep(dictionary, optimizer, clip_norm)
+        return PlainStep(dictionary, optimizer, clip_norm, compute)
     reason = why_not_fused(dictionary)
     if reason is None:
-        return FusedStep(dictionary, optimizer, clip_norm)
+        if why_not_captured(dictionary) is None:
+            return CapturedStep(dictionary, optimizer, clip_norm, "fp32" if compute == "fp32" else "bf16")
+        return FusedStep(dictionary, optimizer, clip_norm, PRECISION[compute])
     if impl == "fused":
         raise ConfigError(f"training.impl is fused, but {reason}. Use auto or plain.")
     _say_once(reason)
-    return PlainStep(dictionary, optimizer, clip_norm)
+    return PlainStep(dictionary, optimizer, clip_norm, compute)
 
 
 @cache
@@ -79,10 +93,10 @@ def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> 
 class PlainStep:
     """The step by autograd, for every dictionary that has a loss."""
 
-    provider = "plain"
-
-    def __init__(self, dictionary: "Dictionary", optimizer: Adam, clip_norm: float) -> None:
+    def __init__(self, dictionary: "Dictionary", optimizer: Adam, clip_norm: float, compute: Compute = "fp32") -> None:
         self.dictionary, self.optimizer, self.clip_norm = dictionary, optimizer, clip_norm
+        self.low = compute == "bf16"
+        self.provider = "plain-bf16" if self.low else "plain"
 
     def __call__(
         self,
@@ -94,7 +108,8 @@ class PlainStep:
         lr: float,
     ) -> StepResult:
         self.dictionary.zero_grad(set_to_none=True)
-        terms = self.dictionary.loss_terms(x_ND, target_ND, fields, state, progress)
+        with torch.autocast(x_ND.device.type, torch.bfloat16, enabled=self.low):
+            terms = self.dictionary.loss_terms(x_ND, target_ND, fields, state, progress)
         loss = weighted_sum(terms.losses, self.dictionary.loss_weights(progress))
         loss.backward()
         self.dictionary.project_gradients_()

@@ -3,16 +3,17 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 
 from saetools.activations.base import ActivationBatch
 from saetools.activations.batches import BatchCutter
 from saetools.dictionaries.base import Dictionary, Progress
 from saetools.records import Calibration
+from saetools.training.captured import CapturedStep
 from saetools.training.optim import Adam
 from saetools.training.schedule import Plan
 from saetools.training.state import TrainState
-from saetools.training.step import Impl, StepResult, make_step, trained_parameters
+from saetools.training.step import Compute, Impl, StepResult, make_step, trained_parameters
 
 
 @dataclass(frozen=True)
@@ -30,37 +31,74 @@ class Trainer:
 
     Rows are multiplied by the calibration's scale and made float32; the target is the rows themselves. `n_blocks`
     counts the blocks of the stream that were taken: several trainers with batches of other sizes share one stream.
+    A captured step runs ahead: `n_begun` steps were begun, `state` tells of those that are known; `settle` waits.
     """
 
-    def __init__(self, dictionary: Dictionary, plan: Plan, calibration: Calibration, impl: Impl) -> None:
+    def __init__(
+        self, dictionary: Dictionary, plan: Plan, calibration: Calibration, impl: Impl, compute: Compute = "auto"
+    ) -> None:
         self.dictionary, self.plan, self.calibration = dictionary, plan, calibration
         self.optimizer = Adam(trained_parameters(dictionary))
-        self.take_step = make_step(dictionary, self.optimizer, plan.clip_norm, impl)
+        self.take_step = make_step(dictionary, self.optimizer, plan.clip_norm, impl, compute)
         self.state = TrainState(dictionary.initial_state())
         self.queue = BatchCutter()
         self.n_blocks = 0
+        self._ahead: list[tuple[ActivationBatch, float]] = []
+
+    @property
+    def n_begun(self) -> int:
+        """Steps begun: those that `state` counts, and those under way."""
+        return self.state.step + len(self._ahead)
 
     @property
     def finished(self) -> bool:
-        return self.state.step >= self.plan.n_steps
+        return self.n_begun >= self.plan.n_steps
 
     @property
     def n_tokens(self) -> int:
         """Rows consumed."""
-        return self.state.step * self.plan.batch_rows
+        return self.n_begun * self.plan.batch_rows
 
     def consume(self, block: ActivationBatch) -> Iterator[Done]:
         """Take the next block of the stream and do the steps that it completes, as they are asked for."""
         self.n_blocks += 1
         self.queue.push(block)
         while self.queue.n_rows >= self.plan.batch_rows and not self.finished:
-            yield self._step(self.queue.pop(self.plan.batch_rows))
+            batch, step = self.queue.pop(self.plan.batch_rows), self.take_step
+            if not isinstance(step, CapturedStep):
+                yield self._step(batch)
+                continue
+            lr = self.plan.lr(self.n_begun)
+            step.begin(self._rows(batch), self.state.dictionary, self._progress(), lr)
+            self._ahead.append((batch, lr))
+            if len(self._ahead) == step.n_ahead or self.finished:
+                yield from self.settle()
+
+    def settle(self) -> list[Done]:
+        """Wait for the steps under way; what they did. Their dictionary states are all that after the last of them."""
+        if not self._ahead:
+            return []
+        assert isinstance(self.take_step, CapturedStep)
+        found = []
+        for (batch, lr), result in zip(self._ahead, self.take_step.collect(), strict=True):
+            self.state = self.state.after(result.state, bool(result.applied))
+            found.append(Done(batch, lr, result, self.state))
+        self._ahead.clear()
+        return found
 
     def _step(self, batch: ActivationBatch) -> Done:
-        device, lr = self.dictionary.device, self.plan.lr(self.state.step)
-        x_ND = batch.x_ND.to(device, torch.float32) * self.calibration.scale
-        fields = {name: value.to(device) for name, value in batch.fields.items()}
-        progress = Progress(self.state.step, self.plan.n_steps, self.plan.n_tokens, self.plan.dead_after_tokens)
-        result = self.take_step(x_ND, x_ND, fields, self.state.dictionary, progress, lr)
+        x_ND, lr = self._rows(batch), self.plan.lr(self.state.step)
+        fields = {name: value.to(x_ND.device) for name, value in batch.fields.items()}
+        result = self.take_step(x_ND, x_ND, fields, self.state.dictionary, self._progress(), lr)
         self.state = self.state.after(result.state, bool(result.applied))
         return Done(batch, lr, result, self.state)
+
+    def _rows(self, batch: ActivationBatch) -> Tensor:
+        """Scaled float32 rows where the dictionary is; the copy to a GPU is not waited for."""
+        device, x_ND = self.dictionary.device, batch.x_ND
+        if device.type == "cuda" and x_ND.device.type == "cpu":
+            x_ND = x_ND.pin_memory()
+        return x_ND.to(device, non_blocking=True).float() * self.calibration.scale
+
+    def _progress(self) -> Progress:
+        return Progress(self.n_begun, self.plan.n_steps, self.plan.n_tokens, self.plan.dead_after_tokens)

@@ -18,6 +18,7 @@ pytest.importorskip("triton", reason="triton is not installed: it exists for Lin
 
 from saetools.kernels.auxk import auxk
 from saetools.kernels.backward_adam import Batch, Rule, Weights, backward_adam
+from saetools.kernels.backward_adam import triton as backward
 from saetools.kernels.by_feature.triton import sort_slots
 from saetools.kernels.decode_loss import decode_loss
 from saetools.kernels.encode_topk import encode_topk
@@ -154,6 +155,7 @@ def test_steps_are_the_plain_ones(clip: str) -> None:
 
 
 def test_dead_features_without_room_for_auxk_are_flagged_and_done_again() -> None:
+    """From the first on all are flagged, and doing them again in turn is as if there had always been room."""
     plain = PlainSteps(SETTINGS)
     step = DeviceStep(*start(), replace(SETTINGS, capacity=0), N)
     for number in range(4):
@@ -161,15 +163,35 @@ def test_dead_features_without_room_for_auxk_are_flagged_and_done_again() -> Non
         step.set_rates([1e-3])
         step.load(batch(number))
         step.launch()
-        record = step.read()[-1]
-        assert record.flagged == (number >= 2) and record.applied != record.flagged
-        if record.flagged:
-            step.set_rates([1e-3])
-            with step.exactly():
-                step.launch()
-            again = step.read()[-1]
-            assert again.applied and again.auxk > 0
+    records = step.read()
+    assert [record.flagged for record in records] == [False, False, True, True]
+    assert [record.applied for record in records] == [True, True, False, False]
+    for number in (2, 3):
+        step.set_rates([1e-3])
+        step.load(batch(number))
+        with step.exactly():
+            step.launch()
+        again = step.read()[-1]
+        assert again.applied and not again.flagged and again.auxk > 0
     assert_same(step, plain)
+
+
+def test_a_rehearsal_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a capture does first: two launches, and tiles tried on copies."""
+    monkeypatch.setattr(backward, "milliseconds", lambda work: work() or 1.0)
+    monkeypatch.setattr(backward, "SAMPLED", 8)
+    monkeypatch.setattr(backward, "_TILES", {})
+    step = DeviceStep(*start(), replace(SETTINGS, compute="bf16"), 6)
+    step.load(batch(0)[:6])
+    before = [t.clone() for t in state_of(step)]
+    step.rehearse()
+    assert len(backward._TILES) == 1
+    assert all(torch.equal(a, b) for a, b in zip(before, state_of(step), strict=True))
+
+
+def state_of(step: DeviceStep) -> list[Tensor]:
+    p = step.backward.p
+    return [*p.weights, *p.first, *p.second, step.since_F, *(step.low or ())]
 
 
 @pytest.mark.parametrize("clip", ["exact", "lagged"])
@@ -178,12 +200,12 @@ def test_a_batch_that_is_not_finite_changes_nothing(clip: str) -> None:
     for bad in (torch.nan, torch.inf):
         x = batch(0)
         x[3, 5] = bad
-        before = [t.clone() for t in step._state()[:12]]
+        before = [t.clone() for t in state_of(step)]
         step.set_rates([1e-3])
         step.load(x)
         step.launch()
         assert not step.read()[-1].applied
-        assert all(torch.equal(a, b) for a, b in zip(before, step._state()[:12]))
+        assert all(torch.equal(a, b) for a, b in zip(before, state_of(step), strict=True))
 
 
 def test_bf16_stays_near_float32() -> None:

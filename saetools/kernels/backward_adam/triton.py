@@ -12,7 +12,7 @@ With the exact clip the gather runs twice, first for the norm alone; with the la
 Source: the identity for b_dec is that of openai/sparse_autoencoder; the rest is our own.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ from saetools.kernels.workspace import Workspace
 
 WINDOW = 128
 """Slots of one feature that one program sums; the static number of windows bounds the memory for their sums."""
+SAMPLED = 16_384
+"""Features on whose copies tiles are measured: enough to fill a GPU."""
 _TILES: dict[tuple[Any, ...], tuple[Tile, Tile]] = {}
 """The best tiles by shape, once measured."""
 
@@ -74,6 +76,23 @@ class Problem:
     dead_after: int = 0
     workspace: Workspace = field(default_factory=Workspace)
 
+    def of_first(self, n: int) -> "Problem":
+        """Copies of what the first n features have, beside the same batch."""
+
+        def first(tensors: Weights) -> Weights:
+            W_enc_FD, W_dec_FD, b_enc_F, b_dec_D = tensors
+            return Weights(W_enc_FD[:n].clone(), W_dec_FD[:n].clone(), b_enc_F[:n].clone(), b_dec_D.clone())
+
+        return replace(
+            self,
+            weights=first(self.weights),
+            first=first(self.first),
+            second=first(self.second),
+            low=None if self.low is None else (self.low[0][:n].clone(), self.low[1][:n].clone()),
+            since_F=None if self.since_F is None else self.since_F[:n].clone(),
+            workspace=Workspace(),
+        )
+
 
 class Backward:
     """The kernels of one way back over fixed tensors; every method launches work and none waits for it."""
@@ -102,18 +121,21 @@ class Backward:
         self.dead_parts = get("back.dead", (updating.n_programs,), torch.int32, device)
 
     def choose_tiles(self, slots: Sorted) -> None:
-        """Measure which tiles are fastest at this shape, once per shape. Weights and moments change: restore them."""
+        """Measure which tiles are fastest at this shape, once per shape, on copies of some thousand features."""
         if self._key not in _TILES:
-            self.control.values[Control.APPLIED] = 1
-            measuring, updating = other_tiles(self.F, self.D, self.p.x_ND.device)
+            n = min(self.F, SAMPLED)
+            trial = Backward(self.p.of_first(n), replace(self.control, values=self.control.values.clone()), self.rule)
+            trial.control.values[Control.APPLIED] = 1
+            some = Sorted(slots.keys_M, slots.order_M, slots.offsets_F1[: n + 1])
+            measuring, updating = other_tiles(n, self.D, self.p.x_ND.device)
 
             def measured(tile: Tile) -> float:
-                self.use(tile, self.updating)
-                return milliseconds(lambda: self.measure(slots, norm=True))
+                trial.use(tile, trial.updating)
+                return milliseconds(lambda: trial.measure(some, norm=True))
 
             def updated(tile: Tile) -> float:
-                self.use(self.measuring, tile)
-                return milliseconds(lambda: self.update(slots))
+                trial.use(trial.measuring, tile)
+                return milliseconds(lambda: trial.update(some))
 
             _TILES[self._key] = min(measuring, key=measured), min(updating, key=updated)
         self.use(*_TILES[self._key])

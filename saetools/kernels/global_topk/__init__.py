@@ -30,14 +30,15 @@ def global_topk(
     pre = x W^T + b; scores are pre itself or `score`'s; values are pre. Only positive scores are kept. Ties go to
     the lowest row, then the lowest feature. Slots are in row order, features ascending. Exact whatever `guess` is:
     it is a bound to try first (the last batch's threshold times 0.9, say), and a bad one costs time alone.
-    `precision` as in `encode_topk` (exact in compiled loops; stock torch always works in fp32). No [N, F] tensor
-    beyond a row chunk is kept. A score of NaN is always kept, so that it cannot go unseen.
+    `precision` as in `encode_topk` (exact in compiled loops; stock torch always works in fp32; on a GPU "bf16-screen"
+    chooses 1.25 n_kept by a bf16 product and computes these in float32). No [N, F] tensor beyond a row chunk is kept. A
+    score of NaN is always kept, so that it cannot go unseen.
     """
     if n_kept < 0:
         raise ValueError(f"n_kept is {n_kept}; it cannot be negative")
     x_ND, W_FD, b_F = x_ND.contiguous(), W_FD.contiguous(), b_F.contiguous()
     n_kept = min(n_kept, len(x_ND) * len(W_FD))
-    chosen = resolve(impl, x_ND, W_FD, b_F, triton=False)
+    chosen = resolve(impl, x_ND, W_FD, b_F)
     if n_kept == 0:
         no_indices = torch.zeros(0, dtype=torch.int32, device=x_ND.device)
         return Sparse(x_ND.new_zeros(0), no_indices, no_indices.new_zeros(len(x_ND) + 1, dtype=torch.int64)), 0.0
@@ -48,6 +49,11 @@ def global_topk(
         screen = (preferred_precision(chosen) if precision == "auto" else precision) == "bf16-screen"
         parts = cpu.global_topk(x_ND, W_FD, b_F, n_kept, score, guess, first_feature, screen, workspace)
         return Sparse(*parts[:3]), float(parts[3])
+    if chosen == "triton":
+        from saetools.kernels.global_topk import triton
+
+        low = (preferred_precision(chosen) if precision == "auto" else precision) == "bf16-screen"
+        return triton.global_topk(x_ND, W_FD, b_F, n_kept, score, guess, first_feature, low, workspace or Workspace())
     if chosen == "torch":
         values, indices, offsets, threshold = stock.global_topk(x_ND, W_FD, b_F, n_kept, score)
     else:

@@ -18,7 +18,8 @@ class StepSettings:
     compute: "bf16" multiplies and gathers bf16 copies of rows, weights and residuals, with float32 sums, float32
     master weights and float32 update; "fp32" uses the float32 tensors throughout.
     clip: "exact" makes the gradient twice, first for its norm; "lagged" clips by the last step's norm.
-    capacity: dead features that AuxK helps at once; 0 leaves AuxK out, and a batch with dead features is then flagged.
+    capacity: dead features that AuxK helps at once; 0 leaves AuxK out. A batch with more dead features is flagged, but
+    where the capacity is the largest that there is: then the longest dead are helped, and the others counted.
     n_ahead: batches between two readings of statistics and flags; learning rates are given for as many.
     """
 

@@ -2,7 +2,9 @@
 
 `DeviceStep` owns the buffers. `launch` does the step for the batch that was loaded; `capture` records it as a CUDA
 graph that `replay` runs again. Statistics are written to a ring that `read` fetches every `n_ahead` batches or
-earlier; a batch whose record is `flagged` changed nothing and is to be done again by `launch` under `exactly()`.
+earlier; a batch whose record is `flagged` changed nothing and is to be done again by `launch` under `exactly()`. What
+raised a flag is still there for the next batch: after a flagged one all are flagged, so that doing them again in turn
+gives what doing them one by one would have given.
 """
 
 from collections.abc import Iterator, Sequence
@@ -55,7 +57,7 @@ def _record(
     ring_ptr, n_ring, control_ptr, count_ptr, sum_ptr, aux_ptr, flag_ptr, off_ptr, dead_ptr, n_parts, helped_ptr, scale,
     N, F, capacity, PARTS: tl.constexpr, AUX: tl.constexpr, HELP: tl.constexpr,
 ):  # fmt: skip
-    """One row of statistics; and the flag of the next batch, where AuxK is left out although features are dead."""
+    """One row of statistics; and the flag of the next batch, where more features are dead than AuxK has room for."""
     parts = tl.arange(0, PARTS)
     n_dead = tl.sum(tl.load(dead_ptr + parts, mask=parts < n_parts, other=0), axis=0)
     out = ring_ptr + (tl.load(count_ptr + 1) - 1) % n_ring * 8
@@ -74,7 +76,7 @@ def _record(
     tl.store(out + 6, beyond)
     tl.store(out + 7, tl.load(flag_ptr).to(tl.float32))
     if HELP:
-        tl.store(flag_ptr, (n_dead > 0).to(tl.int32))
+        tl.store(flag_ptr, (n_dead > capacity).to(tl.int32))
 
 
 class DeviceStep:
@@ -138,10 +140,20 @@ class DeviceStep:
         self.n_read = self.n_launched = 0
         self._flag_dead()
 
+    @property
+    def capacity(self) -> int:
+        """How many dead features AuxK helps at once."""
+        return 0 if self.auxk is None else self.auxk.capacity
+
+    @property
+    def _flags(self) -> bool:
+        """Whether more dead features than there is room for flag a batch: where more room could be had."""
+        return self.settings.aux_weight > 0 and self.capacity < min(self.F, TRITON_CAPACITY)
+
     def _flag_dead(self) -> None:
         """The first batch's flag: later ones are set by the batch before."""
-        if self.settings.aux_weight > 0 and self.auxk is None:
-            self.control.flag.copy_((self.since_F >= self.settings.dead_after).any())
+        n_dead = (self.since_F >= self.settings.dead_after).sum()
+        self.control.flag.copy_(n_dead > (self.capacity if self._flags else self.F))
 
     def set_rates(self, rates: Sequence[float]) -> None:
         """Learning rates of the next batches, at most n_ahead of them."""
@@ -227,34 +239,37 @@ class DeviceStep:
         _record[(1,)](
             self.ring, len(self.ring), self.control.values, self.control.counts, self.sum, self.aux_loss,
             self.control.flag, slots.offsets_F1, back.dead_parts, P, self.sum if a is None else a.n_dead, self.scale,
-            self.n_rows, self.F, s.capacity, PARTS=next_power(P), AUX=a is not None,
-            HELP=a is None and s.aux_weight > 0, num_warps=16,
+            self.n_rows, self.F, self.capacity, PARTS=next_power(P), AUX=a is not None, HELP=self._flags, num_warps=16,
         )  # fmt: skip
         self.n_launched += 1
         return slots
 
     def capture(self) -> None:
         """Record the step as a CUDA graph; the batch that is loaded is not trained on."""
-        kept = [t.clone() for t in self._state()]
+        small = self._small()
+        kept = [t.clone() for t in small]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         n_launched = self.n_launched
         with torch.cuda.stream(stream):
-            for _ in range(2):  # compile, choose routes and tiles, fill caches
-                slots = self.launch()
-                self.backward.choose_tiles(slots)
+            self.rehearse()
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.launch()
         self.n_launched = n_launched
-        for tensor, value in zip(self._state(), kept, strict=True):
+        for tensor, value in zip(small, kept, strict=True):
             tensor.copy_(value)
 
-    def _state(self) -> list[Tensor]:
-        p, c = self.backward.p, self.control
-        low = list(self.low or ())
-        return [*p.weights, *p.first, *p.second, self.since_F, c.values, c.counts, c.powers, c.flag, self.ring, *low]
+    def rehearse(self) -> None:
+        """Compile, choose routes and tiles, fill caches; flagged, so that no weight, moment or counter changes."""
+        for _ in range(2):
+            self.control.flag.fill_(1)
+            self.backward.choose_tiles(self.launch())
+
+    def _small(self) -> list[Tensor]:
+        c = self.control
+        return [c.values, c.counts, c.powers, c.flag, self.ring]
 
     def replay(self) -> None:
         """The recorded step for the batch that was loaded."""
@@ -283,7 +298,7 @@ class DeviceStep:
             sizes = (self.n_rows, self.F, self.D, capacity, settings.aux_k, settings.aux_weight)
             self.auxk = DeviceAuxK(*sizes, self.dtype, self.device)
         extra = None if self.auxk is None else self.auxk.extra
-        self.settings = replace(settings, clip="exact", capacity=0 if self.auxk is None else self.auxk.capacity)
+        self.settings = replace(settings, clip="exact")
         self.backward.p = replace(problem, extra=extra)
         self.control.flag.zero_()
         try:

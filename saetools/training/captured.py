@@ -1,0 +1,198 @@
+"""The TopK step on a GPU that runs ahead of the host: recorded once as a CUDA graph, read every few batches.
+
+What a step is to know lies on the device, and so does every decision. The host reads statistics and flags every
+`N_AHEAD` batches. A batch with more dead features than the graph has room for changes nothing, nor do those after it;
+they are kept, done again one by one with room for all, and the graph is recorded anew with more room. So the result is
+that of one step after the other, whenever the host reads. Weights, moments and counters are those of the dictionary
+and its optimizer, in place: checkpoints of this step and of the others are alike.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from saetools.kernels.auxk import TRITON_CAPACITY
+from saetools.kernels.backend import have_triton
+from saetools.kernels.encode_topk import TRITON_MAX_FEATURES, TRITON_MAX_K
+from saetools.kernels.topk_step import Compute, StepRecord, StepSettings
+from saetools.training.fused import four, why_not_fused
+from saetools.training.optim import Adam
+from saetools.training.result import StepResult
+
+if TYPE_CHECKING:
+    from saetools.dictionaries.base import Dictionary, Progress, State
+    from saetools.kernels.topk_step.triton import DeviceStep
+
+N_AHEAD = 16
+"""Batches between two readings."""
+LEAST_ROOM = 256
+"""Dead features that a graph with AuxK has room for, at least."""
+_OWN = ("fused_batch", "fused_state", "next_state")
+
+_logger = logging.getLogger(__name__)
+
+
+def why_not_captured(dictionary: "Dictionary") -> str | None:
+    """Why this dictionary's steps cannot be recorded as one graph where it is; None where they can."""
+    from saetools.dictionaries.base import Dictionary
+
+    if (reason := why_not_fused(dictionary)) is not None:
+        return reason
+    plan, device = dictionary.fused_plan(), dictionary.device
+    assert plan is not None
+    if not runs_on(device):
+        return f"there are no Triton kernels on {device.type}"
+    if plan.selection != "per_row" or plan.groups or plan.multi_k or plan.code_l2:
+        return f"the captured step selects per row and has one reconstruction; {dictionary.kind!r} asks for more"
+    if any(getattr(type(dictionary), name) is not getattr(Dictionary, name) for name in _OWN):
+        return f"{dictionary.kind!r} decides anew for each batch"
+    if plan.k > TRITON_MAX_K or dictionary.config.n_features > TRITON_MAX_FEATURES:
+        return f"k is {plan.k} of {dictionary.config.n_features}, too many for one program"
+    return None
+
+
+def runs_on(device: torch.device) -> bool:
+    """Whether steps are captured there: on a GPU that has Triton."""
+    return device.type == "cuda" and have_triton(device.type, device.index)
+
+
+class CapturedStep:
+    """Steps of one dictionary, begun without waiting and told of together; `why_not_captured` must have given None.
+
+    `begin` takes a batch, `collect` waits for those begun since and gives their results in order; a call does both.
+    On CPU tensors (triton's interpreter: tests) the same launches are made one by one.
+    """
+
+    n_ahead = N_AHEAD
+
+    def __init__(self, dictionary: "Dictionary", optimizer: Adam, clip_norm: float, compute: Compute) -> None:
+        plan = dictionary.fused_plan()
+        assert plan is not None
+        self.dictionary, self.optimizer, self.clip_norm = dictionary, optimizer, clip_norm
+        self.plan, self.compute = plan, compute
+        self.provider = f"captured-triton-{compute}"
+        self.room = 0
+        self._device: DeviceStep | None = None
+        self._kept: list[tuple[Tensor, float]] = []
+        self._state: State | None = None
+
+    def __call__(
+        self,
+        x_ND: Tensor,
+        target_ND: Tensor,
+        fields: Mapping[str, Tensor],
+        state: "State",
+        progress: "Progress",
+        lr: float,
+    ) -> StepResult:
+        assert target_ND is x_ND, "the captured step reconstructs its rows"
+        self.begin(x_ND, state, progress, lr)
+        return self.collect()[-1]
+
+    def begin(self, x_ND: Tensor, state: "State", progress: "Progress", lr: float) -> None:
+        """Start the step on one batch of scaled float32 rows; at most `n_ahead` may be under way.
+
+        The first batch settles the shapes, and `state` counts from there on: later states are those given back.
+        """
+        assert len(self._kept) < self.n_ahead
+        if self._device is None:
+            self._device, self._state = self._make(x_ND, state, progress), state
+        step = self._device
+        step.set_rates([lr])
+        step.load(x_ND)
+        step.launch() if step.graph is None else step.replay()
+        self._kept.append((x_ND, lr))
+
+    def collect(self) -> list[StepResult]:
+        """Wait, do again what was flagged, and give the results of the batches begun since the last time."""
+        if not self._kept:
+            return []
+        step = self._device
+        assert step is not None and self._state is not None
+        records = step.read()
+        for number, record in enumerate(records):
+            if record.flagged:
+                records[number] = self._again(*self._kept[number])
+        self._kept.clear()
+        self.optimizer.n_steps += sum(record.applied for record in records)
+        self._state = replace(self._state, tokens_since_fired_F=step.since_F.clone())
+        self._fit_room(records[-1].n_dead)
+        return [self._result(record) for record in records]
+
+    def _again(self, x_ND: Tensor, lr: float) -> StepRecord:
+        """One batch launch by launch, with room for every dead feature."""
+        step = self._device
+        assert step is not None
+        step.set_rates([lr])
+        step.load(x_ND)
+        with step.exactly():
+            step.launch()
+        return step.read()[-1]
+
+    def _fit_room(self, n_dead: int) -> None:
+        """Record the graph anew where more features are dead than it has room for, or far fewer."""
+        most = min(self.dictionary.config.n_features, TRITON_CAPACITY)
+        assert self._device is not None
+        settings, x_ND, since_F = self._device.settings, self._device.x_ND, self._device.since_F
+        fits = 8 * n_dead >= self.room and (n_dead <= self.room or self.room == most)
+        room = min(most, max(2 * n_dead, LEAST_ROOM)) if n_dead else 0
+        if settings.aux_weight == 0 or fits or room == self.room:
+            return
+        if n_dead > most:
+            _logger.warning("%d features are dead; AuxK helps the %d that are dead for longest", n_dead, most)
+        self.room, self._device = room, None  # its memory is free for the next
+        self._device = self._captured(replace(settings, capacity=room), x_ND, since_F)
+
+    def _make(self, x_ND: Tensor, state: "State", progress: "Progress") -> "DeviceStep":
+        weights = self.dictionary.loss_weights(progress)
+        auxiliary, main = self.plan.auxiliary, weights[self.plan.main]
+        assert main == 1, "the captured step has no weight on the reconstruction"
+        settings = StepSettings(
+            k=self.plan.k,
+            variance=float(self.dictionary.total_variance),
+            clip_norm=self.clip_norm,
+            compute=self.compute,
+            aux_k=self.plan.aux_k,
+            aux_weight=0.0 if auxiliary is None else weights[auxiliary],
+            dead_after=progress.dead_after_tokens,
+            capacity=self.room,
+            n_ahead=self.n_ahead,
+            betas=self.optimizer.betas,
+            eps=self.optimizer.eps,
+        )
+        return self._captured(settings, x_ND, state.tokens_since_fired_F.clone())
+
+    def _captured(self, settings: StepSettings, x_ND: Tensor, since_F: Tensor) -> "DeviceStep":
+        from saetools.kernels.topk_step import triton as kernels
+
+        parameters = {name: p.detach() for name, p in self.optimizer.parameters.items()}
+        first, second = four(self.optimizer.first), four(self.optimizer.second)
+        n_rows, n_steps = len(x_ND), self.optimizer.n_steps
+        step = kernels.DeviceStep(
+            four(parameters), first, second, since_F, settings, n_rows, n_steps, row_dtype=torch.float32
+        )
+        if x_ND.device.type == "cuda":
+            step.load(x_ND)
+            step.capture()
+        return step
+
+    def _result(self, record: StepRecord) -> StepResult:
+        """As the other steps give it, on the CPU; the state is that after all batches of the reading."""
+        assert self._state is not None and self._device is not None
+        losses = {self.plan.main: record.reconstruction}
+        if self.plan.auxiliary is not None:
+            losses[self.plan.auxiliary] = record.auxk
+        loss = record.reconstruction + self._device.settings.aux_weight * record.auxk
+        return StepResult(
+            loss=torch.tensor(loss),
+            losses={name: torch.tensor(value) for name, value in losses.items()},
+            l0=torch.tensor(record.l0, dtype=torch.float64),
+            n_dead=torch.tensor(record.n_dead),
+            grad_norm=torch.tensor(record.norm),
+            applied=torch.tensor(record.applied),
+            state=self._state,
+        )

@@ -1,0 +1,190 @@
+"""Steps that run ahead of the host give what plain steps give, one by one or read together; runs of them too.
+
+The kernels are stood in for by plain ones (`stand_in.py`), but for one test by triton's interpreter. On a GPU
+`scripts/gpu_suite.py` compares fifty steps of the captured step itself.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="triton is not installed: it exists for Linux on x86-64 alone")
+
+from saetools.dictionaries.base import Dictionary, Progress
+from saetools.dictionaries.gradient import Gradient
+from saetools.dictionaries.matryoshka import Matryoshka
+from saetools.dictionaries.topk import TopK
+from saetools.errors import RunError
+from saetools.kernels.topk_step import triton as topk_step
+from saetools.training import captured
+from saetools.training.captured import CapturedStep, why_not_captured
+from saetools.training.checkpoint import load_newest
+from saetools.training.optim import Adam
+from saetools.training.step import PlainStep, make_step, trained_parameters
+from tests.training.stand_in import StandIn
+
+N, D, F, K = 32, 12, 40, 3
+PROGRESS = Progress(step=0, n_steps=100, n_tokens=3200, dead_after_tokens=3 * N)
+
+
+@pytest.fixture
+def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the captured step run on the CPU, by plain kernels."""
+    monkeypatch.setattr(captured, "runs_on", lambda device: True)
+    monkeypatch.setattr(captured, "LEAST_ROOM", 4)
+    monkeypatch.setattr(topk_step, "DeviceStep", StandIn)
+
+
+def topk() -> TopK:
+    made = TopK(TopK.configure(n_features=F, k=K, k_aux=5), D, 0)
+    made.total_variance.fill_(float(D))
+    with torch.no_grad():
+        made.b_enc_F[:6] -= 5  # dead after three batches
+        made.b_enc_F[6:11] -= torch.arange(5) / 2  # some of these later
+    return made
+
+
+def rows(number: int) -> Tensor:
+    x = torch.randn(N, D, generator=torch.Generator().manual_seed(number)) + 0.3
+    return x * (1.5 if number < 4 else 0.4)
+
+
+def plain_steps(n: int, bad: int = -1) -> tuple[TopK, Adam, list[tuple[float, ...]], Tensor]:
+    dictionary = topk()
+    optimizer = Adam(trained_parameters(dictionary))
+    step, state, told = PlainStep(dictionary, optimizer, 0.2), dictionary.initial_state(), []
+    for number in range(n):
+        x = rows(number) * (torch.nan if number == bad else 1)
+        result = step(x, x, {}, state, PROGRESS, 1e-2)
+        state = result.state
+        told.append((float(result.loss), float(result.l0), int(result.n_dead), float(result.grad_norm)))
+    return dictionary, optimizer, told, state.tokens_since_fired_F
+
+
+def captured_steps(n: int, together: int, bad: int = -1) -> tuple[Dictionary, CapturedStep, list, Tensor]:
+    dictionary = topk()
+    step = CapturedStep(dictionary, Adam(trained_parameters(dictionary)), 0.2, "fp32")
+    state, told = dictionary.initial_state(), []
+    for number in range(n):
+        step.begin(rows(number) * (torch.nan if number == bad else 1), state, PROGRESS, 1e-2)
+        if (number + 1) % together == 0 or number == n - 1:
+            results = step.collect()
+            state = results[-1].state
+            told += [(float(r.loss), float(r.l0), int(r.n_dead), float(r.grad_norm)) for r in results]
+    return dictionary, step, told, state.tokens_since_fired_F
+
+
+@pytest.mark.parametrize("together", [1, 4, 12])
+def test_read_together_or_one_by_one(together: int, anywhere: None) -> None:
+    """Features die within a reading, twice: what was begun after that is done again, with room for them."""
+    plain, optimizer, expected, since = plain_steps(12)
+    dictionary, step, told, got_since = captured_steps(12, together)
+    assert expected[3][2] >= 6 and len({n_dead for _, _, n_dead, _ in expected}) > 2
+    for ours, theirs in zip(told, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-4)
+    assert step.room >= expected[-1][2] and step.optimizer.n_steps == optimizer.n_steps == 12
+    assert torch.equal(got_since, since)
+    start = topk()
+    for name, parameter in plain.named_parameters():
+        moved = (parameter - start.get_parameter(name)).norm()
+        assert (dictionary.get_parameter(name) - parameter).norm() < 2e-3 * moved, name
+    for name, moment in optimizer.tensors().items():
+        torch.testing.assert_close(step.optimizer.tensors()[name], moment, rtol=1e-2, atol=1e-6)
+
+
+def test_a_bad_batch_within_a_reading_is_skipped(anywhere: None) -> None:
+    _, optimizer, expected, since = plain_steps(6, bad=1)
+    _, step, told, got_since = captured_steps(6, 6, bad=1)
+    assert step.optimizer.n_steps == optimizer.n_steps == 5 and torch.equal(got_since, since)
+    assert told[2] == pytest.approx(expected[2], rel=1e-4) and told[5] == pytest.approx(expected[5], rel=1e-4)
+
+
+def test_room_shrinks_where_the_dead_have_come_back(anywhere: None) -> None:
+    dictionary = topk()
+    step, state = (
+        CapturedStep(dictionary, Adam(trained_parameters(dictionary)), 0.2, "fp32"),
+        dictionary.initial_state(),
+    )
+    state.tokens_since_fired_F[:30] = 1000
+    result = step(x := rows(0) * 10, x, {}, state, PROGRESS, 1e-2)
+    assert step.room == min(F, max(captured.LEAST_ROOM, 2 * int(result.n_dead)))
+    step._fit_room(0)
+    assert step.room == 0
+    assert bool(step(x, x, {}, result.state, replace(PROGRESS, step=1), 1e-2).applied)
+
+
+def test_who_is_captured(anywhere: None) -> None:
+    assert isinstance(make(topk()), CapturedStep)
+    assert make(topk(), "fp32").provider == "captured-triton-fp32" and make(topk()).provider == "captured-triton-bf16"
+    wide = TopK(TopK.configure(n_features=F, k=K, multi_weight=0.125), D)
+    assert "has one reconstruction" in why_not_captured(wide)
+    assert "decides anew" in why_not_captured(Gradient(Gradient.configure(n_features=F, k=K), D))
+    assert "selects per row" in why_not_captured(Matryoshka(Matryoshka.examples()[0], 16))
+
+
+def test_not_on_a_cpu() -> None:
+    assert "no Triton kernels on cpu" in why_not_captured(topk())
+    assert not isinstance(make(topk()), CapturedStep)
+
+
+def make(dictionary: Dictionary, compute: str = "auto"):
+    return make_step(dictionary, Adam(trained_parameters(dictionary)), 1.0, "auto", compute)
+
+
+# --- a whole run --------------------------------------------------------------------------------------------
+
+SHORT = {
+    "training.n_tokens": 40 * 120, "training.checkpoint_every_tokens": 120 * 9, "training.impl": "auto",
+    "training.compute": "fp32", "training.dead_after_tokens": 400, "training.lr": 0.001,
+    "training.schedule": "constant",
+}  # fmt: skip
+
+
+def test_a_run_stopped_anywhere_goes_on_as_if_it_had_not(
+    anywhere: None, train_tiny: Callable, digests: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saved between two readings: what is under way is waited for, and the windows of the rest are others."""
+    train_tiny(tmp_path / "straight", **SHORT)
+    begun, n = CapturedStep.begin, 0
+
+    def begin(self: CapturedStep, *args: object) -> None:
+        nonlocal n
+        n += 1
+        if n == 23:
+            raise KeyError("killed")
+        begun(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CapturedStep, "begin", begin)
+        with pytest.raises(KeyError):
+            train_tiny(tmp_path / "run", **SHORT)
+    stopped = load_newest(tmp_path / "run" / "checkpoints")
+    assert stopped is not None and 0 < stopped.facts.step < 23
+    assert stopped.facts.environment["provider"] == "captured-triton-fp32"
+    train_tiny(tmp_path / "run", **SHORT)
+    assert digests(tmp_path / "run") == digests(tmp_path / "straight")
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="provider"):
+        patch.setattr(captured, "runs_on", lambda device: False)
+        train_tiny(tmp_path / "run", **SHORT | {"training.n_tokens": 50 * 120})
+
+
+def test_three_bad_batches_in_a_row_stop_a_run(
+    anywhere: None, train_tiny: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, n = CapturedStep.begin, 0
+
+    def begin(self: CapturedStep, x_ND: Tensor, *args: object) -> None:
+        nonlocal n
+        n += 1
+        begun(self, x_ND * (torch.inf if n > 2 else 1), *args)
+
+    monkeypatch.setattr(CapturedStep, "begin", begin)
+    with pytest.raises(RunError, match="3 steps in a row"):
+        train_tiny(tmp_path / "run", **SHORT)
+    saved = load_newest(tmp_path / "run" / "checkpoints")
+    assert saved is not None and saved.facts.adam_steps == 2
+    assert all(torch.isfinite(t).all() for t in saved.weights.values())
