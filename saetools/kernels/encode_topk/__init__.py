@@ -39,7 +39,7 @@ def encode_topk(
     precision "fp32": the product is in the dtype of x. "bf16-screen": a bf16 product chooses candidates, whose values
     are computed in the dtype of x, and the k best of them are kept. Compiled (`screen.py`), the bf16 scores are proven
     upper bounds and as many candidates are taken as the proof asks for: the result is the exact top k, several times
-    faster where the CPU has bf16 matrix units. In stock torch ceil(margin * k) candidates are taken: values are exact,
+    faster where the CPU has bf16 matrix units. Elsewhere ceil(margin * k) candidates are taken: values are exact,
     and recall is at least 0.9999 at margin 1.5. "auto": see `preferred_precision`.
 
     ValueError where k is not in 1..F. Source: two-stage selection is our own; see `select.py`.
@@ -49,8 +49,8 @@ def encode_topk(
         raise ValueError(f"k is {k}; it must lie in 1..{F}, the number of features")
     if precision not in ("auto", "fp32", "bf16-screen"):
         raise ValueError(f"precision is {precision!r}; known: auto, fp32, bf16-screen")
-    held = k <= TRITON_MAX_K and F <= TRITON_MAX_FEATURES
-    chosen = resolve(impl, x_ND, W_FD, b_F, triton=precision != "bf16-screen" and held)
+    held = (k if precision == "fp32" else margin * k) <= TRITON_MAX_K and F <= TRITON_MAX_FEATURES
+    chosen = resolve(impl, x_ND, W_FD, b_F, triton=held)
     if precision == "auto":
         precision = preferred_precision(chosen)
     screen = math.ceil(margin * k) if precision == "bf16-screen" else 0
@@ -66,8 +66,8 @@ def encode_topk(
 
 
 def preferred_precision(chosen: str) -> Literal["fp32", "bf16-screen"]:
-    """The faster of the two where both are exact: bf16-screen in compiled loops on a CPU with bf16 units."""
-    return "bf16-screen" if chosen == "numba" and bf16_units() else "fp32"
+    """The faster of the two: bf16-screen on a GPU, and in compiled loops (exact there) on a CPU with bf16 units."""
+    return "bf16-screen" if chosen == "triton" or (chosen == "numba" and bf16_units()) else "fp32"
 
 
 def _shifted(values_NK: Tensor, indices_NK: Tensor, relu: bool, first: int) -> Tensor:
@@ -102,7 +102,7 @@ class _EncodeTopK(torch.autograd.Function):
         elif chosen == "triton":
             from saetools.kernels.encode_topk import triton
 
-            values, indices = triton.encode_topk(x_ND, W_FD, b_F, k, relu, first, workspace)
+            values, indices = triton.encode_topk(x_ND, W_FD, b_F, k, relu, screen, first, workspace)
         else:
             values, indices = stock.encode_topk(x_ND, W_FD, b_F, k, relu, screen, workspace)
             indices = _shifted(values, indices, relu, first)

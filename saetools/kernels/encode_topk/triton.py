@@ -19,6 +19,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from saetools.kernels.decode.triton import gather_dot
+from saetools.kernels.encode_topk.stock import lowest_ties
 from saetools.kernels.triton_parts import INTERPRETED, bisect, key_value, milliseconds, next_power, order_key, places
 from saetools.kernels.workspace import Workspace
 
@@ -241,9 +243,17 @@ def encode_into(
 
 
 def encode_topk(
-    x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int, relu: bool, first: int, workspace: Workspace
+    x_ND: Tensor, W_FD: Tensor, b_F: Tensor, k: int, relu: bool, screen: int, first: int, workspace: Workspace
 ) -> tuple[Tensor, Tensor]:
-    """values_NK in the rows' dtype and indices_NK, as the reference."""
+    """values_NK in the rows' dtype and indices_NK, as the reference. `screen` > 0: that many candidates are chosen by a
+    bf16 product and computed in float32; among these the k largest (this waits for the device, where scores tie).
+    """
+    if screen:
+        _, found = encode_topk(x_ND.bfloat16(), W_FD.bfloat16(), b_F, min(screen, len(W_FD)), False, 0, 0, workspace)
+        scores = gather_dot(found.view(-1), found.shape[1], x_ND, W_FD, b_F.float()).view_as(found)
+        values, chosen = lowest_ties(scores, found.long(), k)
+        indices = (chosen + first).int()
+        return (values.relu(), torch.where(values > 0, indices, 0)) if relu else (values, indices)
     shape = (len(x_ND), k)
     values = torch.empty(shape, dtype=torch.float32, device=x_ND.device)
     indices, keys = (torch.empty(shape, dtype=torch.int32, device=x_ND.device) for _ in range(2))

@@ -321,15 +321,12 @@ def global_topk(
         room, guess = max(room, min(total, n_candidates)), (guess if n_candidates >= wanted else 0.0)
     threshold = kept.threshold
     values, indices, offsets = kept.values_M, kept.indices_M, kept.offsets_N1
-    if screened:
-        found = Sparse(values, indices, offsets)
-        n = offsets[-1:].int()
-        slots = Sparse(values[: int(n)], indices[: int(n)], offsets)
+    if screened and (n := int(offsets[-1])):
+        slots = Sparse(values[:n], indices[:n], offsets)
         again = gather_dot(slots.indices_M, slots.rows(), x_ND, W_FD, b)
         keys = torch.where(again > 0, again.view(torch.int32), torch.where(again.isnan(), 2**31 - 1, 0))
-        found = Candidates(keys, slots.indices_M, again, offsets, n)
-        if len(keys):
-            values, indices, offsets, threshold = keep(found, n_kept, first, workspace)
+        chosen = Candidates(keys, slots.indices_M, again, offsets, offsets[-1:].int())
+        values, indices, offsets, threshold = keep(chosen, n_kept, first, workspace)
     n_used = int(offsets[-1])
     return Sparse(values[:n_used].to(x_ND.dtype), indices[:n_used], offsets), _value(int(threshold))
 

@@ -13,6 +13,8 @@ from saetools.kernels.workspace import Workspace
 Rule = Literal["signed", "nonnegative", "absolute"]
 GRAM_BYTES = 1 << 30
 """The largest Gram matrix that is built unasked; beyond it correlations are computed anew in each step."""
+TRITON_GRAM_BYTES = 1 << 32
+"""The same on a GPU: as many atoms as a program holds correlations of."""
 SCREENED_GAIN = 13
 """How many times as many steps a Gram matrix must serve before it pays, where steps are screened in bf16 (measured)."""
 
@@ -37,8 +39,9 @@ def matching_pursuit(
     Atoms (rows of W) have unit norm; then ||r_t||^2 = ||r_{t-1}||^2 - v_t^2. A row stops when ||r|| <= tolerance, or,
     but for the signed rule, when no score is positive; its slots left over are value 0, index 0. With `reselect` an
     atom may hold several slots of a row. `gram`: G = W W^T of the same W to update correlations by, c -= v G[i];
-    "auto" builds it where it pays and fits (F < N * K, or N * K / 13 where steps can be screened; at most 1 GiB); None
-    computes correlations anew: with bf16 units by bf16 products, choices certified in float32 (`screened.py`).
+    "auto" builds it where it pays and fits (F < N * K, or N * K / 13 where steps can be screened; at most 1 GiB, on a
+    GPU 4); None computes correlations anew: with bf16 units of a CPU by bf16 products, choices certified in float32
+    (`screened.py`).
 
     Differentiable in x and W through values and residual, choices held fixed: the pursuit is run backwards, so memory
     is O(N D + N K), not O(N K F). Source: Costa et al. 2025 (arXiv 2506.03093); the signed rule is that of
@@ -50,7 +53,7 @@ def matching_pursuit(
         raise ValueError(f"n_steps is {n_steps} and tolerance {tolerance}; neither can be negative")
     if not reselect and n_steps > len(W_FD):
         raise ValueError(f"n_steps is {n_steps}, but there are only {len(W_FD)} atoms to select once each")
-    chosen = resolve(impl, x_ND, W_FD, triton=False)
+    chosen = resolve(impl, x_ND, W_FD, triton=x_ND.dtype == torch.float32)
     if chosen == "reference":
         return reference.matching_pursuit(x_ND, W_FD, n_steps, rule, tolerance, reselect)
     buffer = None
@@ -58,7 +61,7 @@ def matching_pursuit(
         assert gram.n_atoms == len(W_FD), "the Gram matrix is that of another dictionary"
         buffer = gram.buffer if chosen == "numba" else gram.matrix()
     elif gram == "auto" and _gram_pays(len(x_ND) * n_steps, len(W_FD), chosen):
-        space = (workspace or Workspace()).get("pursuit.gram", (len(W_FD), len(W_FD)), W_FD.dtype)
+        space = (workspace or Workspace()).get("pursuit.gram", (len(W_FD), len(W_FD)), W_FD.dtype, W_FD.device)
         buffer = torch.mm(W_FD.detach(), W_FD.detach().T, out=space)
     options = (buffer, n_steps, rule, tolerance, reselect, workspace or Workspace(), chosen)
     return _MatchingPursuit.apply(x_ND, W_FD, *options)
@@ -66,7 +69,8 @@ def matching_pursuit(
 
 def _gram_pays(n_row_steps: int, n_atoms: int, chosen: str) -> bool:
     gain = SCREENED_GAIN if chosen == "numba" and bf16_units() else 1
-    return gain * n_atoms < n_row_steps and 4 * n_atoms**2 <= GRAM_BYTES
+    most = TRITON_GRAM_BYTES if chosen == "triton" else GRAM_BYTES
+    return gain * n_atoms < n_row_steps and 4 * n_atoms**2 <= most
 
 
 class _MatchingPursuit(torch.autograd.Function):
@@ -79,6 +83,10 @@ class _MatchingPursuit(torch.autograd.Function):
             from saetools.kernels.matching_pursuit import cpu
 
             values, indices, residual = cpu.matching_pursuit(x_ND, W_FD, *options[:-1])
+        elif options[-1] == "triton":
+            from saetools.kernels.matching_pursuit import triton
+
+            values, indices, residual = triton.matching_pursuit(x_ND, W_FD, *options[:-1])
         else:
             values, indices, residual = stock.matching_pursuit(x_ND, W_FD, *options[:-1])
         ctx.save_for_backward(values, indices, residual, W_FD)
@@ -95,6 +103,10 @@ class _MatchingPursuit(torch.autograd.Function):
             from saetools.kernels.matching_pursuit import cpu
 
             backward = cpu.backward
+        elif ctx.chosen == "triton":
+            from saetools.kernels.matching_pursuit import triton
+
+            backward = triton.backward
         dx, dW = backward(residual, values, indices, W_FD, dvalues.contiguous(), dresidual.contiguous())
         return dx, dW, *(None,) * 7
 

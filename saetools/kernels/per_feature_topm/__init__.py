@@ -9,6 +9,9 @@ from saetools.kernels.score import Score
 from saetools.kernels.sparse import Sparse
 from saetools.kernels.workspace import Workspace
 
+TRITON_MAX_ROWS = 16_384
+"""Rows whose scores a Triton program can hold."""
+
 
 @torch.no_grad()
 def per_feature_topm(
@@ -33,8 +36,9 @@ def per_feature_topm(
     if budget_F.shape != (F,) or (F and not 0 <= int(budget_F.min()) <= int(budget_F.max()) <= N):
         raise ValueError(f"budget_F must hold {F} numbers between 0 and {N}, the number of rows")
     x_ND, W_FD, b_F = x_ND.contiguous(), W_FD.contiguous(), b_F.contiguous()
-    chosen = resolve(impl, x_ND, W_FD, b_F, triton=False)
+    chosen = resolve(impl, x_ND, W_FD, b_F, triton=N <= TRITON_MAX_ROWS)
     reached_F = None if threshold_F is None else torch.zeros(F, dtype=torch.int64, device=x_ND.device)
+    counted = threshold_F, reached_F
     if chosen == "reference" or N == 0 or F == 0:
         pre_NF = x_ND @ W_FD.T + b_F
         scores = pre_NF if score is None else score.of(pre_NF, slice(None))
@@ -44,12 +48,17 @@ def per_feature_topm(
     elif chosen == "numba":
         from saetools.kernels.per_feature_topm import cpu
 
-        counted = (threshold_F, reached_F)
         values, indices, offsets = cpu.per_feature_topm(
             x_ND, W_FD, b_F, budget_F, score, counted, workspace or Workspace()
         )
+    elif chosen == "triton":
+        from saetools.kernels.per_feature_topm import triton
+
+        values, indices, offsets = triton.per_feature_topm(
+            x_ND, W_FD, b_F, budget_F, score, counted, workspace or Workspace()
+        )
     else:
-        values, indices, offsets = stock.per_feature_topm(x_ND, W_FD, b_F, budget_F, score, (threshold_F, reached_F))
+        values, indices, offsets = stock.per_feature_topm(x_ND, W_FD, b_F, budget_F, score, counted)
     return Sparse(values, indices + first_feature, offsets), reached_F
 
 
