@@ -23,9 +23,15 @@ from saetools.kernels.by_feature.triton import sort_slots
 from saetools.kernels.decode_loss import decode_loss
 from saetools.kernels.encode_topk import encode_topk
 from saetools.kernels.encode_topk import triton as encode
+from saetools.kernels.global_topk import cases as global_cases
+from saetools.kernels.global_topk import global_topk
+from saetools.kernels.global_topk import triton as global_kernels
+from saetools.kernels.matching_pursuit import cases as pursuit_cases
+from saetools.kernels.per_feature_topm import per_feature_topm
 from saetools.kernels.sparse import Sparse
 from saetools.kernels.topk_step import StepSettings
 from saetools.kernels.topk_step.triton import DeviceStep
+from saetools.kernels.workspace import Workspace
 
 N, D, F, K, K_AUX = 32, 20, 70, 4, 5
 SETTINGS = StepSettings(
@@ -42,6 +48,88 @@ def test_small_cases(op: str) -> None:
 @pytest.mark.parametrize("op", ["encode_topk", "decode", "decode_loss", "backward_adam", "auxk"])
 def test_all_cases(op: str) -> None:
     importlib.import_module(f"saetools.kernels.{op}.cases").verify("triton", most=13_000)
+
+
+@pytest.mark.slow
+def test_selection_over_the_batch_in_all_cases() -> None:
+    global_cases.verify("triton", most=1000, few=True)
+
+
+@pytest.mark.slow
+def test_selection_per_feature_in_all_cases() -> None:
+    importlib.import_module("saetools.kernels.per_feature_topm.cases").verify("triton", most=250)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_gram", [True, False])
+def test_pursuits_in_all_cases(with_gram: bool) -> None:
+    pursuit_cases.verify("triton", with_gram, most=250)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_largest_of_a_batch() -> None:
+    """In one chunk and in several; with a good guess, one too high, and too little room, which both are flagged."""
+    x, W, b = normal(5, 8), normal(70, 8, seed=1), normal(70, seed=2)
+    expected, threshold = global_topk(x, W, b, 11, impl="reference")
+    rows = {"chunk_bytes": 3 * 70 * 4}
+    for options in ({}, rows, rows | {"guess": 0.9 * threshold}):
+        kept = global_kernels.select(x, W, b, 11, None, Workspace(poison=True), room=70, **options)
+        assert not kept.flag and torch.equal(kept.indices_M, expected.indices_M)
+        assert torch.equal(kept.offsets_N1, expected.offsets_N1)
+        assert int(kept.threshold) == int(torch.tensor(threshold).view(torch.int32))
+        torch.testing.assert_close(kept.values_M, expected.values_M)
+    for options in ({"room": 11, "guess": 0.5 * threshold}, {"room": 40, "guess": 1.1 * threshold}):
+        assert global_kernels.select(x, W, b, 11, None, Workspace(poison=True), **options).flag
+
+
+def test_ties_over_a_batch_go_to_the_first_and_a_nan_is_kept() -> None:
+    x = torch.ones(4, 1)
+    x[2] = torch.nan
+    W, b = torch.ones(3, 1), torch.tensor([0.0, 1.0, -2.0])
+    for n_kept in (5, 12):
+        got, reached = global_topk(x, W, b, n_kept, impl="triton", workspace=Workspace(poison=True))
+        expected, _ = global_topk(x, W, b, n_kept, impl="reference")
+        assert torch.equal(got.indices_M, expected.indices_M) and torch.equal(got.offsets_N1, expected.offsets_N1)
+        torch.testing.assert_close(got.values_M, expected.values_M, equal_nan=True)
+        assert reached == (2.0 if n_kept == 5 else 0.0)
+
+
+def test_a_bf16_product_screens_and_float32_decides() -> None:
+    x, W, b = normal(3, 24), normal(96, 24, seed=1), normal(96, seed=2)
+    values, indices = encode_topk(x, W, b, 4, precision="bf16-screen", impl="triton")
+    plain, chosen = encode_topk(x, W, b, 4, impl="reference")
+    torch.testing.assert_close(values.sort(1).values, plain.sort(1).values)
+    assert torch.equal(indices.sort(1).values, chosen.sort(1).values)
+    got, _ = global_topk(x, W, b, 12, precision="bf16-screen", impl="triton", workspace=Workspace(poison=True))
+    expected, _ = global_topk(x, W, b, 12, impl="reference")
+    assert torch.equal(got.indices_M, expected.indices_M) and torch.equal(got.offsets_N1, expected.offsets_N1)
+    torch.testing.assert_close(got.values_M, expected.values_M)
+
+
+def test_the_largest_of_each_feature() -> None:
+    """Equal scores go to the first rows; a NaN is kept; a budget of more than are positive."""
+    x = torch.tensor([[1.0], [2.0], [1.0], [-1.0], [1.0]])
+    W, b = torch.tensor([[1.0], [0.0], [1.0], [-1.0]]), torch.tensor([0.0, 3.0, 0.0, 0.0])
+    budget = torch.tensor([2, 3, 0, 5])
+    for rows in (x, torch.where(x < 0, torch.nan, x)):
+        (got, reached), (expected, all_reached) = (
+            per_feature_topm(rows, W, b, budget, threshold_F=torch.ones(4), workspace=Workspace(poison=True), impl=impl)
+            for impl in ("triton", "reference")
+        )
+        assert torch.equal(got.indices_M, expected.indices_M) and torch.equal(got.offsets_N1, expected.offsets_N1)
+        torch.testing.assert_close(got.values_M, expected.values_M, equal_nan=True)
+        assert torch.equal(reached, all_reached)
+
+
+@pytest.mark.parametrize("with_gram", [True, False])
+def test_a_pursuit_and_its_way_back(with_gram: bool) -> None:
+    once = {"rule": "absolute", "reselect": False}
+    pursuit_cases.verify_case(pursuit_cases.random_case("each atom once", 4, 9, 33, 4, **once), "triton", with_gram)
+    stop = {"rule": "nonnegative", "tolerance": 2.0}
+    pursuit_cases.verify_case(pursuit_cases.random_case("to a tolerance", 4, 12, 40, 6, **stop), "triton", with_gram)
 
 
 def test_one_kernel_encodes_as_two() -> None:
@@ -181,8 +269,8 @@ def test_a_rehearsal_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backward, "milliseconds", lambda work: work() or 1.0)
     monkeypatch.setattr(backward, "SAMPLED", 8)
     monkeypatch.setattr(backward, "_TILES", {})
-    step = DeviceStep(*start(), replace(SETTINGS, compute="bf16"), 6)
-    step.load(batch(0)[:6])
+    step = DeviceStep(*start(), replace(SETTINGS, compute="bf16"), 2)
+    step.load(batch(0)[:2])
     before = [t.clone() for t in state_of(step)]
     step.rehearse()
     assert len(backward._TILES) == 1

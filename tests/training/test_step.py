@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from saetools.dictionaries.base import Progress, Terms
+from saetools.dictionaries.base import Progress, Terms, available_dictionaries
 from saetools.dictionaries.topk import TopK
 from saetools.errors import ConfigError
 from saetools.functional.constraints import project_tangent_, unit_rows_
@@ -117,3 +117,29 @@ def test_a_fused_step_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyP
     with pytest.raises(ConfigError, match=r"training\.impl is fused, but"):
         make_step(dictionary, Adam(trained_parameters(dictionary)), 1.0, "fused")
     assert isinstance(make_step(dictionary, Adam(trained_parameters(dictionary)), 1.0, "auto"), PlainStep)
+
+
+@pytest.mark.parametrize("kind", [k for k, c in available_dictionaries().items() if c.trained_by == "gradient"])
+def test_products_in_bf16_stay_near_float32(kind: str) -> None:
+    """The master weights and their moments are float32 in either; the gradient is nearly that of float32."""
+    results, moments = [], []
+    for compute in ("fp32", "bf16"):
+        cls = available_dictionaries()[kind]
+        dictionary = cls(cls.examples()[0], 16, 0)
+        dictionary.total_variance.fill_(16.0)
+        optimizer = Adam(trained_parameters(dictionary))
+        step = make_step(dictionary, optimizer, 1e9, "plain", compute)
+        x_ND = torch.randn(64, 16, generator=torch.Generator().manual_seed(1))
+        results.append(step(x_ND, x_ND, {}, dictionary.initial_state(), PROGRESS, 1e-3))
+        moments.append(torch.cat([m.flatten() for m in optimizer.first.values()]))
+        assert {t.dtype for t in (*dictionary.parameters(), *optimizer.tensors().values())} == {torch.float32}
+    assert results[1].applied and results[1].loss.dtype == torch.float32
+    torch.testing.assert_close(results[1].loss, results[0].loss, rtol=0.05, atol=0)
+    assert (moments[1] - moments[0]).norm() < 0.3 * moments[0].norm()
+
+
+def test_compute_chooses_the_products_of_a_fused_step() -> None:
+    dictionary, _ = dictionary_and_rows()
+    made = {c: make_step(dictionary, Adam(trained_parameters(dictionary)), 1.0, "auto", c) for c in ("fp32", "bf16")}
+    assert made["fp32"].provider.endswith("-fp32") and made["bf16"].provider.endswith("-bf16-screen")
+    assert make_step(dictionary, Adam(trained_parameters(dictionary)), 1.0, "plain", "bf16").provider == "plain-bf16"

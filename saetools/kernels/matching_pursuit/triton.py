@@ -35,25 +35,26 @@ def _pursue(
     row = tl.program_id(0).to(tl.int64)
     f = tl.arange(0, WIDTH)
     inside = f < F
-    c = tl.load(c_ptr + row * F + f, mask=inside, other=0.0)
-    free = inside
+    c = tl.load(c_ptr + row * F + f, mask=inside, other=float("-inf") if SIGNED else 0.0)  # never chosen
     energy = tl.load(energy_ptr + row)
     going = energy > tolerance * tolerance
     for t in range(n_steps):
         score = tl.abs(c) if ABSOLUTE else c
-        score = tl.where(free, score, float("-inf"))
-        best, i = tl.max(score, axis=0, return_indices=True)
+        if not RESELECT:
+            score = tl.where(score == float("inf"), float("-inf"), score)  # taken: below
+        best = tl.max(score, axis=0)
+        i = tl.min(tl.where(score == best, f, WIDTH), axis=0)  # half the registers of a maximum with its index
         going = going & (energy > tolerance * tolerance)
         if not SIGNED:
             going = going & (best > 0)
-        v = tl.where(going, tl.sum(tl.where(f == i, c, 0.0), axis=0), 0.0)
+        v = tl.sum(tl.where(f == i, c, 0.0), axis=0) if ABSOLUTE else best
+        v = tl.where(going, v, 0.0)
         i = tl.where(going, i, 0)
+        g_ptr = gram_ptr + i.to(tl.int64) * stride
+        c -= v * tl.load(g_ptr + f, mask=inside, other=0.0).to(tl.float32)
         if not RESELECT:
-            free = free & (f != tl.where(going, i, -1))
-        here = f < tl.where(going, F, 0)
-        g = tl.load(gram_ptr + i.to(tl.int64) * stride + f, mask=here, other=0.0).to(tl.float32)
-        c -= v * g
-        energy -= v * v * (2.0 - tl.sum(tl.where(f == i, g, 0.0), axis=0))
+            c = tl.where(f == tl.where(going, i, -1), float("inf"), c)
+        energy -= v * v * (2.0 - tl.load(g_ptr + i).to(tl.float32))
         tl.store(value_ptr + row * n_steps + t, v)
         tl.store(index_ptr + row * n_steps + t, i)
 
