@@ -1,0 +1,133 @@
+"""What the parts of `gpu_suite.py` share: shapes, times by device events, rows, the device's ceilings, random steps."""
+
+import csv
+import datetime
+import json
+import statistics
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from saetools.kernels.backward_adam import Weights
+from saetools.kernels.topk_step import StepSettings
+from saetools.kernels.topk_step.triton import DeviceStep
+
+SHAPES = {"a": (4096, 768, 24576, 32), "b": (4096, 2304, 65536, 64), "c": (8192, 4096, 131072, 64)}
+GOALS_MS = {"a": 0.80, "b": 5.2, "c": 25.0}
+AUX_K = 256
+N_BATCHES = 4
+DEVICE = "cuda"
+
+
+class Report:
+    """Rows of (shape, what, metric, unit, min, median, note), printed as they come."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, shape: str, what: str, metric: str, unit: str, values: list[float], note: str = "") -> float:
+        low, middle = min(values), statistics.median(values)
+        row = {"shape": shape, "what": what, "metric": metric, "unit": unit}
+        self.rows.append(row | {"min": round(low, 5), "median": round(middle, 5), "note": note})
+        print(f"{shape:2s} {what:44s} {metric:16s} {low:10.4f} {middle:10.4f} {unit:8s} {note}", flush=True)
+        return middle
+
+    def write(self, out: Path, facts: dict[str, Any]) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        with (out / "gpu.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, [*self.rows[0], *facts])
+            writer.writeheader()
+            writer.writerows(row | facts for row in self.rows)
+        (out / "gpu.json").write_text(json.dumps({"facts": facts, "rows": self.rows}, indent=1))
+
+
+def times(work: Callable[[int], Any], repeats: int = 15, warm: int = 3) -> list[float]:
+    """Milliseconds of each run, by device events; the argument counts runs, to rotate buffers by."""
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
+    for n in range(warm):
+        work(n)
+    for n, (start, end) in enumerate(events):
+        start.record()
+        work(n)
+        end.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) for start, end in events]
+
+
+@contextmanager
+def step_syncs_forbidden() -> Iterator[None]:
+    """Any synchronisation of the host raises."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def ceilings(report: Report) -> tuple[float, float]:
+    """(bf16 FLOP/s, bytes/s) of this device: a large product, a large copy."""
+    a, b = (torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
+    out = torch.empty_like(a)
+    ms = times(lambda n: torch.mm(a, b, out=out))
+    flops = 2 * 8192**3 / min(ms) * 1e3
+    report.add("-", "bf16 product 8192^3", "rate", "TFLOP/s", [2 * 8192**3 / t / 1e9 for t in ms])
+    source = torch.randn(1 << 30, device=DEVICE)
+    target = torch.empty_like(source)
+    ms = times(lambda n: target.copy_(source))
+    report.add("-", "copy of 4 GiB", "rate", "TB/s", [2 * source.nbytes / t / 1e9 for t in ms])
+    return flops, 2 * source.nbytes / min(ms) * 1e3
+
+
+def relative(got: Tensor, exact: Tensor) -> float:
+    """||got - exact|| / ||exact||; NaN never passes."""
+    return float((got.double() - exact.double()).norm() / exact.double().norm())
+
+
+def random_step(shape: str, settings: dict[str, Any], dead: float = 0.0, moments: torch.dtype = torch.float32) -> Any:
+    """(a step at this shape with random weights, batches to rotate)."""
+    N, D, F, k = SHAPES[shape]
+    W = torch.nn.functional.normalize(torch.randn(F, D, device=DEVICE), dim=1)
+    weights = Weights(W.clone(), W, torch.zeros(F, device=DEVICE), torch.zeros(D, device=DEVICE))
+    first, second = (
+        Weights(
+            *(torch.zeros(F, D, dtype=moments, device=DEVICE) for _ in "ed"),
+            *(torch.zeros_like(t) for t in list(weights)[2:]),
+        )
+        for _ in "mv"
+    )
+    since = torch.zeros(F, dtype=torch.int64, device=DEVICE)
+    if dead:
+        weights.W_enc_FD[: int(F * dead)] *= 0.3  # they never reach the k largest, and half of them are positive
+        since[: int(F * dead)] = 1 << 40
+    base = StepSettings(k=k, variance=float(D), aux_k=AUX_K, dead_after=1 << 30)
+    step = DeviceStep(weights, first, second, since, StepSettings(**(base.__dict__ | settings)), N)
+    step.set_rates([1e-4] * step.settings.n_ahead)
+    batches = [torch.randn(N, D, device=DEVICE, dtype=torch.bfloat16) for _ in range(N_BATCHES)]
+    step.load(batches[0])
+    return step, batches
+
+
+def current_commit() -> str:
+    """What is checked out, where git can tell."""
+    try:
+        command = ["git", "rev-parse", "--short", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def facts(commit: str) -> dict[str, Any]:
+    """Where and with what this was measured."""
+    return {
+        "device": torch.cuda.get_device_name(0),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "commit": commit,
+        "date": datetime.date.today().isoformat(),
+    }

@@ -1,0 +1,234 @@
+"""The timings of `gpu_suite.py`: each kernel beside its floor, whole steps, the other selections, other designs."""
+
+import math
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from saetools.kernels.by_feature.triton import sort_slots
+from saetools.kernels.encode_topk import triton as encode
+from saetools.kernels.global_topk import triton as global_kernels
+from saetools.kernels.matching_pursuit import triton as pursuit
+from saetools.kernels.per_feature_topm import triton as per_feature
+from saetools.kernels.workspace import Workspace
+from scripts.gpu_baselines import Dense, Gathered, Sparse, State
+from scripts.gpu_measure import AUX_K, DEVICE, N_BATCHES, SHAPES, Report, random_step, step_syncs_forbidden, times
+
+
+def time_kernels(report: Report, shape: str, flops: float, rate: float) -> None:
+    """Each kernel by itself, with its floor."""
+    N, D, F, k = SHAPES[shape]
+    step, batches = random_step(shape, {})
+    rows = encode.chunk_rows(N, F, 2, step.settings.chunk_bytes)
+    step.capture()
+    print(f"   tiles: {step.backward.measuring}, {step.backward.updating}")
+    pre = step.workspace.get("encode.pre", (rows, F), torch.bfloat16, step.device)
+    best = step.workspace.get("encode.max", (rows, F // 32), torch.float32, step.device)
+    scratch = step.workspace.get("encode.groups", (rows, encode.scratch_columns(k, F)), torch.int32, step.device)
+    W, b = step.low[0], step.weights.b_enc_F
+    x = [t[:rows] for t in batches]
+    out = tuple(t[:rows] for t in (step.values_NK, step.indices_NK, step.keys_NK))
+    per_step = N / rows
+
+    def kernel(what: str, floor_ms: float, work: Callable[[int], Any], times_in_step: float = 1.0) -> float:
+        ms = [t * times_in_step for t in times(work)]
+        return report.add(shape, what, "time", "ms", ms, f"floor {floor_ms:.3f} ms, {floor_ms / min(ms):.0%} of it")
+
+    product = 2 * N * D * F / flops * 1e3
+    one_read = 2 * N * F / rate * 1e3
+    kernel("encode: cuBLAS product", product, lambda n: torch.mm(x[n % len(x)], W.T, out=pre), per_step)
+    kernel("encode: group maxima", one_read, lambda n: encode.group_max(pre, b, best), per_step)
+    fused = kernel("encode: product and maxima in one kernel", product,
+                   lambda n: encode.encode_group_max(x[n % len(x)], W, b, pre, best), per_step)  # fmt: skip
+    del fused
+    torch.mm(x[0], W.T, out=pre)
+    encode.group_max(pre, b, best)
+    gathered = 64 * k * N + 4 * N * F / 32
+    select = kernel(
+        "select", gathered / rate * 1e3, lambda n: encode.select(pre, b, best, scratch, out, k, True), per_step
+    )
+    both = [
+        t * per_step
+        for t in times(lambda n: (encode.group_max(pre, b, best), encode.select(pre, b, best, scratch, out, k, True)))
+    ]
+    theirs = [t * per_step for t in times(lambda n: torch.topk(pre, k, dim=1), repeats=7)]
+    report.add(shape, "selection: group maxima and select", "time", "ms", both)
+    report.add(shape, "torch.topk on the same bf16 tensor", "time", "ms", theirs)
+    ratio = statistics.median(theirs) / statistics.median(both)
+    report.add(shape, "selection against torch.topk", "ratio", "x", [ratio], "goal 6")
+    report.add(shape, "select alone against torch.topk", "ratio", "x", [statistics.median(theirs) / select])
+    step.encode()
+    step.control.values[0] = 1  # applied
+    kernel("decode, loss, residual and dots", 4 * N * k * D / rate * 1e3, lambda n: step.decode())
+    kernel("sort", 32 * N * k / rate * 1e3, lambda n: sort_slots(step.keys_NK.view(-1), F))
+    slots = sort_slots(step.keys_NK.view(-1), F)
+    back = step.backward
+    kernel("column sums", 2 * N * D / rate * 1e3, lambda n: back.column_sums())
+    kernel("windows", 0.0, lambda n: back.windows(slots))
+    gathers, parameters = 4 * N * k * D, 2 * F * D
+    kernel("dots", 2 * N * k * D / rate * 1e3, lambda n: step.dots())
+    kernel(
+        "measure: norm and db_enc W_enc", (gathers + parameters) / rate * 1e3, lambda n: back.measure(slots, norm=True)
+    )
+    kernel("measure: db_enc W_enc", parameters / rate * 1e3, lambda n: back.measure(slots, norm=False))
+    kernel("update", (gathers + 26 * parameters) / rate * 1e3, lambda n: back.update(slots))
+    kernel("update, with the norm", (gathers + 26 * parameters) / rate * 1e3, lambda n: back.update(slots, norm=True))
+    kernel("b_dec gradient", 0.0, lambda n: back.b_dec_gradient())
+    kernel("decide", 0.0, lambda n: back.decide(lagged=False, before=True))
+
+
+def time_auxk(report: Report, shape: str) -> None:
+    """AuxK at 10 % dead by itself, and its parts."""
+    F = SHAPES[shape][2]
+    step, _ = random_step(shape, {"aux_weight": 1 / 32, "capacity": int(F * 0.1)}, 0.1)
+    step.launch()
+    a, x = step.auxk, step.centred_ND
+    report.add(shape, "AuxK at 10 % dead", "time", "ms", times(lambda n: step.help_dead()))
+    report.add(shape, "AuxK: list of the dead", "time", "ms", times(lambda n: a.find_dead(step.since_F, 1 << 30)))
+    report.add(shape, "AuxK: product", "time", "ms", times(lambda n: torch.mm(x, a.rows_enc_CD.T, out=a.code_NC)))
+    report.add(shape, "AuxK: selection", "time", "ms", times(lambda n: a.keep_largest()))
+    report.add(
+        shape, "AuxK: gradient product", "time", "ms", times(lambda n: torch.mm(a.dcode_NC.T, x, out=a.extra.W_enc_AD))
+    )
+
+
+def time_selections(report: Report, shape: str, flops: float) -> None:
+    """Over the batch and per feature, with the product and less its time, beside torch.topk on the same tensor."""
+    N, D, F, k = SHAPES[shape]
+    x, W = (torch.randn(n, D, device=DEVICE, dtype=torch.bfloat16) for n in (N, F))
+    b, workspace, n = torch.zeros(F, device=DEVICE), Workspace(), N * k
+    room = math.ceil(global_kernels.ROOM * n)
+    product = 2 * N * D * F / flops * 1e3
+    kept = global_kernels.select(x, W, b, n, None, workspace, room=room)
+    guess = 0.97 * float(kept.threshold.view(torch.float32))
+    for what, tried in (("", 0.0), (", with a guess", guess)):
+        ms = times(lambda i, t=tried: global_kernels.select(x, W, b, n, None, workspace, room=room, guess=t), 7)
+        note = f"of it the product {product:.2f}; flagged: {bool(kept.flag)}"
+        whole = report.add(shape, f"selection over the batch{what}", "time", "ms", ms, note)
+    report.add(shape, "selection over the batch", "candidates", "per slot", [int(kept.n_candidates) / n])
+    budget = torch.full((F,), n // F, device=DEVICE)
+    starts = torch.arange(F, device=DEVICE) * (n // F)
+    slots = torch.zeros(n, dtype=torch.int32, device=DEVICE), torch.zeros(n, device=DEVICE)
+    ms = times(
+        lambda i: per_feature.select_into(x, W, b, budget, starts, slots, None, (None, None), workspace), repeats=7
+    )
+    each = report.add(shape, "selection per feature", "time", "ms", ms, f"of it the product {product:.2f}")
+    workspace = Workspace()
+    torch.cuda.empty_cache()
+    for what, dim, ours, kept_per in (("over the batch", None, whole, n), ("per feature", 0, each, n // F)):
+        try:
+            pre = torch.mm(x, W.T)
+            ms = times(lambda i, d=dim, m=kept_per, p=pre: p.view(-1).topk(m) if d is None else p.topk(m, dim=d), 3, 1)
+        except torch.OutOfMemoryError:
+            report.add(shape, f"torch.topk {what}", "failed", "", [0.0], "out of memory")
+            continue
+        theirs = report.add(shape, f"torch.topk {what}", "time", "ms", ms, "without the product")
+        ratio = theirs / max(ours - product, 1e-3)
+        report.add(shape, f"selection {what} against torch.topk", "ratio", "x", [ratio], "less the product")
+
+
+def time_pursuits(report: Report, shape: str) -> None:
+    """Steps of a pursuit by a Gram matrix and anew, and the way back."""
+    N, D, F, k = SHAPES[shape]
+    x = torch.randn(N, D, device=DEVICE)
+    W = torch.nn.functional.normalize(torch.randn(F, D, device=DEVICE), dim=1)
+    workspace, few = Workspace(), 2
+    ms = times(lambda i: pursuit.matching_pursuit(x, W, None, few, "nonnegative", 0.0, True, workspace), 3, 1)
+    anew = report.add(shape, "pursuit: one step, correlations anew", "time", "ms", [t / few for t in ms])
+    values, indices, residual = pursuit.matching_pursuit(x, W, None, few, "nonnegative", 0.0, True, workspace)
+    ms = times(lambda i: pursuit.backward(residual, values, indices, W, values, residual), 3, 1)
+    report.add(shape, "pursuit: one step back", "time", "ms", [t / few for t in ms])
+    if F <= pursuit.MAX_ATOMS:
+        gram = torch.empty(F, F, device=DEVICE)
+        report.add(shape, "pursuit: Gram matrix", "time", "ms", times(lambda i: torch.mm(W, W.T, out=gram), 3, 1))
+        ms = times(lambda i: pursuit.matching_pursuit(x, W, gram, k, "nonnegative", 0.0, True, workspace), 3, 1)
+        held = report.add(shape, f"pursuit: {k} steps, correlations in registers", "time", "ms", ms)
+        report.add(shape, "pursuit: anew against registers", "ratio", "x", [k * anew / held], "goal 2")
+
+
+def time_steps(report: Report, shape: str, floor_ms: float) -> dict[str, float]:
+    """The whole step in its variants."""
+    found = {}
+    variants: list[tuple[str, dict[str, Any], float, torch.dtype, bool]] = [
+        ("step: exact clip, graph", {}, 0.0, torch.float32, True),
+        ("step: exact clip, launch by launch", {}, 0.0, torch.float32, False),
+        ("step: lagged clip, graph", {"clip": "lagged"}, 0.0, torch.float32, True),
+        ("step: lagged clip, bf16 moments, graph", {"clip": "lagged"}, 0.0, torch.bfloat16, True),
+        ("step: exact clip, exact values, graph", {"exact_values": True}, 0.0, torch.float32, True),
+        ("step: exact clip, AuxK at 10 % dead, graph", {"aux_weight": 1 / 32}, 0.1, torch.float32, True),
+        (
+            "step: lagged clip, AuxK at 10 % dead, graph",
+            {"aux_weight": 1 / 32, "clip": "lagged"},
+            0.1,
+            torch.float32,
+            True,
+        ),
+    ]
+    for what, settings, dead, moments, graphed in variants:
+        N, _, F, _ = SHAPES[shape]
+        if dead:
+            settings = settings | {"capacity": int(F * dead)}
+        torch.cuda.empty_cache()
+        step, batches = random_step(shape, settings, dead, moments)
+        if graphed:
+            step.capture()
+
+        def run(n: int, step: Any = step, batches: Any = batches, graphed: bool = graphed) -> None:
+            step.load(batches[n % len(batches)])
+            if graphed:
+                step.replay()
+            else:
+                step.launch()
+
+        run(0)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        with step_syncs_forbidden():
+            ms = times(run, repeats=12)
+        note = f"{floor_ms / statistics.median(ms):.0%} of floor {floor_ms:.3f} ms, no host synchronisation"
+        found[what] = report.add(shape, what, "time", "ms", ms, note)
+        records = step.read()
+        if not all(r.applied for r in records):
+            report.add(shape, what, "not applied", "steps", [sum(not r.applied for r in records)])
+        gib = torch.cuda.max_memory_allocated() / 2**30
+        own = (
+            sum(t.nbytes for t in (*step.weights, *step.backward.p.first, *step.backward.p.second, *(step.low or ())))
+            / 2**30
+        )
+        report.add(shape, what, "peak memory", "GiB", [gib], f"of it weights, moments and bf16 copies {own:.2f}")
+        report.add(shape, what, "tokens", "M/s", [N / found[what] / 1e3])
+        del step, batches, run
+    return found
+
+
+def time_baselines(report: Report, shape: str, ours: dict[str, float]) -> None:
+    """Other designs on the same shapes."""
+    N, D, F, k = SHAPES[shape]
+    for dead in (0.0, 0.1):
+        own = {
+            clip: ours[f"step: {clip} clip, {'AuxK at 10 % dead, ' if dead else ''}graph"]
+            for clip in ("exact", "lagged")
+        }
+        for design in (Dense, Sparse, Gathered):
+            torch.cuda.empty_cache()
+            state = State.random(F, D, DEVICE)
+            dead_F = None
+            if dead:
+                dead_F = torch.arange(F, device=DEVICE) < int(F * dead)
+                state.parameters["W_enc"][dead_F] *= 0.3
+            step = design(state, k, AUX_K, dead_F)
+            batches = [torch.randn(N, D, device=DEVICE, dtype=torch.bfloat16) for _ in range(N_BATCHES)]
+            what = f"{design.name}{', AuxK at 10 % dead' if dead else ''}"
+            try:
+                ms = times(lambda n, s=step, b=batches: s(b[n % len(b)]), repeats=5, warm=2)
+            except Exception as error:
+                report.add(shape, what, "failed", "", [0.0], f"{type(error).__name__}: {str(error)[:80]}")
+                continue
+            finally:
+                torch.cuda.reset_peak_memory_stats()
+            middle = report.add(shape, what, "time", "ms", ms)
+            note = ", ".join(f"{clip} clip {middle / t:.2f}x" for clip, t in own.items())
+            report.add(shape, f"ours against {what}", "ratio", "x", [middle / own["exact"]], note)
+            del step, state, batches
