@@ -3,8 +3,7 @@
     python tests/kernels/offline.py [a b c]
 
 Launches are made on tensors without memory and recorded in place of running; each distinct one is compiled with the
-compiler that triton brings. Prints a row per kernel; exits with 1 where one spills more than MOST_SPILLED (but those
-named in MAY_SPILL).
+compiler that triton brings. Prints a row per kernel; exits with 1 where one spills.
 """
 
 import os
@@ -31,7 +30,6 @@ SHAPES = {  # N, D, F, k
     "b": (4096, 2304, 65536, 64),
     "c": (8192, 4096, 131072, 64),
 }
-MAY_SPILL = {("_pursue", "b"), ("_pursue", "c")}
 TYPES = {
     torch.bfloat16: "bf16",
     torch.float32: "fp32",
@@ -41,8 +39,6 @@ TYPES = {
     torch.uint8: "u8",
     torch.bool: "i1",
 }
-MOST_SPILLED = 8
-"""Bytes; the goal is 0, which _select and _update (bf16 moments) miss by one or two registers with triton 3.9."""
 TARGET = GPUTarget("cuda", 90, 32)
 
 
@@ -84,7 +80,7 @@ def compiled(fn: JITFunction, args: tuple[Any, ...], options: dict[str, Any]) ->
                 attributes[(place,)] = [["tt.divisibility", 16]]
         else:
             raise TypeError(f"{fn.__name__}: {parameter.name} is {type(value).__name__}")
-    settings = {name: options[name] for name in ("num_warps", "num_stages") if name in options}
+    settings = {name: options[name] for name in ("num_warps", "num_stages", "maxnreg") if options.get(name)}
     source = ASTSource(fn=fn, signature=signature, constexprs=constants, attrs=attributes)
     kernel = triton.compile(source, target=TARGET, options=settings)
     return {"warps": settings.get("num_warps", 4), "shared": kernel.metadata.shared} | _resources(kernel)
@@ -123,7 +119,7 @@ def main(shapes: list[str]) -> int:
                 continue
             seen.add(key)
             row = compiled(fn, args, options)
-            bad = row["spilled"] > MOST_SPILLED and (fn.__name__, shape) not in MAY_SPILL
+            bad = row["spilled"] > 0
             spilled |= bad
             print(
                 f"{fn.__name__:24s} {shape:5s} {row['warps']:5d} {row['registers']:9d} {row['spilled']:7d} "

@@ -14,7 +14,7 @@ from saetools.kernels.auxk import TRITON_CAPACITY
 from saetools.kernels.backward_adam.problem import Rule
 from saetools.kernels.backward_adam.triton import Control, Extra
 from saetools.kernels.decode.triton import gather_dot
-from saetools.kernels.triton_parts import bisect, next_power, order_key, places
+from saetools.kernels.triton_parts import bisect, key_value, next_power, order_key, places
 
 
 @triton.jit
@@ -30,7 +30,8 @@ def _keep_largest(pre_ptr, bias_ptr, n_ptr, C, K, WIDTH: tl.constexpr):
     hi = tl.max(keys, axis=0)
     threshold = bisect(keys, tl.minimum(0, hi), hi, K, K)
     taken, _ = places(keys, threshold, K)
-    code = tl.where(taken & there & ((v > 0) | (v != v)), v, 0.0)
+    v = key_value(keys)  # not held through the search; a NaN has become infinite
+    code = tl.where(taken & (v > 0), v, 0.0)
     tl.store(pre_ptr + row * C + c, code.to(pre_ptr.dtype.element_ty), mask=inside)
 
 
@@ -106,7 +107,7 @@ class DeviceAuxK:
         width = next_power(self.capacity)
         _keep_largest[(len(self.code_NC),)](
             self.code_NC, self.bias_C, self.n_dead, self.capacity, self.k_aux, WIDTH=width,
-            num_warps=max(1, min(32, width // 512)),
+            num_warps=max(1, min(16, width // 512)),
         )  # fmt: skip
 
     def run(

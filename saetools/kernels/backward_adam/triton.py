@@ -155,9 +155,9 @@ class Backward:
     def _n_blocks(self, tile: Tile) -> int:
         return triton.cdiv(self.D, tile.columns)
 
-    def _constants(self, tile: Tile) -> dict[str, int]:
+    def _constants(self, tile: Tile, registers: int | None = None) -> dict[str, int | None]:
         sizes = {"K": self.p.k, "G": self.p.pull_NGD.shape[1], "U": tile.slots, "BD": tile.columns, "WIN": WINDOW}
-        return sizes | {"num_warps": tile.warps} | ({"maxnreg": tile.registers} if tile.registers else {})
+        return sizes | {"num_warps": tile.warps, "maxnreg": tile.registers or registers}
 
     def windows(self, slots: Sorted) -> None:
         """Sums of the whole windows inside one feature."""
@@ -187,6 +187,7 @@ class Backward:
         p, c, w, none = self.p, self.control, self.p.weights, self.p.values_M
         b1, b2 = self.rule.betas
         low = p.low or (none, none)
+        noise = p.first.W_enc_FD.dtype == torch.bfloat16
         _update[(self.updating.n_programs,)](
             slots.offsets_F1, *self._slots(slots), self.window_sums, self.window_scalars, *self._extra(),
             w.W_dec_FD, w.W_enc_FD, w.b_enc_F, p.first.W_dec_FD, p.second.W_dec_FD, p.first.W_enc_FD,
@@ -194,8 +195,8 @@ class Backward:
             none if p.since_F is None else p.since_F, c.values, c.counts, self.norm_parts, self.dead_parts,
             p.scale, p.shrink, b1, b2, 1 - b1, 1 - b2, self.rule.eps, len(p.x_ND), self.F, self.D, p.dead_after,
             torch.finfo(torch.float32).tiny, EXTRA=p.extra is not None, NORM=norm, LOW=p.low is not None,
-            COUNT=count and p.since_F is not None, NOISE=p.first.W_enc_FD.dtype == torch.bfloat16,
-            CHUNKS=self._n_blocks(self.updating), **self._constants(self.updating),
+            COUNT=count and p.since_F is not None, NOISE=noise,
+            CHUNKS=self._n_blocks(self.updating), **self._constants(self.updating, 144 if norm and not noise else None),
         )  # fmt: skip
         if norm:
             self.n_norms = self.updating.n_programs
