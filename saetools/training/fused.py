@@ -208,4 +208,5 @@ class FusedStep:
 
 
 def four(tensors: Mapping[str, Tensor]) -> Weights:
+    """The four parameters (or their moments) out of tensors by name."""
     return Weights(*(tensors[name] for name in NAMES))
