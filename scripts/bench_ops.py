@@ -32,6 +32,7 @@ from saetools.kernels.omp import omp
 from saetools.kernels.per_feature_topm import cases as per_feature_cases
 from saetools.kernels.per_feature_topm import per_feature_topm
 from saetools.kernels.sparse import Sparse
+from saetools.kernels.swap_rows import cases as swap_rows_cases
 from saetools.kernels.workspace import Workspace
 
 Variants = dict[str, Callable[[int], Any]]
@@ -205,6 +206,11 @@ def gate_ops() -> None:
     encode_topk_cases.verify("auto", "bf16-screen")
 
 
+def gate_loader() -> None:
+    """AssertionError where rows are exchanged wrongly."""
+    swap_rows_cases.verify("auto")
+
+
 def gate_mp() -> None:
     """AssertionError where a pursuit is wrong."""
     for with_gram in (False, True):
@@ -213,4 +219,4 @@ def gate_mp() -> None:
 
 
 RUN = {"ops": run_ops, "mp": run_mp, "loader": run_loader}
-GATES = {"ops": gate_ops, "mp": gate_mp}
+GATES = {"ops": gate_ops, "mp": gate_mp, "loader": gate_loader}

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "dictionaries": {"functional", "kernels"},
     "lm": {"text"},
     "text": set(),
-    "activations": {"text", "lm"},
+    "activations": {"kernels", "text", "lm"},
     "formats": {"dictionaries"},
     "training": {"kernels", "functional", "dictionaries", "activations", "formats"},
     "features": {"functional", "dictionaries", "lm", "text", "activations"},

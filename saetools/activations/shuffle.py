@@ -17,9 +17,9 @@ from saetools.activations.batches import BatchCutter
 from saetools.activations.live import TORCH_DTYPES
 from saetools.config import Dtype
 from saetools.errors import ConfigError, MismatchError
+from saetools.kernels.swap_rows import swap_rows_
 
 BLOCK_ROWS = 1024
-_SWAP_ROWS = 256
 _WHERE_BYTES = 16
 _RING, _LEFTOVER = "ring.", "leftover."
 
@@ -85,7 +85,7 @@ class ShuffledRows:
         for piece in self._pull(n):
             part, incoming = slice(done, done + len(piece)), piece.tensors()
             for name, column in self._ring.items():
-                _swap_rows_(column, slots_N[part], incoming[name], block[name][part])
+                swap_rows_(column, slots_N[part], incoming[name], block[name][part])
             done += len(piece)
         if done < n:
             self._remove(slots_N[done:], block, done)
@@ -167,28 +167,6 @@ class ShuffledRows:
         for name, column in self._ring.items():
             block[name][at:] = column.index_select(0, slots_N.to(column.device))
             column.index_copy_(0, target_N.to(column.device), column.index_select(0, source_N.to(column.device)))
-
-
-def _swap_rows_(column: Tensor, slots_N: Tensor, incoming: Tensor, taken: Tensor) -> None:
-    """taken = column[slots]; column[slots] = incoming, for distinct slots.
-
-    On the CPU numpy copies whole rows as opaque bytes, a few rows at a time so that they are still in the cache when
-    they are overwritten: 1.4x torch 2.13's index_select and index_copy_.
-    """
-    if column.device.type != "cpu":
-        torch.index_select(column, 0, slots_N.to(column.device), out=taken)
-        column.index_copy_(0, slots_N.to(column.device), incoming)
-        return
-    ring, new, out, slots = _as_bytes(column), _as_bytes(incoming.contiguous()), _as_bytes(taken), slots_N.numpy()
-    for i in range(0, len(slots), _SWAP_ROWS):
-        few = slots[i : i + _SWAP_ROWS]
-        ring.take(few, out=out[i : i + _SWAP_ROWS], mode="clip")  # "raise" would buffer `out`
-        ring[few] = new[i : i + _SWAP_ROWS]
-
-
-def _as_bytes(rows: Tensor) -> np.ndarray:
-    """The memory of contiguous rows as an array of opaque items, one per row."""
-    return rows.reshape(len(rows), -1).view(torch.uint8).numpy().view(f"V{rows[0].nbytes}")[:, 0]
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -69,19 +69,19 @@ def have_triton(device_type: str, index: int | None) -> bool:
     return why is None
 
 
-def resolve(impl: Impl, *tensors: Tensor, triton: bool = True) -> Chosen:
+def resolve(impl: Impl, *tensors: Tensor, triton: bool = True, any_dtype: bool = False) -> Chosen:
     """The implementation to run on these tensors.
 
     auto: triton on a GPU that has it, numba for float32 on the CPU where it is installed, else stock torch. An explicit
     `numba` or `triton` that cannot run raises ValueError: an override is never silently replaced. `triton=False`: this
-    operation, with these settings, has no Triton kernel.
+    operation, with these settings, has no Triton kernel. `any_dtype=True`: numba takes it in every dtype, as bytes.
     """
     if impl not in ("auto", "reference", "torch", "numba", "triton"):
         raise ValueError(f"impl is {impl!r}; known: auto, reference, torch, numba, triton")
     dtypes = {t.dtype for t in tensors}
     devices = {t.device for t in tensors}
     on_gpu = all(d.type == "cuda" for d in devices)
-    suits_numba = all(d.type == "cpu" for d in devices) and dtypes <= {torch.float32}
+    suits_numba = all(d.type == "cpu" for d in devices) and (any_dtype or dtypes <= {torch.float32})
     suits_triton = triton and len(devices) == 1 and dtypes <= {torch.float32, torch.bfloat16}
     if impl == "auto":
         if on_gpu and suits_triton and _triton_there(devices):
