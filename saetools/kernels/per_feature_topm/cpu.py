@@ -17,25 +17,36 @@ CHUNK_ELEMENTS = 1 << 22
 
 
 @parallel
-def select_features(score, no_bias, budget, starts, rows, scores_out):
-    """The budget[r] largest positive scores of each row r of score [C, N], from slot starts[r] on; unused slots: 0."""
+def select_features(score, bias, budget, starts, threshold, reached, rows, scores_out):
+    """The budget[r] largest positive scores of each row r of score + bias, [C, N], from slot starts[r] on; unused: 0.
+
+    reached[r]: how many of them are positive and reach threshold[r], where there are thresholds.
+    """
     C, N = score.shape
+    counts = threshold.shape[0] > 0
     for task in prange((C + BLOCK - 1) // BLOCK):
         m = np.empty(N, np.float32)
         groups = np.empty(N + 1, np.int32)
         found, scores = np.empty(N + 1, np.int32), np.empty(N + 1, np.float32)
-        keys = np.empty(N + 1, np.int32)
+        keys, b = np.empty(N + 1, np.int32), np.empty(N, np.float32)
         for r in range(task * BLOCK, min(C, (task + 1) * BLOCK)):
-            k = budget[r]
+            row, k, own = score[r], budget[r], bias[r]
+            if counts:
+                least, n_reached = threshold[r], np.int32(0)
+                for j in range(N):
+                    v = row[j] + own
+                    n_reached += np.int32((v >= least) & (v > np.float32(0.0)))
+                reached[r] = n_reached
             if k == 0:
                 continue
-            row = score[r]
+            for j in range(N):
+                b[j] = own
             n = N // GROUPS
-            if not np.isfinite(group_maxima(row, no_bias, m)):
-                c = take_all(row, no_bias, found, scores)
+            if not np.isfinite(group_maxima(row, b, m)):
+                c = take_all(row, b, found, scores)
             else:
                 bound = lower_bound(m, n, k, np.float32(np.inf)) if n >= k else np.float32(-np.inf)
-                c = collect(row, no_bias, m, max(bound, np.float32(1e-45)), groups, found, scores)
+                c = collect(row, b, m, max(bound, np.float32(1e-45)), groups, found, scores)
             out = slice(starts[r], starts[r] + k)
             emit(scores, keys, found, c, k, True, 0, scores_out[out], rows[out])
 
@@ -57,24 +68,24 @@ def per_feature_topm(
     values_M = scores_M if score is None else torch.empty(n_slots)
     starts_F = ends_F - budget_F
     features_M = torch.arange(F).repeat_interleave(budget_F)
-    chunk, no_bias = max(1, CHUNK_ELEMENTS // max(N, 1)), np.zeros(N, np.float32)
+    chunk = max(1, CHUNK_ELEMENTS // max(N, 1))
+    none = np.empty(0, np.float32), np.empty(0, np.int64)
     for start in range(0, F, chunk):
         part = slice(start, start + chunk)
-        W_CD = W_FD[part]
+        W_CD, bias_C = W_FD[part], b_F[part]
         pre_CN = workspace.get("per_feature.pre", (len(W_CD), N))
-        torch.mm(W_CD, x_ND.T, out=pre_CN).add_(b_F[part, None])
-        count_reached(pre_CN, counted, part)
-        score_CN = pre_CN if score is None else score.of(pre_CN.T, slice(None), part).T.contiguous()
+        torch.mm(W_CD, x_ND.T, out=pre_CN)  # the bias is added where the rows are read
+        score_CN, counting = pre_CN, none
+        if score is not None:
+            pre_CN.add_(bias_C[:, None])
+            count_reached(pre_CN, counted, part)
+            score_CN, bias_C = score.of(pre_CN.T, slice(None), part).T.contiguous(), torch.zeros_like(bias_C)
+        elif counted[0] is not None and counted[1] is not None:
+            counting = counted[0][part].numpy(), counted[1][part].numpy()
         with exclusive():
             select_features(
-                *(
-                    score_CN.numpy(),
-                    no_bias,
-                    budget_F[part].numpy(),
-                    starts_F[part].numpy(),
-                    rows_M.numpy(),
-                    scores_M.numpy(),
-                )
+                *(score_CN.numpy(), bias_C.numpy(), budget_F[part].numpy(), starts_F[part].numpy(), *counting),
+                *(rows_M.numpy(), scores_M.numpy()),
             )
         if score is not None and len(W_CD):
             slots = slice(int(starts_F[part][0]), int(ends_F[part][-1]))
