@@ -103,6 +103,36 @@ def test_a_bad_batch_within_a_reading_is_skipped(anywhere: None) -> None:
     assert told[2] == pytest.approx(expected[2], rel=1e-4) and told[5] == pytest.approx(expected[5], rel=1e-4)
 
 
+@pytest.mark.slow
+def test_by_the_kernels_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features are dead from the start: flagged, done again, and the step is made anew."""
+    monkeypatch.setattr(captured, "LEAST_ROOM", 2)
+    ends = []
+    for make in (PlainStep, CapturedStep):
+        dictionary = TopK(TopK.configure(n_features=8, k=2, k_aux=2), 6, 0)
+        dictionary.total_variance.fill_(6.0)
+        with torch.no_grad():
+            dictionary.b_enc_F[:2] -= 50
+        step = make(dictionary, Adam(trained_parameters(dictionary)), 0.2, "fp32")
+        state, progress = dictionary.initial_state(), replace(PROGRESS, dead_after_tokens=6)
+        state.tokens_since_fired_F[:2] = 50
+        for number in range(2):
+            x = rows(number)[:2, :6].contiguous()
+            if isinstance(step, CapturedStep):
+                step.begin(x, state, progress, 1e-2)
+            else:
+                state = (result := step(x, x, {}, state, progress, 1e-2)).state
+        if isinstance(step, CapturedStep):
+            result = step.collect()[-1]
+            assert step.room >= 2
+        assert result.losses["auxk"] > 0 and int(result.n_dead) >= 2
+        ends.append((result, step.optimizer.tensors()))
+    (expected, plain), (got, ours) = ends
+    assert float(got.loss) == pytest.approx(float(expected.loss), rel=1e-4)
+    for name, moment in plain.items():
+        torch.testing.assert_close(ours[name], moment, rtol=1e-3, atol=1e-7)
+
+
 def test_room_shrinks_where_the_dead_have_come_back(anywhere: None) -> None:
     dictionary = topk()
     step, state = (
