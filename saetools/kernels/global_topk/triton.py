@@ -240,7 +240,7 @@ def select(
 ) -> Kept:
     """The n_kept largest scores of the batch by pre-activations in the rows' dtype; no synchronisation."""
     (N, _), F, device = x_ND.shape, len(W_FD), x_ND.device
-    rows = chunk_rows(N, F, 4, chunk_bytes)
+    rows = chunk_rows(N, F, x_ND.element_size() if score is None else 8, chunk_bytes)
     pre_CF = workspace.get("global.pre", (rows, F), x_ND.dtype, device)
     max_NG = workspace.get("global.max", (N, triton.cdiv(F, 32)), torch.float32, device)
     counts_N = workspace.get("global.counts", (N,), torch.int64, device)
