@@ -170,6 +170,27 @@ def test_the_policy_would_stop_a_script(watched: Any, page_path: Path) -> None:
     assert len(watched.troubles) == 2 and all("Content Security Policy" in text for text in watched.troubles)
 
 
+OFF_CENTRE = """texts => texts.filter(text => text.getBoundingClientRect().top < innerHeight).map(text => {
+    const [box, peak] = [text, text.querySelector(".sae-peak")].map(node => node.getBoundingClientRect());
+    return Math.abs(box.left + box.right - peak.left - peak.right) / 2; })"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 1281, 910])
+def test_peaks_stand_below_each_other(browser: Any, page_path: Path, width: int) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 2000})
+    page = context.new_page()
+    page.set_default_timeout(90_000)  # a loaded machine is slow, not wrong
+    page.goto(page_path.as_uri())
+    for _ in range(2):
+        page.wait_for_selector(".sae-example:not(.sae-later) .sae-token")
+        page.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
+        off = page.locator(".sae-example:not(.sae-later) .sae-context").evaluate_all(OFF_CENTRE)
+        assert len(off) > 2 and max(off) < 2, off
+        page.keyboard.press("j")
+    context.close()
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 400])

@@ -152,18 +152,20 @@ window.SaeFeature = (() => {
     return null;
   };
 
-  /** How many contexts can be in view at most, if they stay where those are that root shows now. */
-  const LEAST_HEIGHT = 48; // pixels
+  const LEAST_HEIGHT = 48; // pixels, of a context
   const SOON = 200; // milliseconds
+  /** [first, last) of the contexts that can be in view, if they stay where those are that root shows now; null: unknown. */
   const inView = (root) => {
     const old = root.querySelector(".sae-band");
-    return old ? Math.max(0, window.innerHeight - old.getBoundingClientRect().top) / LEAST_HEIGHT + 4 : Infinity;
+    if (!old) return null;
+    const top = old.getBoundingClientRect().top;
+    return [0, window.innerHeight].map((edge, i) => Math.max(0, Math.ceil((edge - top) / LEAST_HEIGHT) + (i ? 4 : -4)));
   };
 
   /** Draw a feature view into root. options: {config, has(feature) -> bool}. Contexts further down than can be seen are
       laid out a moment later, so that stepping through features does not wait for them. */
   const draw = (root, view, options) => {
-    const first = inView(root);
+    const visible = inView(root);
     const figures = reused(root, view.charts) || view.charts.map((panel) => chart(panel, options.config));
     const parts = [];
     if (view.note) parts.push(element("p", "sae-annotation", view.note));
@@ -194,35 +196,41 @@ window.SaeFeature = (() => {
     parts.push(examples);
     if (view.neighbours.length) parts.push(neighbours(view.neighbours, options));
     figures.forEach((figure) => figure.sae.draw());
-    const later = [...body.querySelectorAll(".sae-example")].slice(first);
-    later.forEach((example) => example.classList.add("sae-later"));
+    const rows = [...body.querySelectorAll(".sae-example")];
+    const [now, later] = visible ? [rows.slice(...visible), rows.slice(visible[1])] : [[], []];
+    now.forEach((row) => row.classList.add("sae-now"));
+    later.forEach((row) => row.classList.add("sae-later"));
     root.replaceChildren(...parts);
+    if (!root.classList.contains("sae-lines")) toMiddle(now.map((row) => row.lastChild));
     centre(root);
     const show = () => {
       window.removeEventListener("scroll", show);
       if (!body.isConnected) return; // another feature has been chosen since
-      later.forEach((example) => example.classList.remove("sae-later"));
+      rows.forEach((row) => row.classList.remove("sae-now", "sae-later"));
       centre(root);
     };
-    if (!later.length) return;
+    if (!visible) return;
     setTimeout(show, SOON);
     window.addEventListener("scroll", show);
   };
 
-  /** Where contexts are single lines, scroll each so that its peak is in the middle, one below the other: as soon as it
-      has a size, which is before it is painted. Those out of view have none: they are not laid out (`content-visibility`),
-      and asking all for their places would lay them out. */
-  const sized = new ResizeObserver((entries) => {
-    const texts = entries.map((entry) => entry.target);
+  /** Where contexts are single lines, scroll each so that its peak is in the middle, one below the other. */
+  const toMiddle = (texts) => {
     const places = texts.map((text) => {
       const peak = text.querySelector(".sae-peak");
       return peak ? peak.offsetLeft + peak.offsetWidth / 2 - text.clientWidth / 2 : 0;
     });
     texts.forEach((text, index) => { text.scrollLeft = places[index]; });
-  });
+  };
+  /** Those further down when they come into view: asking all for their places would lay them all out. */
+  const seen = new IntersectionObserver((entries) => {
+    const texts = entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target);
+    toMiddle(texts);
+    texts.forEach((text) => seen.unobserve(text));
+  }, { rootMargin: "200px" });
   const centre = (root) => {
-    sized.disconnect();
-    root.querySelectorAll(".sae-example:not(.sae-later) .sae-context").forEach((text) => sized.observe(text));
+    if (root.classList.contains("sae-lines")) return;
+    root.querySelectorAll(".sae-example:not(.sae-now, .sae-later) .sae-context").forEach((text) => seen.observe(text));
   };
 
   /** The features of another dictionary beside ours: {title, note, histogram, rows: [[feature, partner, cosine]]}. */

@@ -140,7 +140,11 @@ def _layout(subject: Subject, tabs: dict[str, html.Div]) -> html.Div:
         html.Button(name, id=f"tab-{name}", role="tab", className="sae-tab-button", **aria[name]) for name in tabs
     ]
     labelled: Any = {name: {"aria-labelledby": f"tab-{name}"} for name in tabs}
-    panels = [html.Div(tabs[name], id=f"panel-{name}", role="tabpanel", hidden=True, **labelled[name]) for name in tabs]
+    headings = {name: html.H2(name, className="sae-unseen") for name in tabs if name != "Feature"}  # which has its own
+    panels = [
+        html.Div([headings.get(name), tabs[name]], id=f"panel-{name}", role="tabpanel", hidden=True, **labelled[name])
+        for name in tabs
+    ]
     return html.Div(
         [
             html.Header(
