@@ -106,11 +106,14 @@ def itda(every: Sequence[Evaluated]) -> Claim:
     parts, reached = [], []
     for pair in found:
         goal = pair.other.figure("fvu")
-        tokens = None if goal is None else tokens_to(pair.one.run / "metrics.jsonl", goal)
-        total = pair.other.facts["n_tokens"]
-        if tokens is not None:
+        found_at = None if goal is None else reached_after(pair.one.run, goal)
+        total, when = pair.other.facts["n_tokens"], "never reached"
+        if found_at is not None:
+            tokens, seconds = found_at
             reached.append(tokens / total)
-        when = "never reached" if tokens is None else f"reached after {tokens:,} ({tokens / total:.1%})"
+            when = (
+                f"reached after {tokens:,} ({tokens / total:.1%}) and {seconds:.0f} s of wall clock beside other work"
+            )
         own, other = (e.facts["cpu_seconds"] for e in (pair.one, pair.other))
         parts.append(
             f"L0 {pair.target}, seed {pair.seed}: {pair.one.facts.get('n_atoms', '?')} atoms; TopK's held-out FVU "
@@ -138,15 +141,14 @@ def costs(found: Sequence[Pair]) -> str:
     )
 
 
-def tokens_to(metrics: Path, fvu: float, window: int = 5) -> int | None:
-    """Tokens after which the mean reconstruction loss of `window` logged steps is first at most `fvu`."""
-    if not metrics.exists():
-        return None
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    losses = [line["loss"] for line in lines]
-    for i in range(window, len(lines) + 1):
+def reached_after(run: Path, fvu: float, window: int = 5) -> tuple[int, float] | None:
+    """(tokens, wall-clock seconds) after which the mean loss of `window` logged steps is first at most `fvu`."""
+    metrics, timing = ([json.loads(line) for line in (run / f"{name}.jsonl").open()] for name in ("metrics", "timing"))
+    losses = [line["loss"] for line in metrics]
+    for i in range(window, len(metrics) + 1):
         if sum(losses[i - window : i]) / window <= fvu:
-            return int(lines[i - 1]["n_tokens"])
+            last = metrics[i - 1]
+            return last["n_tokens"], sum(line["seconds"] for line in timing if line["step"] <= last["step"])
     return None
 
 
