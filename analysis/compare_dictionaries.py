@@ -218,7 +218,7 @@ def _train(config: Any) -> dict[str, float]:
 
 def _usage(dictionary: Any) -> dict[str, Any]:
     """Rows that the run read (fewer than asked for where construction ended) and how many atoms are in use."""
-    n_atoms = int(dictionary.directions().any(dim=1).sum())
+    n_atoms = int(dictionary.in_use_F().sum())
     return {"n_tokens": dictionary.provenance["n_tokens"], "n_atoms": n_atoms}
 
 

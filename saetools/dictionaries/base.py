@@ -295,6 +295,10 @@ class Dictionary(nn.Module):
         """W_dec_FD: row i is what feature i adds to the reconstruction per unit of its code."""
         return self.W_dec_FD.detach()
 
+    def in_use_F(self) -> Tensor:
+        """bool [F]: the places that hold an atom: all of them, but where construction has not filled a dictionary."""
+        return self.directions().any(dim=1)
+
     def encoder_directions(self) -> Tensor | None:
         """W_enc_FD: row i is what feature i looks for; None for kinds without an encoder matrix."""
         return self.W_enc_FD.detach() if self.has_encoder else None

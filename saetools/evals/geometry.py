@@ -114,11 +114,15 @@ class _Tally:
         self.norms.add(rows.where_N2, torch.stack([epsilon_N, z_square_N.sqrt(), squares_N.sqrt()], 1))
 
     def records(self) -> list[EvalRecord]:
-        found = angles(self.atoms_FD, self.evaluation.config.n_babel, self.counts_F)
-        return [*self._of_atoms(found), *self._of_pairs(found), *self._of_norms()]
+        in_use_F = self.dictionary.in_use_F()
+        if in_use_F.sum() < 2:
+            in_use_F[:] = True
+        atoms_FD = self.atoms_FD[in_use_F]
+        found = angles(atoms_FD, self.evaluation.config.n_babel, self.counts_F[in_use_F.cpu()])
+        return [*self._of_atoms(found, atoms_FD), *self._of_pairs(found), *self._of_norms()]
 
-    def _of_atoms(self, found: Angles) -> list[EvalRecord]:
-        record, n = self.evaluation.record, len(self.atoms_FD)
+    def _of_atoms(self, found: Angles, atoms_FD: torch.Tensor) -> list[EvalRecord]:
+        record, n = self.evaluation.record, len(atoms_FD)
         series = {
             "m": [float(m) for m in range(1, len(found.largest_sum_M) + 1)],
             "babel": found.largest_sum_M.tolist(),

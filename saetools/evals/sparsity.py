@@ -53,9 +53,8 @@ class _Tally:
     def __init__(self, evaluation: Sparsity, subject: Subject) -> None:
         n_features, d_model = subject.dictionary.config.n_features, subject.spec.d_model
         self.evaluation, self.config, self.seed = evaluation, evaluation.config, subject.seed
-        self.filled_F = None  # bool [F] of a constructed dictionary: the places that hold an atom
-        if subject.dictionary.trained_by == "construction":
-            self.filled_F = subject.dictionary.directions().any(1).cpu()
+        self.is_constructed = subject.dictionary.trained_by == "construction"
+        self.in_use_F = subject.dictionary.in_use_F().cpu() if self.is_constructed else torch.ones(n_features).bool()
         self.counts_F = torch.zeros(n_features, dtype=torch.int64)
         self.l0_counts = torch.zeros(n_features + 1, dtype=torch.int64)  # tokens with so many features
         self.l0_sums = DocumentSums(2)  # tokens, L0
@@ -72,7 +71,7 @@ class _Tally:
         self.activation_sums.add(document_N, columns)
 
     def records(self) -> list[EvalRecord]:
-        counts_F = self.counts_F if self.filled_F is None else self.counts_F[self.filled_F]
+        counts_F = self.counts_F[self.in_use_F]
         return [*self._l0(), *self._life(counts_F), *self._law(counts_F), *self._capacity(), self._severity()]
 
     @property
@@ -146,10 +145,10 @@ class _Tally:
         ]
 
     def _capacity(self) -> list[EvalRecord]:
-        if self.filled_F is None:
+        if not self.is_constructed:
             return []
-        n, note = len(self.filled_F), f"{int(self.filled_F.sum()):,} of {len(self.filled_F):,} places hold an atom"
-        unused = _share(~self.filled_F)
+        n, note = len(self.in_use_F), f"{int(self.in_use_F.sum()):,} of {len(self.in_use_F):,} places hold an atom"
+        unused = _share(~self.in_use_F)
         return [self.evaluation.record("unused_capacity", unused, "fraction of places", n, n_unit="places", note=note)]
 
     def _severity(self) -> EvalRecord:

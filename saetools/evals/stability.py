@@ -45,7 +45,7 @@ class Stability(Evaluation, name="stability"):
         return None if subject.others else "needs other dictionaries to compare with"
 
     def run(self, subject: Subject, tick: Tick = no_tick) -> list[EvalRecord]:
-        own_FD = subject.dictionary.directions().cpu()
+        own_FD = _in_use(subject.dictionary)
         n_features, names = len(own_FD), list(subject.others)
         columns, chance = [], []
         for name, other in subject.others.items():
@@ -79,13 +79,17 @@ class Stability(Evaluation, name="stability"):
 
 
 def _atoms(name: str, other: Dictionary, d_model: int) -> Tensor:
-    other_FD = other.directions().cpu()
+    other_FD = _in_use(other)
     if other_FD.shape[1] != d_model:
         raise MismatchError(
             f"the dictionary {name!r} is for width {other_FD.shape[1]}, this one for {d_model}: their atoms cannot be "
             "compared. Give dictionaries of the same point."
         )
     return other_FD
+
+
+def _in_use(dictionary: Dictionary) -> Tensor:
+    return dictionary.directions()[dictionary.in_use_F()].cpu()
 
 
 def _mean(values: np.ndarray) -> float:

@@ -48,7 +48,7 @@ class ConstructionTrainer(Trainer):
 
     def _update(self, x_ND: torch.Tensor, batch: ActivationBatch) -> StepResult:
         terms = self.dictionary.update(x_ND, batch.where_N2, self.state.dictionary)
-        in_use_F = self.dictionary.W_dec_FD.any(dim=1)
+        in_use_F = self.dictionary.in_use_F()
         dead = dead_F(terms.new_state.tokens_since_fired_F, self.plan.dead_after_tokens) & in_use_F
         return StepResult(
             loss=terms.losses["reconstruction"],

@@ -179,6 +179,9 @@ class Given:
     def directions(self):
         return self.W_dec_FD
 
+    def in_use_F(self):
+        return torch.ones(len(self.W_dec_FD), dtype=torch.bool)
+
     def encoder_directions(self):
         return None
 

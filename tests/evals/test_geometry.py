@@ -5,6 +5,7 @@ import pytest
 import torch
 from small_hosts import Given, by_name, row_subject, scaled_copy
 
+from saetools.dictionaries.itda import ITDA
 from saetools.dictionaries.topk import TopK
 from saetools.evals.geometry import Geometry
 from saetools.evals.sample import TokenSample
@@ -71,3 +72,14 @@ def test_sample_is_uniform_and_independent_of_order():
     np.testing.assert_array_equal(forwards.columns(), backwards.columns())
     assert forwards.columns()[:, 0].mean() == pytest.approx(5000, rel=0.06)
     assert forwards.quantiles(0, (0.5,))[0] == pytest.approx(5000, rel=0.1)
+
+
+def test_places_without_an_atom_take_no_part():
+    """Three atoms, two of them twins, in eight places."""
+    dictionary = ITDA(ITDA.configure(n_features=8, k=1), 2)
+    with torch.no_grad():
+        dictionary.W_dec_FD[:3] = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+        dictionary.n_atoms.fill_(3)
+    found = by_name(Geometry().run(row_subject(dictionary, torch.randn(50, 2))))
+    assert found["near_duplicates"].value == pytest.approx(2 / 3) and found["near_duplicates"].n == 3
+    assert found["mean_cosine"].value == pytest.approx(1 / 3)

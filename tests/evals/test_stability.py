@@ -6,6 +6,7 @@ import pytest
 import torch
 from small_hosts import Given, by_name, row_subject
 
+from saetools.dictionaries.itda import ITDA
 from saetools.errors import MismatchError
 from saetools.evals.stability import Stability
 
@@ -55,3 +56,16 @@ def test_other_widths_and_no_others(gaussian):
     with pytest.raises(MismatchError, match="'wide' is for width 7"):
         figures(torch.randn(5, 6), gaussian, wide=torch.randn(5, 7))
     assert "other dictionaries" in Stability().missing(row_subject(dictionary(torch.randn(5, 6)), gaussian))
+
+
+def test_places_without_an_atom_are_not_features_that_are_missing():
+    made = []
+    for _ in range(2):
+        constructed = ITDA(ITDA.configure(n_features=8, k=1), 3)
+        with torch.no_grad():
+            constructed.W_dec_FD[:3] = torch.eye(3)
+            constructed.n_atoms.fill_(3)
+        made.append(constructed)
+    subject = replace(row_subject(made[0], torch.randn(5, 3)), others={"other": made[1]})
+    found = by_name(Stability().run(subject))
+    assert found["shared_features"].value == 1 and found["shared_features"].n == 3
