@@ -4,10 +4,10 @@
     python analysis/evaluate_dictionaries.py runs/compare/seed*/* --report # the page of what is evaluated
 
 Each argument is a finished run directory, with a `result.json` that says its label, target L0 and seed
-(`analysis/compare_dictionaries.py` writes it); others are passed over. What the claims ask for comes first, and a
-dictionary that is not evaluated yet is shown by its own `eval.json`, so that whatever is there makes a page. Records
-go to `OUT/<seed>-<name>/`; what is there is not computed again. All dictionaries are judged on the same held-out rows,
-which the host makes once.
+(`analysis/compare_dictionaries.py` writes it) and an `eval.json` of reconstruction, loss and sparsity; others are
+passed over. What the claims ask for comes first, and whatever is there makes a page. Records go to
+`OUT/<seed>-<name>/`; what is there is not computed again. All dictionaries are judged on the same held-out rows, which
+the host makes once.
 """
 
 import argparse
@@ -36,28 +36,18 @@ from saetools.records import EvalRecord
 
 ROOT = Path(__file__).parents[1]
 SECOND_HOST = ROOT / "analysis" / "assets" / "pycode-b"
-N_ROWS, N_CE = 60_000, 10_000
-ROUNDS: tuple[tuple[str, dict[str, dict[str, Any]]], ...] = (
-    ("steering", {"steering": {"n_features": 12, "n_predictions": 256, "n_read_tokens": N_ROWS}}),
-    (
-        "faithful, sparse",
-        {
-            "reconstruction": {"n_tokens": N_ROWS},
-            "sparsity": {"n_tokens": N_ROWS},
-            "geometry": {"n_tokens": N_ROWS},
-            "loss_recovered": {"n_tokens": N_CE, "n_read_tokens": N_ROWS, "n_mean_tokens": N_ROWS},
-        },
-    ),
-    (
-        "disentangled",
-        {
-            "probing": {"n_tokens": N_ROWS},
-            "disentangling": {"n_tokens": N_ROWS},
-            "absorption": {"n_tokens": N_ROWS},
-        },
-    ),
-    ("interpretable", {"interpretability": {"n_tokens": N_ROWS}}),
-)
+N_ROWS = 60_000
+ROUNDS: dict[str, dict[str, dict[str, Any]]] = {
+    "geometry": {"geometry": {"n_tokens": N_ROWS}},
+    "steering": {"steering": {"n_predictions": 256, "n_read_tokens": N_ROWS}},
+    "disentangled": {
+        "probing": {"n_tokens": N_ROWS},
+        "disentangling": {"n_tokens": N_ROWS},
+        "absorption": {"n_tokens": N_ROWS},
+    },
+    "interpretable": {"interpretability": {"n_tokens": N_ROWS}},
+}
+"""Rounds over all dictionaries, one after another; the runs' own `eval.json` has reconstruction, loss and sparsity."""
 FIRST = ("topk", "gradient", "matching_pursuit", "itda", "mutual_choice")
 """Labels evaluated before others: most claims are about them."""
 
@@ -81,14 +71,14 @@ class Suite:
         self.units, self.out = units, atomic.make_directory(out)
         self._subject: Subject | None = None
 
-    def evaluate(self) -> None:
-        """What claims ask for, all rounds over all dictionaries, then what needs several of them."""
+    def evaluate(self, rounds: Sequence[str]) -> None:
+        """What claims ask for, the rounds over all dictionaries, then what needs several of them."""
         self._measure()
         self._layers()
-        for title, evaluations in ROUNDS:
+        for title in rounds:
             for unit in self.units:
-                made = [make_evaluation(name, **settings) for name, settings in evaluations.items()]
-                directory = atomic.make_directory(self.out / unit.name / title.replace(", ", "-"))
+                made = [make_evaluation(name, **settings) for name, settings in ROUNDS[title].items()]
+                directory = atomic.make_directory(self.out / unit.name / title)
                 if not (directory / "eval.json").exists():
                     run_evaluations(self.subject(unit), made, directory)
                     print(f"{title}: {unit.name}", flush=True)
@@ -172,12 +162,13 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "report")
     parser.add_argument("--page", type=Path, default=ROOT / "analysis" / "report.html")
+    parser.add_argument("--rounds", nargs="*", default=list(ROUNDS), choices=ROUNDS)
     parser.add_argument("--report", action="store_true", help="only write the page")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     units = find_units(arguments.runs)
     if not arguments.report:
-        Suite(units, arguments.out).evaluate()
+        Suite(units, arguments.out).evaluate(arguments.rounds)
     every = [
         Evaluated(unit.facts, list(records_of(unit, arguments.out)), arguments.out / unit.name, unit.directory)
         for unit in units
