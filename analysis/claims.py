@@ -128,7 +128,7 @@ def itda(every: Sequence[Evaluated]) -> Claim:
         "Leask et al. 2025, arXiv 2505.17769",
         share,
         f"ITDA against TopK: FVU {told(found, 'fvu')}; CE recovered {told(found, 'ce_recovered_zero')}. "
-        f"{'. '.join(parts)}. Built from 1 % of the rows: FVU {told(short, 'fvu')}; CE recovered "
+        f"{'. '.join([*parts, ''])}Built from 1 % of the rows: FVU {told(short, 'fvu')}; CE recovered "
         f"{told(short, 'ce_recovered_zero')}; CPU seconds {costs(short)}. It holds if 1 % of the rows give at most 1.1 "
         "times TopK's FVU and 0.05 less of the cross-entropy.",
     )

@@ -72,7 +72,8 @@ INTRODUCTION = (
     "Each claim is judged by figures over pairs of dictionaries: same rows, same L0 target, same seed. It holds where "
     "every pair agrees in every figure, fails where none does in any, and is mixed otherwise. All dictionaries share "
     "stream, learning rate, initialisation and dead-feature rule, and were trained on few tokens of a small host: what "
-    "is found here is found at this scale."
+    "is found here is found at this scale. Where there is one seed, a small difference may be chance. "
+    "'Not run' says that the comparison has not come that far (compare_dictionaries.md)."
 )
 ALL_UNITS = "A colour per kind; a point per L0 target and seed. 95 % intervals over held-out documents."
 STEPS = "The same weights with another number of steps (or k) than they were trained with."
