@@ -41,6 +41,7 @@ def other_tiles(n_features: int, d_model: int, device: torch.device) -> tuple[li
         for columns, warps, slots, registers in (
             (256, 1, 2, None),
             (256, 1, 2, 96),
+            (256, 1, 2, 144),
             (512, 2, 2, None),
             (512, 2, 4, None),
         )
