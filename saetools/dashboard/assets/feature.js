@@ -154,11 +154,10 @@ window.SaeFeature = (() => {
 
   const LEAST_HEIGHT = 48; // pixels, of a context
   const SOON = 200; // milliseconds
-  /** [first, last) of the contexts that can be in view, if they stay where those are that root shows now; null: unknown. */
+  /** [first, last) of the contexts that can be in view, if they stay where those are that root shows now. */
   const inView = (root) => {
     const old = root.querySelector(".sae-band");
-    if (!old) return null;
-    const top = old.getBoundingClientRect().top;
+    const top = old ? old.getBoundingClientRect().top : 0;
     return [0, window.innerHeight].map((edge, i) => Math.max(0, Math.ceil((edge - top) / LEAST_HEIGHT) + (i ? 4 : -4)));
   };
 
@@ -197,7 +196,7 @@ window.SaeFeature = (() => {
     if (view.neighbours.length) parts.push(neighbours(view.neighbours, options));
     figures.forEach((figure) => figure.sae.draw());
     const rows = [...body.querySelectorAll(".sae-example")];
-    const [now, later] = visible ? [rows.slice(...visible), rows.slice(visible[1])] : [[], []];
+    const [now, later] = [rows.slice(...visible), rows.slice(visible[1])];
     now.forEach((row) => row.classList.add("sae-now"));
     later.forEach((row) => row.classList.add("sae-later"));
     root.replaceChildren(...parts);
@@ -209,7 +208,6 @@ window.SaeFeature = (() => {
       rows.forEach((row) => row.classList.remove("sae-now", "sae-later"));
       centre(root);
     };
-    if (!visible) return;
     setTimeout(show, SOON);
     window.addEventListener("scroll", show);
   };
