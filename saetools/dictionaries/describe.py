@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
 MAX_FACTS = 40
 MAX_CHARACTERS = 120
+MAX_BYTES = 20_000
+"""Of a table in a notebook, which stands in the file of the notebook for ever."""
 
 
 def description(dictionary: "Dictionary") -> dict[str, str]:
@@ -19,16 +21,22 @@ def description(dictionary: "Dictionary") -> dict[str, str]:
     if dictionary.spec is not None:
         facts |= {"host": dictionary.spec.host, "point": dictionary.spec.point}
     facts |= {f"trained: {name}": value for name, value in dictionary.provenance.items() if _is_plain(value)}
-    return {name: _shortened(value) for name, value in list(facts.items())[:MAX_FACTS]}
+    return {_shortened(name): _shortened(value) for name, value in list(facts.items())[:MAX_FACTS]}
 
 
 def html_table(title: str, facts: Mapping[str, str]) -> str:
-    """A small table with everything escaped; under 20 KB whatever the facts are."""
-    cells = "".join(
-        f"<tr><th style='text-align:left'>{escape(name)}</th><td>{escape(value)}</td></tr>"
-        for name, value in facts.items()
-    )
-    return f"<table><caption>{escape(title)}</caption>{cells}</table>"
+    """A small table with everything escaped; at most 20 KB of UTF-8 whatever the facts are: the first that fit."""
+    head, tail = f"<table><caption>{escape(title)}</caption>", "</table>"
+    left = MAX_BYTES - len(head + tail) - 60  # the last row, where some are left out
+    rows: list[str] = []
+    for name, value in facts.items():
+        row = f"<tr><th style='text-align:left'>{escape(name)}</th><td>{escape(value)}</td></tr>"
+        left -= len(row.encode())
+        if left < 0:
+            rows.append(f"<tr><td colspan='2'>and {len(facts) - len(rows)} more</td></tr>")
+            break
+        rows.append(row)
+    return "".join([head, *rows, tail])
 
 
 def _is_plain(value: object) -> bool:
@@ -36,5 +44,5 @@ def _is_plain(value: object) -> bool:
 
 
 def _shortened(value: object) -> str:
-    text = str(value)
+    text = str(value).encode("utf-8", "replace").decode()  # json can name halves of characters
     return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 1] + "…"

@@ -21,7 +21,9 @@ from saetools.formats.foreign import bias_of_centre, build, check_tensors, place
 from saetools.safeio import load_npz
 
 WEIGHTS = "params.npz"
-TENSORS = {"W_dec": "FD", "W_enc": "DF", "b_enc": "F", "b_dec": "D", "threshold": "F"}
+OWN_INPUT = "Transcoders are not readable: our dictionaries reconstruct their own input, by atoms alone."
+SHAPES = {"dec": "FD", "enc": "DF"}
+BIASES = {"b_enc": "F", "b_dec": "D", "threshold": "F"}
 
 
 class GemmaScopeFormat(Format, name="Gemma Scope", layout=f"{WEIGHTS} with W_enc, W_dec, b_enc, b_dec and threshold"):
@@ -45,14 +47,20 @@ class GemmaScopeFormat(Format, name="Gemma Scope", layout=f"{WEIGHTS} with W_enc
 
 
 def from_gemma_scope(tensors: Mapping[str, Tensor], path: Path, how: Reading = USUAL) -> Dictionary:
-    """The JumpReLU dictionary of these tensors (`w_enc` is W_enc); `path` is for messages. Raises FormatError."""
-    named = {f"W_{name[2:]}" if name.startswith("w_") else name: tensor for name, tensor in tensors.items()}
-    found = check_tensors(named, TENSORS, {}, path, how.strict)
-    W_enc_FD = found["W_enc"].T.contiguous()
+    """The JumpReLU dictionary of these tensors (W_enc may be called w_enc); `path` is for messages. Raises FormatError.
+
+    Both generations of Gemma Scope compute it. A skip connection is refused, strict or not: it changes every row.
+    """
+    if "affine_skip_connection" in tensors:
+        raise FormatError(f"{path} has an affine_skip_connection. {OWN_INPUT}")
+    w = "w" if "w_enc" in tensors else "W"
+    shapes = {f"{w}_{name}": letters for name, letters in SHAPES.items()} | BIASES
+    found = check_tensors(tensors, shapes, {}, path, how.strict)
+    W_enc_FD = found[f"{w}_enc"].T.contiguous()
     weights = {
         "W_enc_FD": W_enc_FD,
         "b_enc_F": found["b_enc"] + bias_of_centre(W_enc_FD, found["b_dec"]),
-        "W_dec_FD": found["W_dec"],
+        "W_dec_FD": found[f"{w}_dec"],
         "b_dec_D": found["b_dec"],
         "threshold_F": found["threshold"],
     }

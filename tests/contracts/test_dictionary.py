@@ -16,6 +16,7 @@ from saetools.errors import MismatchError
 from saetools.formats.native import load_dictionary, load_unfolded, save_dictionary
 from saetools.functional.initialise import starting_rows, starting_scale
 from saetools.functional.statistics import firing_counts_F, l0_N
+from saetools.records import PointSpec
 from saetools.safeio import load_safetensors
 
 D = 16
@@ -411,11 +412,16 @@ def test_wrong_width_is_named(config: Dictionary.Config) -> None:
 
 
 def test_description(config: Dictionary.Config) -> None:
+    """Escaped, of at most 20 KB, and writable as UTF-8, whatever a file says of host, point and training."""
     dictionary = trained(config)
-    dictionary.provenance = {"note": "<script>" + "x" * 100_000}
-    page = dictionary._repr_html_()
-    assert dictionary.kind in page and "<script>" not in page and len(page.encode()) <= 20_000
-    assert f"kind={dictionary.kind}" in repr(dictionary)
+    for hostile in ("<script>'\"&", "\U0001f525", "\ud800", "\u202e\0\n"):
+        long = hostile * 20_000
+        dictionary.spec = PointSpec(host=long, point=long, d_model=D)
+        dictionary.provenance = {f"{n}{long}": long for n in range(100)}
+        page = dictionary._repr_html_()
+        assert dictionary.kind in page and "<script>" not in page and len(page.encode()) <= 20_000
+        assert "'\"" not in page and page.startswith("<table>") and page.endswith("</table>")
+        assert f"kind={dictionary.kind}" in repr(dictionary) and len(repr(dictionary).encode()) <= 40_000
 
 
 def test_config_survives_json(config: Dictionary.Config) -> None:

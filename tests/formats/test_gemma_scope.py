@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import saetools
 from saetools.errors import FormatError
@@ -53,6 +54,14 @@ def test_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "params.npz", **good)
     with pytest.raises(FormatError, match="lacks the tensor 'threshold'"):
         saetools.load(tmp_path)
+
+
+def test_skip_connections_are_refused_strict_or_not(tmp_path: Path) -> None:
+    tensors = {name.replace("W_", "w_"): torch.from_numpy(array) for name, array in arrays().items()}
+    save_file(tensors | {"affine_skip_connection": torch.zeros(D, D)}, tmp_path / "params.safetensors")
+    for strict in (True, False):
+        with pytest.raises(FormatError, match="Transcoders are not readable"):
+            saetools.load(tmp_path, strict=strict)
 
 
 def test_damaged(tmp_path: Path) -> None:
