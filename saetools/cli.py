@@ -12,6 +12,7 @@ from saetools.errors import ConfigError, RunError, SaetoolsError
 
 PROGRAM = "saetools"
 ELSEWHERE = "what is meant to differ from what it was made for: host, point, ..."
+OTHERS = "another library's checkpoint, or hf://organisation/repository[/directory][@revision]"
 OVERRIDES = "Any field of the config is set as --section.field VALUE; `saetools train --fields topk` lists them all."
 
 
@@ -83,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--points", nargs="+", help="hook points; default: activations.point")
 
     sub = command("evaluate", _evaluate, "Evaluate dictionaries on held-out data; writes eval.json.")
-    sub.add_argument("source", nargs="+", type=Path, help="run or dictionary directories")
+    sub.add_argument("source", nargs="+", help=f"run or dictionary directories, {OTHERS}")
     sub.add_argument("--config", type=Path, help="config that names host, corpus and point, for a bare dictionary")
     sub.add_argument("--fresh", action="store_true", help="compute again what is there")
     sub.add_argument(
@@ -92,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--elsewhere", nargs="+", default=[], metavar="WHAT", help=ELSEWHERE)
 
     sub = command("dashboard", _dashboard, "Explore a run's features: a live app on this machine, or a page to mail.")
-    sub.add_argument("source", type=Path, help="run or dictionary directory; a run that still trains, too")
+    sub.add_argument("source", help=f"run (one that still trains, too) or dictionary directory, {OTHERS}")
     sub.add_argument(
         "--export",
         type=Path,
@@ -100,9 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         help="write a page instead: PATH.html is one file with a sample of the features, any other a folder with all",
     )
     sub.add_argument("--features", type=int, metavar="N", help="features in the page; default: 200, in a folder all")
-    sub.add_argument(
-        "--compare", type=Path, metavar="OTHER", help="show another run, checkpoint or dictionary beside it"
-    )
+    sub.add_argument("--compare", metavar="OTHER", help="show another run, checkpoint or dictionary beside it")
     sub.add_argument("--loss-effects", type=int, default=0, metavar="N", help="ablate N features in their top contexts")
     sub.add_argument("--map", choices=["pca", "umap"], default="pca", help="places on the map; umap: the extra map")
     sub.add_argument("--fresh", action="store_true", help="collect again what is there; the two above need it then")
@@ -112,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--token", help="what a browser must give once; auto: make one and print it")
 
     sub = command("encode", _encode, "Write the sparse codes of a text or a rows file, in shards.")
-    sub.add_argument("source", help="run, dictionary, another library's checkpoint, or hf://...")
+    sub.add_argument("source", help=f"run or dictionary directory, {OTHERS}")
     what = sub.add_mutually_exclusive_group(required=True)
     what.add_argument("--corpus", help="stdlib, a hub data set, or a json, jsonl, parquet or txt file or directory")
     what.add_argument("--rows", type=Path, metavar="FILE", help="x [N, D] in a .safetensors or .npy file")
@@ -194,22 +193,25 @@ def _harvest(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from saetools import pipeline
 
-    for source in options.source:
+    sources = [pipeline.local_source(source) for source in options.source]
+    for source in sources:
         config = _config_for(source, options.config, overrides)
-        others = [other for other in options.source if other != source]
+        others = [other for other in sources if other != source]
         told = pipeline.evaluate(source, config, fresh=options.fresh, others=others, elsewhere=options.elsewhere)
         sys.stdout.write(told + "\n")
-    if len(options.source) > 1 or options.out is not None:
-        sys.stdout.write(pipeline.compare(options.source, options.out) + "\n")
+    if len(sources) > 1 or options.out is not None:
+        sys.stdout.write(pipeline.compare(sources, options.out) + "\n")
 
 
 def _dashboard(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from saetools import exploring
+    from saetools import exploring, pipeline
 
-    config = _config_for(options.source, options.config, overrides)
+    source = pipeline.local_source(options.source)
+    compare = pipeline.local_source(options.compare) if options.compare else None
+    config = _config_for(source, options.config, overrides)
     how = exploring.Collecting(options.fresh, options.map, options.loss_effects)
     if options.export is not None:
-        page = exploring.export(options.source, config, options.export, options.features, options.compare, how)
+        page = exploring.export(source, config, options.export, options.features, compare, how)
         sys.stdout.write(f"features: {page}   (open it in a browser)\n")
         return
 
@@ -218,7 +220,7 @@ def _dashboard(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         sys.stdout.flush()
 
     where = (options.host, options.port, options.token)
-    exploring.serve(options.source, config, options.compare, *where, how=how, started=started)
+    exploring.serve(source, config, compare, *where, how=how, started=started)
 
 
 def _config_for(source: Path, config: Path | None, overrides: Sequence[str]) -> Any:

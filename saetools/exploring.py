@@ -56,7 +56,7 @@ def explore(source: Path | str | Dictionary, config: Any = None) -> Explorer:
         _collect(source, config, path, Collecting(), "dictionary")
         model, loaded = _Model(source, config) if config.activations.source != "rows" else None, source
         return Explorer(_open(path), None, model.fire if model else None, lambda other: _comparison(loaded, other))
-    source = Path(source)
+    source = pipeline.local_source(source)
     if (source / "features.sqlite").exists():
         return Explorer(_open(source))
     store = open_store(source, config)
@@ -225,7 +225,7 @@ def _comparison(source: Path | Dictionary, other: Path | str) -> Comparison:
     from saetools.features.compare import match_features
     from saetools.formats.load import load
 
-    other = _dictionary_directory(Path(other))
+    other = _dictionary_directory(pipeline.local_source(other))
     ours = load(source) if isinstance(source, Path) else source
     partners = match_features(ours.directions().cpu(), load(other).directions())
     return Comparison(str(other), partners.partner_F, partners.cosine_F, open_store(other), partners.how)

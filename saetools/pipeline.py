@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from saetools.training.run import TrainResult
 
 CONFIG_FILE = "config.yaml"
+KEPT = Path("runs/hub")
+"""Where copies of dictionaries on the hub stand, with the results on them."""
 
 
 def dictionary_configs() -> dict[str, type[FrozenModel]]:
@@ -221,8 +223,37 @@ def distinct_names(sources: Sequence[Path]) -> list[str]:
     return ["/".join(p[shared:]) for p in parts]
 
 
+def local_source(source: Path | str) -> Path:
+    """A source of `saetools.load` as a path, beside which results can be left.
+
+    Of `hf://...` it is a copy in runs/hub, laid out as a run, with the config that it was trained by where it is ours.
+    """
+    from saetools.formats.load import HUB
+
+    if not str(source).startswith(HUB):
+        return Path(source)
+    import yaml
+
+    from saetools.atomic import write_text
+    from saetools.formats.hub import kept
+    from saetools.formats.native import CONFIG
+    from saetools.formats.run import DICTIONARY
+    from saetools.safeio import read_json
+
+    run = kept(str(source), KEPT)
+    config = read_json(run / DICTIONARY / CONFIG)["provenance"].get("config")
+    if isinstance(config, dict) and isinstance(config.get("run"), dict) and not (run / CONFIG_FILE).exists():
+        write_text(run / CONFIG_FILE, yaml.safe_dump({**config, "run": {**config["run"], "dir": str(run)}}))
+    return run
+
+
 def run_directory(source: Path) -> Path:
-    """Where results on the dictionary at `source` go: the run directory, or the one around a bare dictionary."""
+    """Where results on the dictionary at `source` go: the run directory, or the one around a bare dictionary.
+
+    Those on another library's file go to a directory of its name beside it.
+    """
+    if source.is_file():
+        return source.with_suffix("")
     return source if (source / CONFIG_FILE).exists() or not (source / "model.safetensors").exists() else source.parent
 
 

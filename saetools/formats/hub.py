@@ -8,7 +8,7 @@ import glob
 import logging
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -169,18 +169,37 @@ def push(source: Path | str, destination: str, private: bool = True, message: st
 
 def write_with_card(source: Path, directory: Path, address: str) -> None:
     """Write a dictionary of ours, bit for bit as it was trained, with its card, to a new directory."""
-    card_at = source
+    _write_ours(source, directory, {})
+    dictionary = load_path(directory, USUAL)
+    atomic.write_text(directory / CARD, model_card(dictionary, _records(source), address))
+
+
+def kept(source: str, under: Path) -> Path:
+    """A copy of a dictionary on the hub as ours, laid out as a run, for work that leaves results beside it.
+
+    It stands in `under`/organisation/repository[/directory]@commit, and is made where it is not there yet: another
+    commit is another copy. Raises FormatError as `load` does, RunError where it cannot be written.
+    """
+    place, path = place_of(source), fetched(source, allow_pt=False)
+    commit = (path.parents[place.inside.count("/")] if place.inside else path).name  # of the snapshot in the cache
+    run = under / f"{place.repository}{'/' if place.inside else ''}{place.inside}@{commit[:12]}"
+    if not (run / DICTIONARY).exists():
+        _write_ours(path, run / DICTIONARY, {"source": source, "commit": commit})
+    return run
+
+
+def _write_ours(source: Path, directory: Path, said: Mapping[str, str]) -> None:
+    """Write the dictionary at a path in our format; one of ours bit for bit as it was trained."""
     if format_of(source).name == "run":
         source = source / DICTIONARY if (source / DICTIONARY).is_dir() else source
     if format_of(source).name == "saetools dictionary":
         stored = load_unfolded(source)
         record = stored.record
-        save_dictionary(stored.dictionary, directory, record.spec, record.calibration, record.provenance, record.scale)
+        provenance = {**record.provenance, **said}
+        save_dictionary(stored.dictionary, directory, record.spec, record.calibration, provenance, record.scale)
     else:
         read = load_path(source, USUAL)
-        save_dictionary(read, directory, read.spec, read.calibration, read.provenance, scale=1.0)
-    dictionary = load_path(directory, USUAL)
-    atomic.write_text(directory / CARD, model_card(dictionary, _records(card_at), address))
+        save_dictionary(read, directory, read.spec, read.calibration, {**read.provenance, **said}, scale=1.0)
 
 
 def _records(path: Path) -> list[EvalRecord]:

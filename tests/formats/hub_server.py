@@ -7,7 +7,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import pytest
+from huggingface_hub import constants
 
 
 class Hub:
@@ -120,3 +124,24 @@ def serving() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def connect(hub: Hub, patch: pytest.MonkeyPatch, cache: Path) -> None:
+    """Let huggingface_hub ask this server for everything, and keep what it fetches in `cache`."""
+    _ask(hub.address, patch)
+    template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    patch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    patch.setattr(constants, "HF_HUB_OFFLINE", False)  # as read from the environment when it was imported
+    patch.setenv("HF_TOKEN", "hf_test")
+
+
+def disconnect(patch: pytest.MonkeyPatch) -> None:
+    """From here on nobody answers."""
+    _ask("http://127.0.0.1:9", patch)
+
+
+def _ask(address: str, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(constants, "ENDPOINT", address)
+    patch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", address)

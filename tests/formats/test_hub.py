@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from huggingface_hub import constants
 
 import saetools
 from saetools.dictionaries.base import make_dictionary
@@ -17,7 +16,7 @@ from saetools.formats import pt, pt_sandbox
 from saetools.formats.hub import Place, chosen, fetched, place_of, push
 from saetools.formats.native import save_dictionary
 from saetools.records import PointSpec
-from tests.formats.hub_server import Hub, serving
+from tests.formats.hub_server import Hub, connect, disconnect, serving
 
 GOLDEN = Path(__file__).parent / "golden"
 SPEC = PointSpec(host="org/model", revision="abc", point="blocks.2.hook_out", d_model=6, prepend_bos=True)
@@ -26,18 +25,8 @@ SPEC = PointSpec(host="org/model", revision="abc", point="blocks.2.hook_out", d_
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with serving() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.address)
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", _template(server.address))
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", server.address)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # as read from the environment when it was imported
-        monkeypatch.setenv("HF_TOKEN", "hf_test")
+        connect(server, monkeypatch, tmp_path / "cache")
         yield server
-
-
-def _template(address: str) -> str:
-    return address + "/{repo_id}/resolve/{revision}/{filename}"
 
 
 @pytest.fixture
@@ -74,8 +63,7 @@ def test_pushed_fetched_and_read_from_the_cache(
     assert dictionary.provenance["source"] == "hf://me/sae/layer2" and dictionary.provenance["n_tokens"] == 600_064
     assert not any(".gitattributes" in request for request in hub.requests if "resolve" in request)
 
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
-    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
+    disconnect(monkeypatch)
     assert torch.equal(saetools.load("hf://me/sae/layer2")(x_ND), local(x_ND))
     assert "is read from the cache" in caplog.text
     with pytest.raises(FormatError, match="no downloaded copy"):
