@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -37,7 +38,8 @@ def plain_table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[S
         made.add_row(*row)
     text = io.StringIO()
     width = max(WIDTH, sum(2 + max(len(heading), 12) for heading, _ in columns) + 24)
-    Console(file=text, width=width, markup=False, highlight=False, color_system=None).print(made)
+    plain: dict[str, Any] = {"markup": False, "highlight": False, "color_system": None, "force_jupyter": False}
+    Console(file=text, width=width, **plain).print(made)  # in a notebook rich would show it instead of writing it
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
