@@ -34,10 +34,10 @@ from saetools.features.compare import match_features
 KINDS = ["topk", "mutual_choice", "feature_choice", "gradient", "matching_pursuit", "itda", "variational"]
 work = Path(tempfile.mkdtemp())
 settings = """
-    --dictionary.n_features 512  --dictionary.k 16  --activations.point blocks.1.hook_out
-    --activations.gradients true  --activations.ring_rows 8192  --activations.calibration_rows 4096
-    --training.n_tokens 32768  --training.batch_rows 1024  --training.lr 0.003
-    --training.checkpoint_every_tokens 32768  --logging.progress false
+    --dictionary.n_features 256  --dictionary.k 12  --activations.point blocks.1.hook_out
+    --activations.gradients true  --activations.ring_rows 4096  --activations.calibration_rows 4096
+    --training.n_tokens 20000  --training.batch_rows 512  --training.lr 0.003
+    --training.checkpoint_every_tokens 20000  --logging.progress false
 """
 configs = [pipeline.read_config(kind, [*settings.split(), f"--run.dir={work / kind}"]) for kind in KINDS]
 results = pipeline.train(configs)
@@ -49,8 +49,8 @@ results = pipeline.train(configs)
 # %%
 subject = pipeline.load_subject(work / "topk", configs[0])
 dictionaries = {kind: saetools.load(work / kind) for kind in KINDS}
-evaluations = [make_evaluation(name, n_tokens=6_000) for name in ("reconstruction", "sparsity")]
-evaluations += [make_evaluation("loss_recovered", n_tokens=1_024, n_read_tokens=6_000)]
+evaluations = [make_evaluation(name, n_tokens=4_000) for name in ("reconstruction", "sparsity")]
+evaluations += [make_evaluation("loss_recovered", n_tokens=512, n_read_tokens=4_000)]
 shown = {
     "fvu": "variance unexplained",
     "l0_mean": "features per token",

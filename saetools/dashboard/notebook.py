@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 FRAME_HEIGHT = 720
+MOST_SHOWN = 60  # characters in a cell of a table
 PER_BAND = {"top": 10, "q5": 2, "q4": 2, "q3": 2, "q2": 2, "q1": 2, "uniform": 1}
 DRAW_FEATURE = """
 window.SaeFeature.draw(root, view, { config: {}, has: () => false });
@@ -183,7 +184,7 @@ class TablePanel:
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         return number(value)
-    return "" if value is None else visible(str(value))
+    return "" if value is None else visible(str(value))[:MOST_SHOWN]
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,10 @@ def test_training_is_one_figure(explorer: Explorer, tmp_path: Path) -> None:
 def test_tables_are_escaped(explorer: Explorer) -> None:
     shown = explorer.table(limit=N_FEATURES)._repr_html_() + explorer._repr_html_()
     assert "<script" not in shown and "<img" not in shown and "&lt;script&gt;" in shown
+    for feature in range(20):
+        explorer.label(feature, "<script>'\"" * 4000, "note" * 1000)
+    shown = [explorer._repr_html_(), explorer.table()._repr_html_(), explorer.table(search="script")._repr_html_()]
+    assert all(len(text.encode()) <= 20_000 and "<script" not in text for text in shown)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from saetools.errors import ConfigError
 from saetools.evals.base import available_evaluations, make_evaluation
 from saetools.evals.run import default_evaluations, read_records, run_evaluations
 from saetools.evals.table import table
+from saetools.records import EvalRecord
 
 MAIN = {"fvu", "l0_mean", "dead_fraction", "ce_recovered_zero", "ce_recovered_mean", "kl_recovered_zero"}
 
@@ -110,3 +111,9 @@ def test_registry():
         make_evaluation("sparsty")
     with pytest.raises(ValueError, match="n_token"):
         make_evaluation("sparsity", n_token=3)
+
+
+def test_the_table_is_text_in_a_notebook_too(monkeypatch, capsys):
+    """rich shows what it prints there instead of writing it to the file that it was given."""
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert "fvu" in table([EvalRecord(name="fvu", value=0.5, unit="fraction", n=7)]) and not capsys.readouterr().out
