@@ -64,11 +64,12 @@ fvu, fvu_axes = (float((heldout_ND - rows).square().sum() / variance) for rows i
 print(f"unexplained by 6 of 96 features: {fvu:.3f}; by 6 principal components: {fvu_axes:.3f}")
 
 # %%
+PIXELS = (-1, 8, 8)
 
 
 def gallery(rows_ND, title, colours, middle=None):
     """Rows as pictures, ten beside each other."""
-    figure = px.imshow(rows_ND.reshape(-1, 8, 8), facet_col=0, facet_col_wrap=10, title=title)
+    figure = px.imshow(rows_ND.reshape(PIXELS), facet_col=0, facet_col_wrap=10, title=title)
     figure.update_layout(height=60 + 90 * len(rows_ND) // 10, margin={"t": 60, "b": 0}, annotations=[])
     figure.update_coloraxes(colorscale=colours, cmid=middle, showscale=False)
     return figure.update_xaxes(visible=False).update_yaxes(visible=False)
