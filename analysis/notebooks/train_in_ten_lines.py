@@ -40,8 +40,8 @@ dictionary
 
 # %% [markdown]
 # The run directory holds the dictionary, its config, its training curve and its checkpoints; the same command started
-# again goes on where it stopped. The curve: the share
-# of the variance that each batch leaves unexplained.
+# again goes on where it stopped. The curve: the share of the variance that each batch leaves unexplained. It wanders,
+# since so short a stream is a few documents.
 
 # %%
 curve = pd.read_json(run / "metrics.jsonl", lines=True)
