@@ -70,7 +70,8 @@ PIXELS = (-1, 8, 8)
 def gallery(rows_ND, title, colours, middle=None):
     """Rows as pictures, ten beside each other."""
     figure = px.imshow(rows_ND.reshape(PIXELS), facet_col=0, facet_col_wrap=10, title=title)
-    figure.update_layout(height=60 + 90 * len(rows_ND) // 10, margin={"t": 60, "b": 0}, annotations=[])
+    figure.update_layout(height=60 + 90 * len(rows_ND) // 10, margin={"t": 60, "b": 0})
+    figure.layout.annotations = ()  # plotly would number the pictures
     figure.update_coloraxes(colorscale=colours, cmid=middle, showscale=False)
     return figure.update_xaxes(visible=False).update_yaxes(visible=False)
 
