@@ -50,7 +50,7 @@ results = pipeline.train(configs)
 subject = pipeline.load_subject(work / "topk", configs[0])
 dictionaries = {kind: saetools.load(work / kind) for kind in KINDS}
 evaluations = [make_evaluation(name, n_tokens=4_000) for name in ("reconstruction", "sparsity")]
-evaluations += [make_evaluation("loss_recovered", n_tokens=512, n_read_tokens=4_000)]
+evaluations += [make_evaluation("loss_recovered", n_tokens=2_000, n_read_tokens=8_000, n_mean_tokens=4_000)]
 shown = {
     "fvu": "variance unexplained",
     "l0_mean": "features per token",
