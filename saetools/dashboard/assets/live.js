@@ -263,6 +263,7 @@ window.dash_clientside.saetools = (() => {
     }
   };
   window.addEventListener("hashchange", fromHash);
+  when("sae-feature", fromHash);
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { window.SaeFeature.redraw(document); if (map) map.redraw(); });
 
   return {

@@ -251,6 +251,17 @@ def test_hostile_prompts_are_shown_and_never_run(watched: Any, address: str) -> 
 
 
 @pytest.mark.browser
+def test_an_address_with_a_feature_opens_it(watched: Any, address: str) -> None:
+    page = watched.page
+    page.goto(f"{address}#3")
+    page.wait_for_selector("#sae-feature-title:text-is('Feature 3')")
+    page.wait_for_selector("#sae-feature .sae-token")
+    page.evaluate("location.hash = '5'")
+    page.wait_for_selector("#sae-feature-title:text-is('Feature 5')")
+    watched.check()
+
+
+@pytest.mark.browser
 def test_a_walk_by_keyboard_from_table_to_steering(watched: Any, address: str) -> None:
     page = watched.page
     page.goto(address)
