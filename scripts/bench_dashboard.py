@@ -4,6 +4,7 @@ Prints one JSON line per figure: name, value, unit, target, n. Every timing foll
 right; a wrong result stops the script. Needs chromium, playwright and the extra dash.
 
     switch    another feature, 40 contexts of 64 tokens with charts, until it is painted
+    clients   features asked for by 20 clients at once, each a connection of its own; the server's memory then
     table     first paint and sorting of N features; the server's memory
     map       of N features, from the click on its tab until it is painted
     prompt    which features fire on 64 tokens: a host of GPT-2 small's shape, 24,576 features, until it is painted
@@ -17,7 +18,9 @@ import sqlite3
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +37,9 @@ from saetools.records import PointSpec
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 N_EXAMPLES, N_TOKENS = 40, 64
-PARTS = ("switch", "table", "map", "prompt", "collect")
+PARTS = ("switch", "clients", "table", "map", "prompt", "collect")
 GPT2_FEATURES, PROMPT_TOKENS = 24_576, 64
+N_CLIENTS, REQUESTS = 20, 30
 SPEC = PointSpec(host="synthetic", point="blocks.0.hook_out", d_model=64)
 
 
@@ -59,9 +63,11 @@ def measure(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any
     small, large, gpt2 = (folder / name for name in ("small", f"table{options.features}", f"table{GPT2_FEATURES}"))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        if {"switch", "clients"} & set(options.only) and not small.exists():
+            write_store(small, info(200), (entry(feature) for feature in range(200)))
+        if "clients" in options.only:
+            yield from measure_clients(small)
         if "switch" in options.only:
-            if not small.exists():
-                write_store(small, info(200), (entry(feature) for feature in range(200)))
             yield from measure_switch(browser, small, options.switches)
         if {"table", "map"} & set(options.only):
             write_large(large, options.features)
@@ -249,6 +255,31 @@ SWITCH = """feature => new Promise(done => {
   if (feature === null) document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "j", bubbles: true }));
   else window.dash_clientside.set_props("selected", { data: feature });
 })"""
+
+
+def measure_clients(path: Path) -> Iterator[dict[str, Any]]:
+    """N_CLIENTS threads ask for one feature after another, as fast as they are answered."""
+    server = Server(path)
+
+    def ask(client: int) -> list[float]:
+        times = []
+        for number in range(REQUESTS):
+            feature = (37 * client + number) % 200
+            started = time.perf_counter()
+            with urllib.request.urlopen(f"{server.address}view/{feature}") as answer:
+                view = json.load(answer)
+            times.append(1e3 * (time.perf_counter() - started))
+            if view["feature"] != feature:
+                raise SystemExit(f"feature {feature} was asked for, {view['feature']} was given")
+        return times
+
+    ask(0)
+    with ThreadPoolExecutor(N_CLIENTS) as clients:
+        times = [ms for each in clients.map(ask, range(N_CLIENTS)) for ms in each]
+    for quantile in (0.5, 0.95):
+        yield result(f"a feature, {N_CLIENTS} clients", times, quantile, 1000)
+    yield {"name": "server memory then", "value": round(server.memory_megabytes()), "unit": "MB", "target": 600, "n": 1}
+    server.stop()
 
 
 def measure_table(browser: Any, path: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
