@@ -41,7 +41,7 @@ def resumed_trainer(
     directory.check_same(config, source.fingerprint(), source.calibration)
     directory.check_length(config, facts.plan.n_tokens)
     plan = extended(facts.plan, config.training.n_tokens)
-    dictionary = _on_device(_new_dictionary(config, source), config)
+    dictionary = _on_device(_blank_dictionary(config, source), config)
     trainer = make_trainer(dictionary, plan, source.calibration, config.training.impl, config.training.compute)
     _check_environment(facts.environment, trainer_environment(trainer), directory, allow_inexact)
     own = trainer.state.dictionary
@@ -65,8 +65,13 @@ def _on_device(dictionary: Dictionary, config: Any) -> Dictionary:
     return dictionary.to(resolve_device(config.run.device)).train()
 
 
+def _blank_dictionary(config: Any, source: RowSource) -> Dictionary:
+    """One whose weights and buffers are still to be set."""
+    return make_dictionary(config.dictionary, source.spec.d_model, config.run.seed)
+
+
 def _new_dictionary(config: Any, source: RowSource) -> Dictionary:
-    dictionary = make_dictionary(config.dictionary, source.spec.d_model, config.run.seed)
+    dictionary = _blank_dictionary(config, source)
     dictionary.calibrate_(source.calibration)
     return dictionary
 
