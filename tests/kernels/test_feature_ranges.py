@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from saetools.kernels.auxk import auxk
 from saetools.kernels.backend import Impl
 from saetools.kernels.backward_adam import Batch, ExtraRows, Rule, Weights, backward_adam, cases, feature_squares
 from saetools.kernels.backward_adam import gradients as gradients_of
@@ -16,6 +17,7 @@ from saetools.kernels.decode_loss import decode_loss
 from saetools.kernels.encode_topk import encode_topk
 from saetools.kernels.global_topk import global_topk
 from saetools.kernels.matching_pursuit import matching_pursuit
+from saetools.kernels.omp import omp
 from saetools.kernels.per_feature_topm import per_feature_topm
 from saetools.kernels.sparse import Sparse
 
@@ -115,6 +117,77 @@ def test_decoding_and_slots_are_sums_and_parts(problem: tuple[Tensor, Tensor, Te
         assert torch.equal(own_offsets, offsets[first : first + n + 1] - offsets[first])
         assert torch.equal(own_slots, slots[offsets[first] : offsets[first + n]])
     assert torch.equal(recon, decode(code.values_M, code.indices_M, W, code.offsets_N1, impl=impl))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_nested_groups_of_either_range_have_the_residuals_of_both(
+    problem: tuple[Tensor, Tensor, Tensor], impl: Impl
+) -> None:
+    x, W, b = problem
+    values, indices = encode_topk(x, W, b, K)
+    code, group, weights = Sparse.fixed(values, indices), (indices.view(-1) % 3).to(torch.uint8), (0.5, 1.0, 2.0)
+    loss, pull, dots = (t.clone() for t in decode_loss(x, code, W, b[:D], group_M=group, weights=weights, impl=impl))
+    own = [(code.within(first, n), W[first : first + n]) for first, n in RANGES]
+    by_group = [  # what each range decodes of groups 0 .. g
+        torch.stack([decode(c.values_M * (group <= g), c.indices_M, V, c.offsets_N1) for g in range(3)], 1)
+        for c, V in own
+    ]
+    total = torch.zeros_like(dots)
+    for (c, V), others in zip(own, by_group[::-1]):
+        left = x[:, None] - others
+        its = decode_loss(left, c, V, b[:D], group_M=group, weights=weights, impl=impl)
+        torch.testing.assert_close(its[0], loss, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(its[1], pull, rtol=1e-5, atol=1e-4)
+        total += its[2]
+    torch.testing.assert_close(total, dots, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_auxk_of_dead_features_in_either_range(problem: tuple[Tensor, Tensor, Tensor], impl: Impl) -> None:
+    """AuxK is selection, decoding with loss, and the rows' gradients of the dead: each has ranges already."""
+    x, W, b = problem
+    residual, dead, k = whole_numbers(N, D, seed=9), torch.arange(0, F, 2), 6
+    loss, extra = auxk(x, residual, W, b, W, dead, k, 1.0, impl=impl)
+    assert extra is not None
+    ends = [(first // 2 + first % 2, (first + n + 1) // 2) for first, n in RANGES]  # of the dead, in each range
+    parts = [(W[dead[i:j]], b[dead[i:j]], i) for i, j in ends]
+    found = [encode_topk(x, V, own, k, first_feature=i, impl=impl) for V, own, i in parts]
+    values, indices = (torch.cat(pair, dim=1) for pair in zip(*found))
+    best = torch.argsort(indices + (values == 0) * F, stable=True, dim=1)  # equal values: the lowest index
+    values, indices = values.gather(1, best), indices.gather(1, best)
+    best = torch.argsort(-values, stable=True, dim=1)[:, :k]
+    code = Sparse.fixed(values.gather(1, best), indices.gather(1, best))
+    own = [(code.within(i, len(V)), V) for V, _, i in parts]
+    recons = [decode(c.values_M, c.indices_M, V, c.offsets_N1, impl=impl) for c, V in own]
+    factor = 1 / (residual - residual.mean(0)).square().sum()
+    for (c, V), others, (i, j) in zip(own, recons[::-1], ends):
+        its_loss, pull, dots = decode_loss(residual - others, c, V, torch.zeros(D), impl=impl)
+        torch.testing.assert_close(factor * its_loss.sum(), loss)
+        dvalues, dW = -2 * factor * dots, torch.zeros(j - i, D)
+        torch.testing.assert_close(
+            torch.zeros(j - i).index_add(0, c.indices_M.long(), dvalues), extra.b_enc_A[i:j], rtol=1e-4, atol=1e-6
+        )
+        dW.index_add_(0, c.indices_M.long(), -2 * factor * c.values_M[:, None] * pull[c.rows(), 0])
+        torch.testing.assert_close(dW, extra.W_dec_AD[i:j], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_orthogonal_pursuit_by_the_better_of_the_ranges_atoms(impl: Impl) -> None:
+    """A step of pursuit in each range on the refitted residual; the refit asks for the chosen atoms alone."""
+    x, W = torch.randn(N, D, generator=torch.Generator().manual_seed(4)), normalize(whole_numbers(F, D, seed=5), dim=1)
+    atoms, chosen, residual = torch.zeros(N, 0, D), [], x
+    for _ in range(4):
+        found = [matching_pursuit(residual, W[i : i + n], 1, rule="absolute", impl=impl) for i, n in RANGES]
+        first_wins = found[0][0].abs() >= found[1][0].abs()
+        index = torch.where(first_wins, found[0][1], found[1][1] + RANGES[1][0])
+        chosen.append(index)
+        atoms = torch.cat([atoms, W[index.long()]], dim=1)
+        coefficients = torch.linalg.lstsq(atoms.mT, x[:, :, None]).solution
+        residual = x - (atoms.mT @ coefficients)[:, :, 0]
+    values, indices, left = omp(x, W, 4, impl=impl)
+    assert torch.equal(torch.cat(chosen, 1), indices)
+    torch.testing.assert_close(residual, left, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(coefficients[:, :, 0], values, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("impl", IMPLS)

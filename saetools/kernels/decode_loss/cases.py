@@ -1,7 +1,7 @@
 """Inputs on which every implementation of `decode_loss` is judged: by the tests, and by the benchmark's gate."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,6 +46,10 @@ def cases() -> Iterator[Case]:
     yield random_case("k=F", 5, 17, 17, 6)
     yield random_case("no rows", 0, 2, 9, 3)
     yield random_case("nested groups", 21, 9, 40, 8, weights=(0.5, 0.25, 2.0))
+    yield replace(
+        nested := random_case("a row for each group", 14, 9, 40, 8, (1.0, 0.0, 2.0)),
+        x_ND=torch.stack([nested.x_ND, nested.x_ND.roll(1, 0), -nested.x_ND], dim=1),
+    )
     base = random_case("", 20, 6, 300, 12)
     offsets = torch.nn.functional.pad(torch.tensor([0, 3, 50, 0, 17, 50]).cumsum(0), (1, 0))
     yield Case("ragged", base.x_ND[:6], Sparse(base.code.values_M, base.code.indices_M, offsets), base.W_FD, base.b_D)

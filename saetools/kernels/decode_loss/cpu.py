@@ -17,7 +17,7 @@ BLOCK = 16
 
 @parallel
 def decode_loss_rows(x, values, indices, offsets, W, b, groups, weights, loss, pull, dots):
-    N, D = x.shape
+    N, H, D = x.shape
     G = weights.shape[0]
     for task in prange((N + BLOCK - 1) // BLOCK):
         first, last = task * BLOCK, min(N, (task + 1) * BLOCK)
@@ -38,10 +38,12 @@ def decode_loss_rows(x, values, indices, offsets, W, b, groups, weights, loss, p
                         atoms[c], slots[c], minus[c] = indices[s], s, -values[s]
                         c += 1
             start[G] = c
-            xn = x[n]
             for d in range(D):
-                left[d] = xn[d] - b[d]
+                left[d] = x[n, 0, d] - b[d]
             for g in range(G):
+                if g > 0 and H > 1:
+                    for d in range(D):
+                        left[d] += x[n, g, d] - x[n, g - 1, d]
                 add_rows(left, minus, atoms, start[g], start[g + 1], W)
                 total, weight, out = np.float32(0.0), weights[g], pull[n, g]
                 for d in range(D):
@@ -58,7 +60,7 @@ def decode_loss_rows(x, values, indices, offsets, W, b, groups, weights, loss, p
 
 
 def decode_loss(
-    x_ND: Tensor,
+    x_NHD: Tensor,
     values_M: Tensor,
     indices_M: Tensor,
     offsets_N1: Tensor,
@@ -69,13 +71,13 @@ def decode_loss(
     workspace: Workspace,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As the reference."""
-    (N, D), G = x_ND.shape, len(weights_G)
+    (N, _, D), G = x_NHD.shape, len(weights_G)
     loss_NG = workspace.get("decode_loss.loss", (N, G))
     pull_NGD = workspace.get("decode_loss.pull", (N, G, D))
     dots_M = workspace.get("decode_loss.dots", (len(values_M),))
     with exclusive():
         decode_loss_rows(
-            x_ND.numpy(),
+            x_NHD.numpy(),
             values_M.numpy(),
             indices_M.numpy(),
             offsets_N1.numpy(),

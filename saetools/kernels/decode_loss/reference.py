@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def decode_loss(
-    x_ND: Tensor,
+    x_NHD: Tensor,
     values_M: Tensor,
     indices_M: Tensor,
     rows_M: Tensor,
@@ -15,12 +15,12 @@ def decode_loss(
     weights_G: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """loss_NG, pull_NGD, dots_M as `decode_loss` describes them."""
-    zeros_NF = torch.zeros(len(x_ND), len(W_FD), dtype=x_ND.dtype, device=x_ND.device)
+    zeros_NF = torch.zeros(len(x_NHD), len(W_FD), dtype=x_NHD.dtype, device=x_NHD.device)
     residuals = []
     for g in range(len(weights_G)):
         nested_M = torch.where(group_M <= g, values_M, 0)
         code_NF = zeros_NF.index_put((rows_M.long(), indices_M.long()), nested_M, accumulate=True)
-        residuals.append(x_ND - (code_NF @ W_FD + b_D))
+        residuals.append(x_NHD[:, min(g, x_NHD.shape[1] - 1)] - (code_NF @ W_FD + b_D))
     residual_NGD = torch.stack(residuals, dim=1)
     loss_NG = residual_NGD.square().sum(2)
     weighted_NGD = residual_NGD * weights_G[:, None]

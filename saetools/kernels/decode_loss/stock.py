@@ -7,7 +7,7 @@ from saetools.kernels.decode import stock as decode
 
 
 def decode_loss(
-    x_ND: Tensor,
+    x_NHD: Tensor,
     values_M: Tensor,
     indices_M: Tensor,
     offsets_N1: Tensor,
@@ -18,10 +18,12 @@ def decode_loss(
     weights_G: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As the reference."""
-    n_groups = len(weights_G)
-    residual_NGD = x_ND.new_empty(len(x_ND), n_groups, x_ND.shape[1])
-    left_ND = x_ND - b_D
+    (N, H, D), n_groups = x_NHD.shape, len(weights_G)
+    residual_NGD = x_NHD.new_empty(N, n_groups, D)
+    left_ND = x_NHD[:, 0] - b_D
     for g in range(n_groups):
+        if g and H > 1:
+            left_ND = left_ND + (x_NHD[:, g] - x_NHD[:, g - 1])
         part_M = values_M if n_groups == 1 else torch.where(group_M == g, values_M, 0)
         left_ND = left_ND - decode.gather_sum(part_M, indices_M, offsets_N1, W_FD)
         residual_NGD[:, g] = left_ND
@@ -30,5 +32,5 @@ def decode_loss(
     if n_groups > 1:
         pull_NGD = pull_NGD.flip(1).cumsum(1).flip(1)
     pull_rows = rows_M * n_groups + group_M.long()
-    dots_M = decode.gather_dot(indices_M, pull_rows, pull_NGD.view(-1, x_ND.shape[1]), W_FD)
+    dots_M = decode.gather_dot(indices_M, pull_rows, pull_NGD.view(-1, D), W_FD)
     return loss_NG, pull_NGD, torch.where(values_M != 0, dots_M, 0)
