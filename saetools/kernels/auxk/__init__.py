@@ -6,12 +6,14 @@ from torch import Tensor
 from saetools.kernels.auxk import reference
 from saetools.kernels.backend import Impl, resolve
 from saetools.kernels.backward_adam.problem import ExtraRows
-from saetools.kernels.decode import DENSE_BELOW, scatter_rows
+from saetools.kernels.decode import scatter_rows
 from saetools.kernels.decode_loss import decode_loss
 from saetools.kernels.encode_topk import encode_topk
 from saetools.kernels.sparse import Sparse
 from saetools.kernels.workspace import Workspace
 
+SPARSE_ABOVE = 8
+"""Dead features for each that AuxK keeps, above which gathers beat dense products (measured on a CPU)."""
 TRITON_CAPACITY = 32768
 """Dead features whose pre-activations a Triton program can hold."""
 
@@ -59,7 +61,7 @@ def auxk(
         loss, extra = reference.auxk(x_ND, residual_ND, *rows, k_aux, weight)
     else:
         factor = min(n_dead / k_aux, 1.0) / (N * variance)
-        form = _sparse if n_dead > DENSE_BELOW * k_aux else _dense
+        form = _sparse if n_dead > SPARSE_ABOVE * k_aux else _dense
         loss, extra = form(x_ND, residual_ND, *rows, min(k_aux, n_dead), factor, weight, workspace or Workspace(), impl)
     return loss, ExtraRows(dead_A, extra.W_enc_AD, extra.W_dec_AD, extra.b_enc_A, extra.b_dec_D)
 

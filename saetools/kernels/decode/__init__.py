@@ -9,7 +9,7 @@ from saetools.kernels.backend import Impl, resolve
 from saetools.kernels.by_feature import by_feature
 from saetools.kernels.decode import reference, stock
 
-DENSE_BELOW = 16
+DENSE_BELOW = 6
 """With fewer than this many features per kept one (F / K) a dense product beats the gather (see `bench.py ops`)."""
 
 
