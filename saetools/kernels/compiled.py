@@ -3,12 +3,29 @@
 `fastmath=True` would let the compiler assume that there are no NaNs, and guards against them would pass vacuously;
 only the flags that reorder and contract sums are given. Loops are split over threads in fixed blocks of rows or
 features, so no floating-point sum depends on scheduling or on the number of threads.
+
+Machine code is cached beside the sources. Numba renews it when the file of the function itself has changed, but not
+when one has that it calls: `forget_outdated` sees to that.
 """
 
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numba
 from numba import prange
+
+
+def forget_outdated(folder: Path) -> None:
+    """Remove cached machine code that is older than any source file in the folder or below."""
+    newest = max((source.stat().st_mtime for source in folder.rglob("*.py")), default=0.0)
+    for cached in folder.rglob("__pycache__/*.nb[ic]"):
+        with suppress(OSError):  # another process was faster, or the folder is not ours to write to
+            if cached.stat().st_mtime < newest:
+                cached.unlink()
+
+
+forget_outdated(Path(__file__).parent)
 
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 

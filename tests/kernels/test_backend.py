@@ -1,5 +1,6 @@
 """One number of threads, torch's, for torch and for the compiled kernels."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,17 @@ def test_compiled_kernels_use_the_threads_of_torch(n: int) -> None:
     with exclusive():
         assert numba.get_num_threads() == min(n, numba.config.NUMBA_NUM_THREADS)
     assert torch.get_num_threads() == n
+
+
+def test_machine_code_older_than_a_source_is_forgotten(tmp_path: Path) -> None:
+    from saetools.kernels.compiled import forget_outdated
+
+    for number, name in enumerate(("one/__pycache__/a.nbi", "one/__pycache__/a.nbc", "two.py", "__pycache__/b.nbi")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (number, number))
+    forget_outdated(tmp_path)
+    assert sorted(p.name for p in tmp_path.rglob("*.*")) == ["b.nbi", "two.py"]
 
 
 def test_starting_the_pool_leaves_torch_its_number() -> None:

@@ -119,6 +119,13 @@ def test_decoding_and_slots_are_sums_and_parts(problem: tuple[Tensor, Tensor, Te
     assert torch.equal(recon, decode(code.values_M, code.indices_M, W, code.offsets_N1, impl=impl))
 
 
+def test_slots_of_other_ranges_are_unused() -> None:
+    code = Sparse.fixed(torch.arange(1.0, 7.0).view(2, 3), torch.tensor([[3, 4, 5], [6, 7, 2]], dtype=torch.int32))
+    own = code.within(4, 3)  # 4, 5 and 6
+    assert own.values_M.tolist() == [0, 2, 3, 4, 0, 0]
+    assert own.indices_M.tolist() == [0, 0, 1, 2, 0, 0]
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 def test_nested_groups_of_either_range_have_the_residuals_of_both(
     problem: tuple[Tensor, Tensor, Tensor], impl: Impl
