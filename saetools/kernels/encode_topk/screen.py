@@ -17,6 +17,7 @@ from torch import Tensor
 
 from saetools.kernels.backend import exclusive
 from saetools.kernels.compiled import inline, parallel, prange
+from saetools.kernels.decode.cpu import dot_rows
 from saetools.kernels.encode_topk.select import GROUPS, cut, emit, key_of
 from saetools.kernels.workspace import Workspace
 
@@ -175,28 +176,10 @@ def screen_collect(keys, m, low, high, groups, found, c):
 
 @inline
 def rescore(x, W, b, found, scores, start, stop):
-    """scores = <x, W[found]> + b[found], four at a time."""
-    D = x.shape[0]
-    q = start
-    while q + 4 <= stop:
-        w0, w1, w2, w3 = W[found[q]], W[found[q + 1]], W[found[q + 2]], W[found[q + 3]]
-        s0 = s1 = s2 = s3 = np.float32(0.0)
-        for d in range(D):
-            v = x[d]
-            s0 += v * w0[d]
-            s1 += v * w1[d]
-            s2 += v * w2[d]
-            s3 += v * w3[d]
-        scores[q], scores[q + 1] = s0 + b[found[q]], s1 + b[found[q + 1]]
-        scores[q + 2], scores[q + 3] = s2 + b[found[q + 2]], s3 + b[found[q + 3]]
-        q += 4
-    while q < stop:
-        w0 = W[found[q]]
-        s0 = np.float32(0.0)
-        for d in range(D):
-            s0 += x[d] * w0[d]
-        scores[q] = s0 + b[found[q]]
-        q += 1
+    """scores = <x, W[found]> + b[found]."""
+    dot_rows(x, found, start, stop, W, scores)
+    for q in range(start, stop):
+        scores[q] += b[found[q]]
 
 
 @inline
