@@ -149,6 +149,26 @@ def test_the_certificate_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found() == {1, 2}
 
 
+@pytest.mark.parametrize("lost", ["x", "W"])
+def test_each_rounding_is_in_the_bound(lost: str) -> None:
+    """Feature 1 cancels but for what one rounding takes away; feature 2 is smaller, and exact in bf16."""
+    low = 1 + 0.98 / 256  # rounds to 1
+    x, W = torch.ones(1, 128), torch.zeros(64, 128)
+    W[1, :64], W[1, 64:], W[2, 100] = 1.0, -1.0, 0.125
+    (x[0] if lost == "x" else W[1])[:64] = low
+    _, indices = encode_topk(x, W, torch.zeros(64), 1, precision="bf16-screen", impl="numba")
+    assert indices.item() == 1
+
+
+def test_a_feature_below_the_first_candidates_is_found() -> None:
+    """Feature 1 has the greatest bound, but not the greatest score: what reaches that is looked for again."""
+    x, W = torch.ones(1, 128), torch.zeros(64, 128)
+    x[0, :64] = 1 + 0.98 / 256
+    W[1, 64:96], W[1, 96:], W[1, 127], W[2, 100] = 1.0, -1.0, -1.0 + 0.0625, 0.125
+    _, indices = encode_topk(x, W, torch.zeros(64), 1, precision="bf16-screen", impl="numba")
+    assert indices.item() == 2
+
+
 def test_screening_recall_of_the_stock_path() -> None:
     g = torch.Generator().manual_seed(1)
     x, W = torch.randn(256, 128, generator=g), torch.randn(4096, 128, generator=g)

@@ -149,6 +149,19 @@ def test_what_is_not_finite_is_not_applied(bad: float, impl: str) -> None:
     assert all(torch.equal(value, before[name]) for name, value in dictionary.state_dict().items())
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_loss_that_overflows_is_not_applied(impl: str) -> None:
+    """Where the gradients do not: what they are divided by keeps them small."""
+    dictionary = in_general_position(FUSED[0].values[0])
+    dictionary.total_variance.fill_(1e30)
+    step, state = fused(dictionary, impl), dictionary.initial_state()
+    x = torch.zeros(64, D)
+    x[3, 2] = 1e20
+    assert all(g.isfinite().all() for g in step.gradients(x, x, {}, state, PROGRESS).values())
+    result = step(x, x, {}, state, PROGRESS, 1e-2)
+    assert result.loss.isinf() and not result.applied and step.optimizer.n_steps == 0
+
+
 def test_who_gets_the_fused_step(caplog: pytest.LogCaptureFixture) -> None:
     topk = TopK(TopK.configure(n_features=24, k=3), D)
     optimizer = Adam(trained_parameters(topk))
