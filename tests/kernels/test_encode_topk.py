@@ -85,6 +85,11 @@ def test_nan_is_never_lost(impl: str, precision: str) -> None:
         W[77, 3] = bad
         values, _ = encode_topk(case.x_ND, W, case.b_F, 8, impl=impl, precision=precision)
         assert not values.isfinite().all(), bad
+    W = case.W_FD.clone()
+    W[77, 3], W[77, 4] = torch.inf, -torch.inf  # inf - inf is a NaN with a minus sign
+    lost = (case.x_ND[:, 3] * case.x_ND[:, 4] > 0).nonzero()[:, 0]
+    values, _ = encode_topk(case.x_ND, W, case.b_F, 8, impl=impl, precision=precision)
+    assert len(lost) and values[lost].isnan().any(dim=1).all()
 
 
 def spread_out(n: int, d: int, f: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
