@@ -207,7 +207,9 @@ class _Screened:
     def __init__(self, W_FD: Tensor, workspace: Workspace) -> None:
         self.W_FD, self.workspace = W_FD, workspace
         self.no_bias = np.zeros(len(W_FD), np.float32)
-        self.low_W, whole, _, lost = self._shortened("W", W_FD)
+        low_W, whole, _, lost = self._shortened("W", W_FD)
+        self.low_W_DF = workspace.get("pursuit.low_W_DF", (W_FD.shape[1], len(W_FD)), torch.bfloat16)
+        self.low_W_DF.copy_(low_W.T)  # once, where every product would reorder it
         sums = 4.0 * W_FD.shape[1] * 2.0**-23  # four times what a float32 sum of D products can lose
         self.whole = float(whole.max(initial=0.0))
         self.lost = float(lost.max(initial=0.0)) + sums * self.whole
@@ -222,7 +224,7 @@ class _Screened:
     def __call__(self, residual_CD: Tensor, t: int, *rest: Any) -> None:
         low_r, _, short, lost = self._shortened("r", residual_CD)
         score_CF = self.workspace.get("pursuit.score", (len(residual_CD), len(self.W_FD)), torch.bfloat16)
-        torch.mm(low_r, self.low_W.T, out=score_CF)
+        torch.mm(low_r, self.low_W_DF, out=score_CF)
         slacks = ((lost * self.whole + short * self.lost) * 1.001).astype(np.float32)
         with exclusive():
             screened_step(
