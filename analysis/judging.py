@@ -1,19 +1,31 @@
-"""How a claim about dictionaries is judged: over pairs of them, figure by figure.
+"""How a claim about dictionaries is judged: over pairs of them, figure by figure, and not where the data cannot say.
 
-A claim is judged figure by figure over pairs of dictionaries of the same L0 target and seed. A figure holds where every
-pair agrees with the claim, fails where none does, is mixed otherwise, and a tie where no pair differs; a claim holds
-where all of its figures do, fails where none does, and is mixed otherwise. The pairs stand in the paragraph.
+A claim is judged figure by figure over pairs of dictionaries of the same L0 target and seed. A pair tells of itself
+where the claim is true, or untrue, at every corner of the two 95 % intervals: those over documents, or, for a share of
+features, which has none, the exact binomial one. A figure holds where at least one pair tells so and no pair points the
+other way, or where ENOUGH pairs all point one way (whose chance is 1 in 16 where there is no difference); it fails
+likewise, is mixed where pairs tell of both, and undecided else. A claim holds where all of its figures do; fails where
+one fails and none holds; is mixed where some hold and some fail; holds in part where the others are undecided; and is
+undecided where all are. The pairs stand in the paragraph.
+
+The intervals leave out what another seed of training would give, and take both dictionaries for judged on documents of
+their own, though these are the same: the first makes them too narrow, the second too wide.
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import binomtest
+
 from saetools.records import EvalRecord
 
+ENOUGH = 5
+"""Pairs that decide by pointing one way, though each by itself could be chance."""
 MISSING = EvalRecord(name="none", value=None, unit="none", n=0)
 
 
@@ -46,7 +58,7 @@ class Claim:
 
     claim: str
     source: str
-    verdict: str  # holds | fails | mixed | not run | not tested, with details in parentheses
+    verdict: str  # holds | holds in part | fails | mixed | undecided | not run | not tested, with details behind it
     finding: str
 
 
@@ -87,16 +99,52 @@ def told(found: Sequence[Pair], figure: str) -> str:
 
 
 def verdict(found: Sequence[Pair], tests: dict[str, Callable[[float, float], bool]]) -> str:
-    """`holds`, `fails` or `mixed`, with the verdict of each figure behind it where they differ."""
+    """The claim's verdict with the one of each figure behind it where they differ; `not run` without any pair."""
     each = {}
     for figure, test in tests.items():
-        values = [v for pair in found if (v := pair.values(figure)) is not None]
-        if values:
-            results = {test(*v) for v in values if v[0] != v[1]}
-            each[figure] = {frozenset(): "tie", frozenset({True}): "holds", frozenset({False}): "fails"}.get(
-                frozenset(results), "mixed"
-            )
+        votes = [vote for pair in found if (vote := _vote(pair, figure, test)) is not None]
+        if votes:
+            each[figure] = of_figure(votes)
     return overall(each)
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What a pair says of a figure."""
+
+    agrees: bool
+    sure: bool  # the same at every corner of the two intervals
+
+
+def _vote(pair: Pair, figure: str, test: Callable[[float, float], bool]) -> Vote | None:
+    values, records = pair.values(figure), pair.records(figure)
+    if values is None or records is None:
+        return None
+    ends = [interval(record, e) for record, e in zip(records, (pair.one, pair.other), strict=True)]
+    agrees = test(*values)
+    return Vote(agrees, all(test(*corner) == agrees for corner in product(*ends)))
+
+
+def interval(record: EvalRecord, of: Evaluated) -> tuple[float, float]:
+    """A record's 95 % interval; of a share of features without one, the exact binomial one; else without bounds."""
+    if record.spread is not None:
+        return record.spread
+    if record.unit == "fraction of features" and record.value is not None:
+        n = int(of.facts["n_atoms"])
+        low, high = binomtest(round(record.value * n), n).proportion_ci()
+        return float(low), float(high)
+    return -math.inf, math.inf
+
+
+def of_figure(votes: Sequence[Vote]) -> str:
+    """`holds`, `fails`, `mixed` or `undecided`."""
+    sure = {vote.agrees for vote in votes if vote.sure}
+    if len(sure) == 2:
+        return "mixed"
+    one_way = len({vote.agrees for vote in votes}) == 1
+    if one_way and (sure or len(votes) >= ENOUGH):
+        return "holds" if votes[0].agrees else "fails"
+    return "undecided"
 
 
 def overall(each: dict[str, str]) -> str:
@@ -104,10 +152,13 @@ def overall(each: dict[str, str]) -> str:
     if not each:
         return "not run"
     kinds = set(each.values())
-    if len(kinds) == 1 and kinds <= {"holds", "fails"}:
+    if len(kinds) == 1 and "mixed" not in kinds:
         return kinds.pop()
-    told = ", ".join(f"{figure} {result}" for figure, result in each.items())
-    return f"{'mixed' if kinds & {'holds', 'mixed'} else 'fails'} ({told})"
+    if "holds" not in kinds:
+        result = "fails" if "fails" in kinds else "mixed"
+    else:
+        result = "mixed" if kinds & {"fails", "mixed"} else "holds in part"
+    return f"{result} ({', '.join(f'{figure} {found}' for figure, found in each.items())})"
 
 
 def result_of(results: set[str]) -> str:

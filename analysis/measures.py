@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from saetools.dictionaries.base import Dictionary, make_dictionary
 from saetools.dictionaries.iterative_shrinkage import IterativeShrinkage
 from saetools.evals.base import Subject, make_evaluation, with_host
+from saetools.evals.bootstrap import DocumentSums, Statistic
 from saetools.evals.rows import coded_rows
 from saetools.evals.run import run_evaluations
 from saetools.evals.splicing import Splicer, counted_windows, cross_entropy_N, log_probabilities
@@ -42,27 +44,52 @@ def _with_k(dictionary: Dictionary, k: int) -> Dictionary:
     return made.eval()
 
 
+WAYS = ("without", "with", "of other rows")
+SHARES = (0.1, 1.0)
+
+
 @torch.no_grad()
-def gradients_at_inference(subject: Subject) -> dict[str, float]:
-    """CE recovered (zero-ablation) of a gradient dictionary with and without gradients at inference."""
+def gradients_at_inference(subject: Subject) -> dict[str, Any]:
+    """A gradient dictionary whose features are chosen without gradients, with them, or with those of other rows.
+
+    `recovered`: CE recovered (zero-ablation); `difference`: with less without, and its interval over documents;
+    `fvu` of each; `added`: nats added per token where that share of the error x - recon is put in. A small share is
+    where effects are first-order, which is what the score of the selection is about.
+    """
     parts = with_host(subject)
-    splicer, totals = Splicer(subject, parts), torch.zeros(4, dtype=torch.float64)  # original, zero, without, with
+    splicer, generator = Splicer(subject, parts), torch.Generator().manual_seed(0)
+    sums = DocumentSums(3 + len(SHARES) * len(WAYS))  # predictions, original, zero, each share and way
+    left, seen = torch.zeros(len(WAYS), dtype=torch.float64), []
     for windows in counted_windows(parts, N_CE, N_READ):
         rows = parts.host.activations_and_gradients(windows.ids_BT, [parts.point], windows.keep_BT)
         x_BTD, g_BTD = rows[parts.point]
-        replaced_BT = windows.keep_BT & (torch.linalg.vector_norm(x_BTD.float(), dim=-1) <= splicer.norm_limit)
-        grad_ND = g_BTD[replaced_BT]
-        runs = (
-            None,
-            torch.zeros_like,
-            splicer.reconstruct,
-            lambda x_ND, grad_ND=grad_ND: subject.dictionary(x_ND, {"grad": grad_ND}),
-        )
-        for i, replacement in enumerate(runs):
-            log_q_NV = log_probabilities(splicer.logits(windows, replacement))
-            totals[i] += cross_entropy_N(log_q_NV, windows.target_N).sum().cpu()
-    original, zero, without, with_gradients = totals.tolist()
-    return {"without": (zero - without) / (zero - original), "with": (zero - with_gradients) / (zero - original)}
+        kept_BT = windows.keep_BT & (torch.linalg.vector_norm(x_BTD.float(), dim=-1) <= splicer.norm_limit)
+        x_ND, grad_ND = x_BTD[kept_BT].float(), g_BTD[kept_BT]
+        others_ND = grad_ND[torch.randperm(len(grad_ND), generator=generator)]
+        recons = [subject.dictionary(x_ND, {} if g is None else {"grad": g}) for g in (None, grad_ND, others_ND)]
+        left += torch.stack([(x_ND - recon_ND).square().sum() for recon_ND in recons]).double().cpu()
+        seen.append(x_ND.cpu())
+        spliced = [x_ND + share * (recon_ND - x_ND) for share in SHARES for recon_ND in recons]
+        runs = (None, torch.zeros_like, *(lambda x_ND, y_ND=y_ND: y_ND.to(x_ND.dtype) for y_ND in spliced))
+        losses = [cross_entropy_N(log_probabilities(splicer.logits(windows, run)), windows.target_N) for run in runs]
+        sums.add(windows.document_N, torch.stack([torch.ones_like(losses[0]), *losses], 1).double().cpu())
+
+    def recovered(way: str) -> Statistic:
+        column = 3 + SHARES.index(1.0) * len(WAYS) + WAYS.index(way)
+        return lambda totals: (totals[:, 2] - totals[:, column]) / (totals[:, 2] - totals[:, 1])
+
+    def difference(totals: np.ndarray) -> np.ndarray:
+        return recovered("with")(totals) - recovered("without")(totals)
+
+    totals, x_ND = sums.totals(), torch.cat(seen).double()
+    fvu = left / (x_ND - x_ND.mean(0)).square().sum()
+    added = ((totals[3:] - totals[1]) / totals[0]).reshape(len(SHARES), len(WAYS))
+    return {
+        "recovered": {way: sums.value(recovered(way)) for way in WAYS},
+        "difference": [sums.value(difference), *(sums.interval(difference, 0) or (math.nan, math.nan))],
+        "fvu": dict(zip(WAYS, fvu.tolist(), strict=True)),
+        "added": {str(share): dict(zip(WAYS, row.tolist(), strict=True)) for share, row in zip(SHARES, added)},
+    }
 
 
 @torch.no_grad()

@@ -69,11 +69,11 @@ def write_report(every: Sequence[Evaluated], layers: dict[str, Any] | None, page
 
 
 INTRODUCTION = (
-    "Each claim is judged by figures over pairs of dictionaries: same rows, same L0 target, same seed. It holds where "
-    "every pair agrees in every figure, fails where none does in any, and is mixed otherwise. All dictionaries share "
-    "stream, learning rate, initialisation and dead-feature rule, and were trained on few tokens of a small host: what "
-    "is found here is found at this scale. Where there is one seed, a small difference may be chance. "
-    "'Not run' says that the comparison has not come that far (compare_dictionaries.md)."
+    "Each claim is judged by figures over pairs of dictionaries: same rows, same L0 target, same seed. A pair tells "
+    "where its two 95 % intervals lie apart; a figure is decided where a pair tells and none points the other way, or "
+    "where five pairs point one way, and undecided else (analysis/judging.py). All dictionaries share stream, learning "
+    "rate, initialisation and dead-feature rule, and were trained on few tokens of a small host: what is found here is "
+    "found at this scale. 'Not run' says that the comparison has not come that far (compare_dictionaries.md)."
 )
 ALL_UNITS = "A colour per kind; a point per L0 target and seed. 95 % intervals over held-out documents."
 STEPS = "The same weights with another number of steps (or k) than they were trained with."

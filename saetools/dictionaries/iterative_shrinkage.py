@@ -1,6 +1,6 @@
 """Iterative shrinkage: the codes that given atoms allow, found by optimisation: what encoders are measured against.
 
-    code  = n_steps of  z <- prox(z - step ((z W_dec - (x - b_dec)) W_dec^T))  from z = 0      functional/shrinkage.py
+    code  = n_steps of  z <- prox(y - step ((y W_dec - (x - b_dec)) W_dec^T))  from z = 0      functional/shrinkage.py
           -> argmin over z of 1/2 ||x - b_dec - z W_dec||^2 + weight s^2 sum_i R(z_i / s),  s = sqrt(V)          [N, F]
     recon = code W_dec + b_dec                                                                 [N, D]
 
@@ -65,18 +65,23 @@ class IterativeShrinkage(Dictionary, kind="iterative_shrinkage"):
 
     @torch.no_grad()
     def encode_reference(self, x_ND: Tensor, fields: Mapping[str, Tensor] | None = None) -> Tensor:
-        """The same steps, with the gradient of the error from autograd and the step from a singular value."""
+        """The same steps row by row, gradients from autograd, the step from a singular value."""
         step = 0.99 / torch.linalg.matrix_norm(self.W_dec_FD, ord=2).square()
-        norms_F = self.W_dec_FD.norm(dim=1)
-        code_NF = x_ND.new_zeros(len(x_ND), self.config.n_features)
-        for _ in range(self.config.n_steps):
-            with torch.enable_grad():
-                z_NF = code_NF.requires_grad_()
-                error = (x_ND - self.b_dec_D - z_NF @ self.W_dec_FD).square().sum() / 2
-                (gradient_NF,) = torch.autograd.grad(error, z_NF)
-            u_NF = z_NF.detach() - step * gradient_NF
-            u_NF = u_NF.clamp_min(0) if self.config.nonnegative else u_NF
-            code_NF = proximal(u_NF, self.config.penalty, self._weight(), step, norms_F)
+        norms_F, code_NF = self.W_dec_FD.norm(dim=1), x_ND.new_zeros(len(x_ND), self.config.n_features)
+        for x_D, code_F in zip(x_ND, code_NF, strict=True):
+            y_F, t = code_F.clone(), 1.0
+            for _ in range(self.config.n_steps):
+                with torch.enable_grad():
+                    y_F.requires_grad_()
+                    error = (x_D - self.b_dec_D - y_F @ self.W_dec_FD).square().sum() / 2
+                    (gradient_F,) = torch.autograd.grad(error, y_F)
+                u_F = y_F.detach() - step * gradient_F
+                u_F = u_F.clamp_min(0) if self.config.nonnegative else u_F
+                new_F = proximal(u_F, self.config.penalty, self._weight(), step, norms_F)
+                again = (y_F.detach() - new_F) @ (new_F - code_F) > 0
+                before, t = t, 1.0 if again else (1 + (1 + 4 * t * t) ** 0.5) / 2
+                y_F = new_F if again else new_F + (before - 1) / t * (new_F - code_F)
+                code_F.copy_(new_F)
         return code_NF
 
     @classmethod
