@@ -227,10 +227,12 @@ def amortisation_gap(every: Sequence[Evaluated]) -> Claim:
     results, texts = set(), []
     for e in every:
         if found := e.measure("amortisation"):
-            results.add("holds" if found["fvu_shrinkage"] < found["fvu_encoder"] else "fails")
+            value, low, high = found["difference"]
+            results.add("holds" if high < 0 else "fails" if low > 0 else "undecided")
             texts.append(
                 f"{e.name}: FVU {found['fvu_shrinkage']:.4f} at L0 {found['l0_shrinkage']:.1f} against "
-                f"{found['fvu_encoder']:.4f} at L0 {found['l0_encoder']:.1f}, {found['n_rows']:,} rows"
+                f"{found['fvu_encoder']:.4f} at L0 {found['l0_encoder']:.1f} (difference {value:+.4f} [{low:.4f}, "
+                f"{high:.4f}]), {found['n_rows']:,} rows"
             )
     return Claim(
         "Over TopK's own atoms, iterative shrinkage (CEL0) reconstructs better than TopK's encoder (amortisation gap).",

@@ -22,7 +22,7 @@ from saetools.evals.splicing import Splicer, counted_windows, cross_entropy_N, l
 from saetools.functional.statistics import l0_N
 
 STEPS = (8, 16, 32, 64, 128)
-N_STEP_ROWS, N_SHRINKAGE_ROWS, N_CE, N_READ = 12_000, 1_500, 8_000, 60_000
+N_STEP_ROWS, N_SHRINKAGE_ROWS, N_SHRINKAGE_STEPS, N_CE, N_READ = 12_000, 1_500, 200, 8_000, 60_000
 
 
 def steps(subject: Subject) -> list[dict[str, float]]:
@@ -93,35 +93,49 @@ def gradients_at_inference(subject: Subject) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def amortisation(subject: Subject) -> dict[str, float]:
-    """Iterative shrinkage over the dictionary's own atoms at about its L0; the weight by secant steps on few rows."""
+def amortisation(subject: Subject) -> dict[str, Any]:
+    """Iterative shrinkage over the dictionary's own atoms at about its L0; the weight by secant steps on few rows.
+
+    `difference`: FVU of shrinkage less that of the encoder, and its interval over documents.
+    """
     dictionary = subject.dictionary
-    x_ND = torch.cat([rows.x_ND for rows in coded_rows(subject, N_SHRINKAGE_ROWS)])
-    fvu_encoder, l0 = _fvu_and_l0(dictionary, x_ND)
+    rows = list(coded_rows(subject, N_SHRINKAGE_ROWS))
+    x_ND, document_N = torch.cat([r.x_ND for r in rows]), torch.cat([r.where_N2[:, 0] for r in rows])
+    squares_N = (x_ND - x_ND.mean(0)).square().sum(1)
+    errors_N, l0 = _errors_and_l0(dictionary, x_ND)
     known: list[tuple[float, float]] = []
     weight = 0.002
     for _ in range(6):
-        sparsity = _fvu_and_l0(IterativeShrinkage.over(dictionary, weight=weight), x_ND[:: len(x_ND) // 100])[1]
+        coder = IterativeShrinkage.over(dictionary, weight=weight, n_steps=N_SHRINKAGE_STEPS)
+        sparsity = _errors_and_l0(coder, x_ND[:: len(x_ND) // 100])[1]
         known.append((math.log(weight), math.log(max(sparsity, 0.1))))
         slope = -1.0
         if len(known) > 1:
             (u, v), (w, z) = known[-2:]
             slope = min(-0.3, max(-3.0, (z - v) / (w - u))) if w != u else -1.0
         weight = math.exp(known[-1][0] + (math.log(l0) - known[-1][1]) / slope)
-    fvu_shrinkage, l0_shrinkage = _fvu_and_l0(IterativeShrinkage.over(dictionary, weight=weight), x_ND)
+    coder = IterativeShrinkage.over(dictionary, weight=weight, n_steps=N_SHRINKAGE_STEPS)
+    shrunk_N, l0_shrunk = _errors_and_l0(coder, x_ND)
+    sums = DocumentSums(3)
+    sums.add(document_N, torch.stack([squares_N, errors_N, shrunk_N], 1).double())
+
+    def difference(totals: np.ndarray) -> np.ndarray:
+        return (totals[:, 2] - totals[:, 1]) / totals[:, 0]
+
     return {
-        "fvu_encoder": fvu_encoder,
-        "fvu_shrinkage": fvu_shrinkage,
+        "fvu_encoder": sums.value(lambda totals: totals[:, 1] / totals[:, 0]),
+        "fvu_shrinkage": sums.value(lambda totals: totals[:, 2] / totals[:, 0]),
+        "difference": [sums.value(difference), *(sums.interval(difference, 0) or (math.nan, math.nan))],
         "l0_encoder": l0,
-        "l0_shrinkage": l0_shrinkage,
+        "l0_shrinkage": l0_shrunk,
         "n_rows": len(x_ND),
     }
 
 
-def _fvu_and_l0(dictionary: Dictionary, x_ND: Tensor) -> tuple[float, float]:
+def _errors_and_l0(dictionary: Dictionary, x_ND: Tensor) -> tuple[Tensor, float]:
+    """Squared error of each row, and mean L0."""
     code = dictionary.encode(x_ND)
-    left = (x_ND - dictionary.decode(code)).square().sum() / (x_ND - x_ND.mean(0)).square().sum()
-    return float(left), float(l0_N(code).double().mean())
+    return (x_ND - dictionary.decode(code)).square().sum(1), float(l0_N(code).double().mean())
 
 
 MEASURES: dict[str, tuple[tuple[str, ...], Callable[[Subject], Any]]] = {

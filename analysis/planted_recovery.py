@@ -1,6 +1,8 @@
 """Which kinds find planted atoms: every kind on rows with known truth, in six settings, as a CSV and a table.
 
-    python analysis/planted_recovery.py [--seeds 0 1 2] [--kinds topk itda]
+    python analysis/planted_recovery.py [--seeds 0 1 2] [--settings easy tree] [--kinds topk itda]
+
+Resumable: what stands in the CSV is not done again.
 
 All kinds have twice as many features as there are atoms (itda: four times), the same rows, steps and learning rate;
 kinds with a k have the mean number of atoms that fire, rounded; penalties are those of `PENALTIES`. Score: share of
@@ -91,6 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--kinds", nargs="+", help="all where left out")
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
     a = parser.parse_args()
     torch.set_num_threads(1)
@@ -103,7 +106,8 @@ def main() -> None:
         if not done:
             writer.writeheader()
         for seed in a.seeds:
-            for setting, (law, config) in SETTINGS.items():
+            for setting in a.settings:
+                law, config = SETTINGS[setting]
                 for kind in a.kinds or kinds:
                     if (kind, setting, seed) not in have:
                         found = {name: f"{value:.4f}" for name, value in score(kind, law(config, seed), seed).items()}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_hosts import by_name, row_subject
 
-from saetools.activations.planted import Planted, PlantedConfig, PlantedSource
+from saetools.activations.planted import Planted, PlantedBlock, PlantedConfig, PlantedSource
 from saetools.dictionaries.code import SparseCode
 from saetools.dictionaries.topk import TopK
 from saetools.evals.base import Subject
@@ -49,6 +49,28 @@ def test_the_truth_is_perfect():
     assert found["features_per_atom"].value == 1
     assert found["matched_cosine_chance"].value < 0.5
     assert "absorption" not in found
+
+
+class OneDraw(Planted):
+    """The same 2,048 rows, whatever the size of its blocks."""
+
+    def block(self, number, n_rows=1024, purpose="train"):
+        whole, rows = super().block(0, 2048, purpose), slice(number * n_rows, (number + 1) * n_rows)
+        return PlantedBlock(whole.x_ND[rows], whole.code_NF[rows])
+
+
+def test_batches_do_not_matter():
+    law = OneDraw(PlantedConfig(d_model=D, n_features=F, mean_active=3, noise=0.1), seed=0)
+    dictionary = TopK(TopK.configure(n_features=2 * F, k=3), D)
+    base, *others = (
+        by_name(GroundTruth(n_tokens=2048).run(Subject(dictionary, source.spec, source)))
+        for source in (PlantedSource(law, "heldout", 2048 // size, size) for size in (512, 128, 2048))
+    )
+    known = {name: record for name, record in base.items() if record.value is not None}
+    assert len(known) >= 8
+    for found in others:
+        for name, record in known.items():
+            assert found[name].n == record.n and found[name].value == pytest.approx(record.value, rel=1e-6), name
 
 
 def test_permuted_features_are_still_perfect_and_silent_ones_cost_recall():

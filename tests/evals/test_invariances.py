@@ -4,6 +4,8 @@ Every registered evaluation is held to them on the subjects that it can be run o
 where a figure is about what is changed.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from planted_classes import planted_subject
@@ -44,7 +46,9 @@ def assert_equal(found, base, but=("!",), rel=1e-6):
 def subject_for(name, **changes):
     if name in LABELLED:
         return planted_subject(**changes)
-    return host_subject(TopK(TopK.configure(n_features=24, k=3), D_MODEL), listed=True, **changes)
+    subject = host_subject(TopK(TopK.configure(n_features=24, k=3), D_MODEL), listed=True, **changes)
+    others = {"another seed": TopK(TopK.configure(n_features=20, k=3), D_MODEL, seed=1)} if name == "stability" else {}
+    return replace(subject, others=others)
 
 
 def runnable(name):

@@ -1,6 +1,10 @@
 """Running, keeping and listing evaluations."""
 
 import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,6 +65,30 @@ def test_finished_evaluations_are_kept_and_an_interruption_loses_only_the_rest(t
     outcomes.clear()
     run_evaluations(host_subject(), small(), tmp_path, outcomes.append, fresh=True)
     assert {o.status for o in outcomes} == {"computed"}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {here!r})
+from small_hosts import host_subject
+from test_run import small
+from saetools.evals.loss_recovered import LossRecovered
+from saetools.evals.run import run_evaluations
+LossRecovered.run = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+run_evaluations(host_subject(), small(), Path(sys.argv[1]))
+"""
+
+
+def test_what_a_kill_left_finished_is_kept(tmp_path):
+    program = KILLED.format(here=str(Path(__file__).parent))
+    assert subprocess.run([sys.executable, "-c", program, str(tmp_path)]).returncode == -signal.SIGKILL
+    outcomes = []
+    records = run_evaluations(host_subject(), small(), tmp_path, outcomes.append)
+    assert [o.status for o in outcomes] == ["kept", "kept", "computed"]
+    straight = by_name(run_evaluations(host_subject(), small()))
+    for record in records:
+        assert record.name.startswith("cost_") or record == straight[record.name]
 
 
 def test_other_weights_data_or_settings_are_computed_again(tmp_path):
