@@ -74,7 +74,7 @@ PANELS = {
 """Figure -> title, factor, axis."""
 
 
-def figure(averaged: dict[tuple[str, int], Result]) -> go.Figure:
+def figure(averaged: dict[tuple[str, int], Result], rests: str) -> go.Figure:
     """Each of PANELS over mean L0, a line per dictionary; the rows that it read where the pointer rests."""
     made = make_subplots(2, 3, subplot_titles=[title for title, _, _ in PANELS.values()], vertical_spacing=0.12)
     colours = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#7f7f7f"]
@@ -99,8 +99,21 @@ def figure(averaged: dict[tuple[str, int], Result]) -> go.Figure:
         made.update_yaxes(axis, row=panel // 3 + 1, col=panel % 3 + 1)
     made.update_xaxes(type="log", tickvals=[8, 16, 32, 64, 128, 256])
     made.update_xaxes(title_text="mean L0, held-out", row=2)
-    made.update_layout(template="plotly_white", width=1500, height=900, title="Dictionaries on one stream")
+    made.update_layout(
+        template="plotly_white", width=1500, height=900, title=f"Dictionaries on one stream<br><sup>{rests}</sup>"
+    )
     return made
+
+
+def coverage(found: list[Result]) -> str:
+    """How much of the comparison is there: units in all, and by L0 target and seed."""
+    every = list(units())
+    sets = [
+        f"L0 {target}, seed {seed}: {done} of {sum((u.target, u.seed) == (target, seed) for u in every)}"
+        for target, seed in dict.fromkeys((u.target, u.seed) for u in every)
+        if (done := sum((r["target_l0"], r["seed"]) == (target, seed) for r in found))
+    ]
+    return f"It rests on {len(found)} of {len(every)} units so far ({'; '.join(sets)})."
 
 
 def report(roots: list[Path]) -> None:
@@ -112,15 +125,15 @@ def report(roots: list[Path]) -> None:
         writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(found)
-    seeds = sorted({result["seed"] for result in found})
+    rests = coverage(found)
     lines = [
         f"# Dictionaries compared, {time.strftime('%Y-%m-%d')}",
         "",
-        f"`python analysis/compare_dictionaries.py`, {len(found)} of {len(list(units()))} units so far; seeds "
-        f"{', '.join(map(str, seeds))}. Embedded host, `blocks.1.hook_out`, D = 256, F = 4096, one stream of rows per "
-        "seed, 300,032 rows in batches of 1024, lr 1e-3 for all: a short training, in which every kind is far from "
-        "converged. Held-out: 60,000 rows, 10,000 predictions. CPU seconds of one thread beside other work. `dead` and "
-        "`under-used` are shares of the atoms in use. Where `seeds` is 1, a difference may be chance.",
+        f"`python analysis/compare_dictionaries.py`. {rests} Embedded host, `blocks.1.hook_out`, D = 256, F = 4096, one "
+        "stream of rows per seed, 300,032 rows in batches of 1024, lr 1e-3 for all: a short training, in which every "
+        "kind is far from converged. Held-out: 60,000 rows, 10,000 predictions. CPU seconds of one thread beside other "
+        "work. `dead` and `under-used` are shares of the atoms in use. Where `seeds` is 1, a difference may be chance: "
+        "no order is claimed.",
         "",
         table(averaged),
         "",
@@ -128,7 +141,7 @@ def report(roots: list[Path]) -> None:
         "",
     ]
     atomic.write_text(HERE / "compare_dictionaries.md", "\n".join(lines))
-    figure(averaged).write_html(HERE / "compare_dictionaries.html", include_plotlyjs="cdn", full_html=True)
+    figure(averaged, rests).write_html(HERE / "compare_dictionaries.html", include_plotlyjs="cdn", full_html=True)
 
 
 def main() -> None:
