@@ -130,10 +130,10 @@ def report(roots: list[Path]) -> None:
         f"# Dictionaries compared, {time.strftime('%Y-%m-%d')}",
         "",
         f"`python analysis/compare_dictionaries.py`. {rests} Embedded host, `blocks.1.hook_out`, D = 256, F = 4096, "
-        "one stream of rows per seed, 300,032 rows in batches of 1024, lr 1e-3 for all: a short training, in which every "
-        "kind is far from converged. Held-out: 60,000 rows, 10,000 predictions. CPU seconds of one thread beside other "
-        "work. `dead` and `under-used` are shares of the atoms in use. Where `seeds` is 1, a difference may be chance: "
-        "no order is claimed.",
+        "one stream of rows per seed, 300,032 rows in batches of 1024, lr 1e-3 for all: a short training, in which "
+        "every kind is far from converged. Held-out: 60,000 rows, 10,000 predictions. CPU seconds of one thread beside "
+        "other work. `dead` and `under-used` are shares of the atoms in use. Where `seeds` is 1, a difference may be "
+        "chance: no order is claimed.",
         "",
         table(averaged),
         "",
