@@ -250,12 +250,15 @@ def main() -> None:
     parser.add_argument("--labels", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--targets", type=int, nargs="+", default=TARGETS)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="no further unit is begun after so many")
     a = parser.parse_args()
-    comparison = Comparison(a.runs.absolute())
+    comparison, began = Comparison(a.runs.absolute()), time.monotonic()
     for unit in units(tuple(a.seeds), tuple(a.targets)):
         directory = unit.directory(comparison.runs)
         if unit.label not in a.labels or (directory / "result.json").exists():
             continue
+        if time.monotonic() - began > 60 * a.minutes:
+            break
         try:
             with FileLock(atomic.make_directory(directory.parent) / f".{directory.name}.lock", timeout=0):
                 comparison.do(unit)

@@ -1,9 +1,11 @@
 """The two terms that nearly every kind has: reconstruction and, if asked for, AuxK on its dead features."""
 
+import torch
 from torch import Tensor
 
 from saetools.dictionaries.base import Dictionary, Progress, SparseCode, State, Terms
 from saetools.dictionaries.settings import WithAuxK
+from saetools.functional.linear import rectified_product
 from saetools.functional.losses import auxk, reconstruction
 from saetools.functional.statistics import dead_F
 
@@ -22,10 +24,17 @@ def standard_terms(
 
 
 def dense_terms(
-    dictionary: Dictionary, code_NF: Tensor, x_ND: Tensor, target_ND: Tensor, state: State, progress: Progress
+    dictionary: Dictionary,
+    code_NF: Tensor,
+    x_ND: Tensor,
+    target_ND: Tensor,
+    state: State,
+    progress: Progress,
+    zeros_learn: bool = False,
 ) -> Terms:
-    """`standard_terms` of a training code that is not sparse yet: dense products, and gradients to its zeros too."""
-    residual_ND = target_ND - (code_NF @ dictionary.W_dec_FD + dictionary.b_dec_D)
+    """`standard_terms` of a training code that may not be sparse yet; `zeros_learn`: gradients to its zeros too."""
+    product = torch.matmul if zeros_learn else rectified_product
+    residual_ND = target_ND - (product(code_NF, dictionary.W_dec_FD) + dictionary.b_dec_D)
     code = SparseCode.from_dense(code_NF.detach())
     return terms_of_residual(dictionary, code, residual_ND, x_ND, state, progress)
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from saetools.dictionaries.auxiliary import dense_terms, standard_weights
 from saetools.dictionaries.base import Dictionary, Progress, SparseCode, State, Terms
 from saetools.dictionaries.settings import WithAuxK, WithL1
+from saetools.functional.linear import rectified_product
 from saetools.functional.losses import power_penalty, reconstruction
 
 
@@ -55,7 +56,7 @@ class Gated(Dictionary, kind="gated"):
         gate_NF = self.pre(x_ND)
         terms = dense_terms(self, self._gated(gate_NF), x_ND, target_ND, state, progress)
         open_NF = gate_NF.relu()
-        gate_residual_ND = target_ND - (open_NF @ self.W_dec_FD.detach() + self.b_dec_D.detach())
+        gate_residual_ND = target_ND - (rectified_product(open_NF, self.W_dec_FD.detach()) + self.b_dec_D.detach())
         losses = {
             "l1": power_penalty(open_NF, len(x_ND), self.total_variance),
             "gate_reconstruction": reconstruction(gate_residual_ND, self.total_variance),

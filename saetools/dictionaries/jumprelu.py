@@ -61,7 +61,7 @@ class JumpReLU(Dictionary, kind="jumprelu"):
         """Dense on purpose: pre-activations just below their threshold pass gradients to it, though their code is 0."""
         pre_NF, bandwidth = self.pre(x_ND), self.config.bandwidth * sqrt(self.d_model)
         code_NF = jumprelu(pre_NF, self.threshold_F, bandwidth)
-        terms = dense_terms(self, code_NF, x_ND, target_ND, state, progress)
+        terms = dense_terms(self, code_NF, x_ND, target_ND, state, progress, zeros_learn=True)
         l0 = mean_of_rows(step(pre_NF, self.threshold_F, bandwidth).sum(1))
         return replace(terms, losses=terms.losses | {"l0": l0})
 

@@ -1,8 +1,9 @@
 """The gather-sum against the dense product, in value and gradient."""
 
+import pytest
 import torch
 
-from saetools.functional.linear import gather_sum, preactivations, scatter_rows
+from saetools.functional.linear import gather_sum, preactivations, rectified_product, scatter_rows
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -12,6 +13,37 @@ def random(*shape: int) -> torch.Tensor:
 def test_preactivations() -> None:
     x, W, b, c = random(5, 3), random(7, 3), random(7), random(3)
     torch.testing.assert_close(preactivations(x, W, b, c), (x - c) @ W.T + b)
+
+
+def test_preactivations_pass_gradcheck() -> None:
+    parts = [random(*shape).requires_grad_() for shape in ((5, 3), (7, 3), (7,), (3,))]
+    assert torch.autograd.gradcheck(preactivations, parts)
+    plain = torch.autograd.grad(((parts[0] - parts[3]) @ parts[1].T + parts[2]).square().sum(), parts)
+    for found, expected in zip(torch.autograd.grad(preactivations(*parts).square().sum(), parts), plain, strict=True):
+        torch.testing.assert_close(found, expected)
+    assert torch.autograd.gradcheck(lambda b_dec: preactivations(*(p.detach() for p in parts[:3]), b_dec), parts[3:])
+
+
+def test_gradients_of_preactivations_under_autocast_are_float32() -> None:
+    parts = [random(*shape).float().requires_grad_() for shape in ((5, 3), (7, 3), (7,), (3,))]
+    with torch.autocast("cpu", torch.bfloat16):
+        pre = preactivations(*parts)
+    assert pre.dtype == torch.bfloat16
+    expected = torch.autograd.grad(((parts[0] - parts[3]) @ parts[1].T + parts[2]).square().sum(), parts)
+    for found, plain in zip(torch.autograd.grad(pre.float().square().sum(), parts), expected, strict=True):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, plain, rtol=0.05, atol=0.05 * float(plain.abs().max()))
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5])
+def test_rectified_products_are_dense_ones_in_value_and_gradient(share: float) -> None:
+    pre, W, dense = random(60, 40) - torch.special.ndtri(torch.tensor(1 - share)), random(40, 6), []
+    for product in (rectified_product, torch.matmul):
+        parts = [pre.clone().requires_grad_(), W.clone().requires_grad_()]
+        found = product(parts[0].relu(), parts[1])
+        dense.append([found, *torch.autograd.grad(found.square().sum(), parts)])
+    for one, other in zip(*dense, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_gather_sum_of_the_fixed_layout_passes_gradcheck() -> None:
