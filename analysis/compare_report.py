@@ -2,22 +2,24 @@
 
     python analysis/compare_report.py runs/compare [more directories of runs]
 
-Writes compare_dictionaries.csv (one line per unit), .md (means over seeds) and .html (plotly) beside this file.
+Writes compare_dictionaries.csv (one line per unit), .md (means over seeds) and .html (a page that needs no network)
+beside this file.
 """
 
 import argparse
 import csv
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import plotly.graph_objects as go
 from compare_dictionaries import results, units
-from plotly.subplots import make_subplots
 
 from saetools import atomic
+from saetools.dashboard.evaluations import COLOURS
+from saetools.dashboard.panel import Panel, layout, plain
+from saetools.dashboard.report import Section, report_page
 
 HERE = Path(__file__).parent
 COLUMNS = {
@@ -63,46 +65,43 @@ def table(averaged: dict[tuple[str, int], Result]) -> str:
     return "\n".join(lines)
 
 
-PANELS = {
+CURVES = {
     "fvu": ("FVU", 1, {"type": "log", "tickvals": [0.05, 0.1, 0.2, 0.4, 0.8]}),
     "ce_recovered": ("CE recovered", 1, {}),
     "kl_recovered": ("KL recovered", 1, {}),
-    "dead": ("dead, % of atoms", 100, {"rangemode": "tozero"}),
-    "l0_sd": ("sd of L0 over tokens", 1, {"rangemode": "tozero"}),
+    "dead": ("Dead, % of atoms", 100, {"rangemode": "tozero"}),
+    "l0_sd": ("Standard deviation of L0 over tokens", 1, {"rangemode": "tozero"}),
     "cpu_seconds": ("CPU seconds of training", 1, {"type": "log"}),
 }
 """Figure -> title, factor, axis."""
+SYMBOLS = ("circle", "diamond", "square")
 
 
-def figure(averaged: dict[tuple[str, int], Result], rests: str) -> go.Figure:
-    """Each of PANELS over mean L0, a line per dictionary; the rows that it read where the pointer rests."""
-    made = make_subplots(2, 3, subplot_titles=[title for title, _, _ in PANELS.values()], vertical_spacing=0.12)
-    colours = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#7f7f7f"]
-    symbols = ["circle", "diamond"]
-    for i, label in enumerate(sorted({label for label, _ in averaged})):
-        points = sorted((row for (name, _), row in averaged.items() if name == label), key=lambda row: row["l0"])
-        for panel, (name, (_, factor, _)) in enumerate(PANELS.items()):
-            made.add_scatter(
-                x=[p["l0"] for p in points],
-                y=[None if p[name] is None else factor * p[name] for p in points],
-                name=label,
-                text=[f"{p['n_tokens']:,} rows, {p['seeds']} seed(s)" for p in points],
-                legendgroup=label,
-                showlegend=panel == 0,
-                mode="lines+markers",
-                line={"color": colours[i % len(colours)]},
-                marker={"symbol": symbols[i // len(colours) % 2], "size": 8},
-                row=panel // 3 + 1,
-                col=panel % 3 + 1,
-            )
-    for panel, (_, _, axis) in enumerate(PANELS.values()):
-        made.update_yaxes(axis, row=panel // 3 + 1, col=panel % 3 + 1)
-    made.update_xaxes(type="log", tickvals=[8, 16, 32, 64, 128, 256])
-    made.update_xaxes(title_text="mean L0, held-out", row=2)
-    made.update_layout(
-        template="plotly_white", width=1500, height=900, title=f"Dictionaries on one stream<br><sup>{rests}</sup>"
-    )
-    return made
+def panels(averaged: dict[tuple[str, int], Result]) -> Iterator[Panel]:
+    """Each of CURVES over mean L0, a line per dictionary; the rows that it read where the pointer rests."""
+    labels = sorted({label for label, _ in averaged})
+    for name, (title, factor, axis) in CURVES.items():
+        data, rows = [], []
+        for i, label in enumerate(labels):
+            own = [row for (each, _), row in averaged.items() if each == label and row[name] is not None]
+            points = sorted(own, key=lambda row: row["l0"])
+            line = {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": plain(label),
+                "x": [p["l0"] for p in points],
+                "y": [factor * p[name] for p in points],
+                "text": [f"{p['n_tokens']:,.0f} rows, {p['seeds']} seed(s)" for p in points],
+                "hovertemplate": f"{plain(label)}<br>L0 %{{x:.3g}}<br>%{{y:.4g}}<br>%{{text}}<extra></extra>",
+                "line": {"color": COLOURS[i % len(COLOURS)]},
+                "marker": {"symbol": SYMBOLS[i // len(COLOURS) % len(SYMBOLS)], "size": 8},
+            }
+            data.append(line)
+            rows += [(label, round(p["l0"], 1), round(factor * p[name], 4)) for p in points]
+        x = {"type": "log", "tickvals": [8, 16, 32, 64, 128, 256]}
+        shape = layout("mean L0, held-out", "", x, {"rangemode": "normal", **axis})
+        shape |= {"height": 340 + 10 * len(labels), "showlegend": True, "legend": {"orientation": "h", "y": -0.2}}
+        yield Panel(title, data, shape, ("dictionary", "L0", title), tuple(rows))
 
 
 def coverage(found: list[Result]) -> str:
@@ -141,7 +140,11 @@ def report(roots: list[Path]) -> None:
         "",
     ]
     atomic.write_text(HERE / "compare_dictionaries.md", "\n".join(lines))
-    figure(averaged, rests).write_html(HERE / "compare_dictionaries.html", include_plotlyjs="cdn", full_html=True)
+    note = (
+        f"Figures over mean L0 on held-out rows, means over seeds. {rests} The numbers are in compare_dictionaries.md."
+    )
+    sections = [Section("All dictionaries", (note,), tuple(panels(averaged)))]
+    report_page("Dictionaries on one stream", [], sections, HERE / "compare_dictionaries.html")
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from saetools.errors import ConfigError, RunError, SaetoolsError
+from saetools.errors import ConfigError, RunError, SaetoolsError, printable
 
 PROGRAM = "saetools"
 ELSEWHERE = "what is meant to differ from what it was made for: host, point, ..."
@@ -19,7 +19,9 @@ OVERRIDES = "Any field of the config is set as --section.field VALUE; `saetools 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0, or 2 with one paragraph on stderr at an error that the user can mend."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PlainFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger(PROGRAM).setLevel(logging.INFO)
     try:
         own, overrides = split_overrides(argv)
@@ -27,13 +29,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options, overrides)
         return 0
     except SaetoolsError as error:
-        sys.stderr.write(f"{PROGRAM}: error: {error}\n")
+        sys.stderr.write(printable(f"{PROGRAM}: error: {error}\n"))
         return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 141
+
+
+class _PlainFormatter(logging.Formatter):
+    """Messages may hold names and text from elsewhere: no terminal obeys them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def _tell(text: str) -> None:
+    sys.stdout.write(printable(text))
 
 
 def run_command(command: str) -> None:
@@ -161,11 +174,11 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         kinds = pipeline.dictionary_configs()
         if options.fields not in kinds:
             raise ConfigError(f"unknown kind {options.fields!r}. Known: {', '.join(kinds)}.")
-        sys.stdout.write(help_text("saetools train", kinds, options.fields))
+        _tell(help_text("saetools train", kinds, options.fields))
         return
     configs = _configs(options, overrides)
     if options.print_config:
-        sys.stdout.write("---\n".join(to_yaml(config) for config in configs))
+        _tell("---\n".join(to_yaml(config) for config in configs))
         return
     if options.dry_run:
         from saetools.dry_run import describe
@@ -175,9 +188,7 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         return
     for result in pipeline.train(configs, allow_inexact=options.allow_inexact):
         skipped = f", of which {result.n_skipped} were not finite and not applied" if result.n_skipped else ""
-        sys.stdout.write(
-            f"dictionary: {result.dictionary}   ({result.n_tokens:,} tokens in {result.n_steps:,} steps{skipped})\n"
-        )
+        _tell(f"dictionary: {result.dictionary}   ({result.n_tokens:,} tokens in {result.n_steps:,} steps{skipped})\n")
 
 
 def _harvest(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -187,7 +198,7 @@ def _harvest(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     points = options.points or [config.activations.point]
     stores = pipeline.harvest(config, options.out, points, options.rows)
     for point, path in stores.items():
-        sys.stdout.write(f"{point}: {path}\n")
+        _tell(f"{point}: {path}\n")
 
 
 def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -198,9 +209,9 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         config = _config_for(source, options.config, overrides)
         others = [other for other in sources if other != source]
         told = pipeline.evaluate(source, config, fresh=options.fresh, others=others, elsewhere=options.elsewhere)
-        sys.stdout.write(told + "\n")
+        _tell(told + "\n")
     if len(sources) > 1 or options.out is not None:
-        sys.stdout.write(pipeline.compare(sources, options.out) + "\n")
+        _tell(pipeline.compare(sources, options.out) + "\n")
 
 
 def _dashboard(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -212,11 +223,11 @@ def _dashboard(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     how = exploring.Collecting(options.fresh, options.map, options.loss_effects)
     if options.export is not None:
         page = exploring.export(source, config, options.export, options.features, compare, how)
-        sys.stdout.write(f"features: {page}   (open it in a browser)\n")
+        _tell(f"features: {page}   (open it in a browser)\n")
         return
 
     def started(address: str) -> None:
-        sys.stdout.write(f"features: {address}   (open it in a browser; ctrl-c stops)\n")
+        _tell(f"features: {address}   (open it in a browser; ctrl-c stops)\n")
         sys.stdout.flush()
 
     where = (options.host, options.port, options.token)
@@ -244,7 +255,7 @@ def _encode(options: argparse.Namespace, overrides: Sequence[str]) -> None:
             n_rows=options.n_rows,
         )
     per_row = info.n_values / max(1, info.n_rows)
-    sys.stdout.write(
+    _tell(
         f"{options.out}: {info.n_rows:,} rows, {info.n_values:,} values ({per_row:.1f} per row) of "
         f"{info.n_features:,} features, in {len(info.shards)} shards\n"
     )
@@ -258,7 +269,7 @@ def _convert(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     dictionary = load(options.source, strict=not options.not_strict, allow_pt=options.from_pt, k=options.k)
     save_as(dictionary, options.out, options.to)
     layout = dictionary.provenance.get("layout", "a saetools dictionary")
-    sys.stdout.write(
+    _tell(
         f"{options.source} ({layout}) -> {options.out}: {dictionary.kind}, {dictionary.config.n_features} features of "
         f"width {dictionary.d_model}\n"
     )
@@ -267,7 +278,7 @@ def _convert(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 def _push(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from saetools.formats.hub import push
 
-    sys.stdout.write(f"saved: {push(options.source, options.destination, private=not options.public)}\n")
+    _tell(f"saved: {push(options.source, options.destination, private=not options.public)}\n")
 
 
 def _quickstart(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -275,9 +286,9 @@ def _quickstart(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     config = pipeline.read_config("quickstart", overrides)
     pipeline.train([config])
-    sys.stdout.write(pipeline.evaluate(config.run.dir, config) + "\n")
+    _tell(pipeline.evaluate(config.run.dir, config) + "\n")
     page = exploring.export(config.run.dir, config)
-    sys.stdout.write(
+    _tell(
         f"dictionary: {config.run.dir / 'dictionary'}   (saetools.load({str(config.run.dir)!r}))\n"
         f"figures:    {config.run.dir / 'eval.json'}\n"
         f"features:   {page}   (open it in a browser)\n"
@@ -299,7 +310,7 @@ def _print_table(title: str, columns: tuple[str, str], rows: Sequence[tuple[str,
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     Console(file=sys.stdout, markup=False).print(table)
 
 

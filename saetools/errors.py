@@ -32,6 +32,15 @@ class RunError(SaetoolsError):
     """A run directory that cannot be used, or a run that cannot go on."""
 
 
+def printable(text: str) -> str:
+    r"""Text for a terminal: what would move its cursor, colour it or reorder it stands as an escape.
+
+    >>> printable("a\x1b[31m\n")
+    'a\\x1b[31m\n'
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """` Did you mean "x"?` for the known name closest to `name`, or an empty string when none is close.
 

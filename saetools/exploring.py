@@ -6,6 +6,7 @@ import hashlib
 import logging
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 METRICS, STORE = "metrics.jsonl", "features"
 MAX_FIRING = 2000  # features that a prompt lists
+MAX_STEERING_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,7 @@ class _Model:
         self._source, self._config = source, config
         self._lock = threading.Lock()
         self._loaded: Any = None
+        self._baseline: tuple[Any, str] = (None, "")  # (what was asked for last, its continuation)
 
     def _subject(self) -> Any:
         with self._lock:
@@ -200,12 +203,16 @@ class _Model:
         return fire_on_prompt(subject.dictionary, subject.host, subject.spec.point, text, n_features=MAX_FIRING)
 
     def steer(self, request: Steering) -> tuple[str, str]:
-        """(baseline, steered) continuations of equal length, temperature and seed."""
+        """(baseline, steered) continuations of equal length, temperature and seed; DataError after 60 seconds."""
+        from saetools.features.prompt import prompt_ids
         from saetools.features.steering import steer
 
         subject = self._subject()
+        prompt_ids(subject.host, request.prompt)
+        until = time.monotonic() + MAX_STEERING_SECONDS
         options = (request.prompt, request.n_tokens, request.temperature, request.seed)
-        baseline = subject.host.generate(*options)
+        if self._baseline[0] != options:
+            self._baseline = (options, subject.host.generate(*options, until=until))
         how: Any = request.how
         with steer(
             subject.host,
@@ -216,7 +223,7 @@ class _Model:
             value=request.value,
             point=subject.spec.point,
         ):
-            return baseline, subject.host.generate(*options)
+            return self._baseline[1], subject.host.generate(*options, until=until)
 
 
 def _comparison(source: Path | Dictionary, other: Path | str) -> Comparison:

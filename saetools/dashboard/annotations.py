@@ -6,15 +6,22 @@ import json
 
 from saetools.features.store import FeatureStore
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+FORMULA_STARTS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+"""What a spreadsheet takes for the start of a formula, the full-width signs included."""
 
 
 def labels_csv(store: FeatureStore) -> str:
-    """feature, label, note; a text that a spreadsheet would run as a formula begins with an apostrophe."""
+    """feature, label, note, lists it is on; what a spreadsheet would run as a formula begins with an apostrophe."""
+    listed: dict[int, list[str]] = {}
+    for name, features in store.lists().items():
+        for feature in features:
+            listed.setdefault(feature, []).append(name)
+    written = store.annotations()
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(("feature", "label", "note"))
-    for feature, texts in store.annotations().items():
+    writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # else a lone \r would stand bare
+    writer.writerow(("feature", "label", "note", "lists"))
+    for feature in sorted({*written, *listed}):
+        texts = (*written.get(feature, ("", "")), "; ".join(listed.get(feature, ())))
         writer.writerow((feature, *(_inert(text) for text in texts)))
     return file.getvalue()
 

@@ -7,7 +7,16 @@ from typing import Any
 
 from saetools.atomic import MANIFEST, committed_directory, write_text
 from saetools.dashboard.comparison import Comparison, comparison_view, partner_view
-from saetools.dashboard.inline import asset, data_element, escaped, fill, inline_json, plotly_script, policy
+from saetools.dashboard.inline import (
+    asset,
+    data_element,
+    escaped,
+    fill,
+    packed,
+    packed_element,
+    plotly_script,
+    policy,
+)
 from saetools.dashboard.panel import CONFIG, Panel
 from saetools.dashboard.panels import density_histogram, map_points
 from saetools.dashboard.views import COLUMNS, feature_view, table_rows
@@ -66,7 +75,7 @@ def export_page(contents: Contents, path: Path | str) -> None:
     rows = contents.rows()
     parts = {row.feature: contents.of_feature(row.feature) for row in rows}
     lines = [_line(line, parts[line["feature"]]["view"]) for line in table_rows(rows)]
-    data = [data_element(f"sae-feature-{feature}", part) for feature, part in parts.items()]
+    data = [packed_element(f"sae-feature-{feature}", part) for feature, part in parts.items()]
     write_text(path, _page(contents, lines, data, None))
 
 
@@ -93,7 +102,7 @@ def _write_features(contents: Contents, rows: Sequence[TableRow], folder: Path) 
     folder.mkdir()
     for row, line in zip(rows, table_rows(rows), strict=True):
         part = contents.of_feature(row.feature)
-        script = f"SaePage.receive({row.feature},{inline_json(part)});"
+        script = f'SaePage.receive({row.feature},"{packed(part)}");'
         (folder / f"{row.feature}.js").write_text(script, encoding="utf-8")
         yield _line(line, part["view"])
 

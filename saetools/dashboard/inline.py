@@ -4,6 +4,7 @@ import base64
 import hashlib
 import html
 import json
+import zlib
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -38,6 +39,17 @@ def inline_json(value: Any) -> str:
 def data_element(name: str, value: Any) -> str:
     """An inert element that holds the value as JSON, found by its id."""
     return f'<script type="application/json" id="{name}">{inline_json(value)}</script>'
+
+
+def packed(value: Any) -> str:
+    """JSON as zlib in base64, a quarter of its size and free of markup; the pages' `unpack` inverts it."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+
+
+def packed_element(name: str, value: Any) -> str:
+    """An inert element that holds the value packed, found by its id."""
+    return f'<script type="text/plain" id="{name}">{packed(value)}</script>'
 
 
 def fill(template: str, **parts: str) -> str:

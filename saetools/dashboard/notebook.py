@@ -166,10 +166,12 @@ class TablePanel:
         """The rows as plotly's table."""
         import plotly.graph_objects as go
 
+        from saetools.dashboard.figure import OfflineFigure
+
         header = {"values": [heading for _, heading, _ in COLUMNS], "align": "left"}
         values = [[plain(_shown(row[name])) for row in self.rows] for name, _, _ in COLUMNS]
         table = go.Table(header=header, cells={"values": values, "align": "left"})
-        return go.Figure([table], {"margin": {"l": 8, "r": 8, "t": 8, "b": 8}})
+        return OfflineFigure([table], {"margin": {"l": 8, "r": 8, "t": 8, "b": 8}})
 
     def _repr_html_(self) -> str:
         def cells(tag: str, values: Iterable[Any]) -> str:

@@ -38,11 +38,11 @@ class Panel:
     @property
     def figure(self) -> "go.Figure":
         """A plotly figure, checked by plotly: 20 ms, which pages do without."""
-        import plotly.graph_objects as go
+        from saetools.dashboard.figure import OfflineFigure
 
         margin = {**self.layout["margin"], "t": 64 if self.note else 48}
         title = {"text": plain(self.title), "subtitle": {"text": plain(self.note)}}
-        return go.Figure(self.data, {**self.layout, "title": title, "margin": margin})
+        return OfflineFigure(self.data, {**self.layout, "title": title, "margin": margin})
 
     def _repr_mimebundle_(self, *args: Any, **kwargs: Any) -> Any:
         """How a notebook shows it: as plotly shows the figure."""
@@ -64,9 +64,11 @@ def side_by_side(panels: Sequence[Panel], columns: int = 2) -> "go.Figure":
     """Several panels as one plotly figure."""
     from plotly.subplots import make_subplots
 
+    from saetools.dashboard.figure import OfflineFigure
+
     n_rows = max(1, -(-len(panels) // columns))
     titles = [plain(f"{panel.title}: {panel.note}" if panel.note else panel.title) for panel in panels]
-    figure = make_subplots(n_rows, columns, subplot_titles=titles)
+    figure = OfflineFigure(make_subplots(n_rows, columns, subplot_titles=titles))
     for index, panel in enumerate(panels):
         row, column = index // columns + 1, index % columns + 1
         for trace in panel.figure.data:

@@ -94,7 +94,7 @@ def _neighbours(record: FeatureRecord) -> list[dict[str, Any]]:
         ("Correlated values", "Pearson r over all tokens", record.pearson),
     ]
     return [
-        {"title": title, "unit": unit, "items": [[n.feature, _short(n.value)] for n in neighbours[:10]]}
+        {"title": title, "unit": unit, "items": [[n.feature, _short(n.value)] for n in neighbours]}
         for title, unit, neighbours in groups
         if neighbours
     ]

@@ -11,19 +11,28 @@ from saetools.lm.base import Host
 MAX_TOKENS = 4096
 
 
-@torch.no_grad()
-def fire_on_prompt(
-    dictionary: Dictionary, host: Host, point: str, text: str, per_token: int = 10, n_features: int = 50
-) -> PromptFirings:
-    """The code of each token of `text`, BOS left out: the strongest features per token and over the whole text.
+def prompt_ids(host: Host, text: str) -> tuple[list[int], list[int]]:
+    """(BOS where the host begins with it, the tokens of a text): together at most 4,096 and what the host takes.
 
-    `dictionary` is for raw rows. Raises DataError where the text has no token or more than the host or 4,096 allow.
+    Raises DataError where the text has no token or more than that.
     """
     ids = host.tokenize.encode([text])[0]
     bos = [host.tokenize.bos_id] if host.prepend_bos and host.tokenize.bos_id is not None else []
     limit = min(MAX_TOKENS, host.max_tokens) - len(bos)
     if not 0 < len(ids) <= limit:
         raise DataError(f"the prompt has {len(ids):,} tokens; 1 to {limit:,} are allowed. Give another text.")
+    return bos, ids
+
+
+@torch.no_grad()
+def fire_on_prompt(
+    dictionary: Dictionary, host: Host, point: str, text: str, per_token: int = 10, n_features: int = 50
+) -> PromptFirings:
+    """The code of each token of `text`, BOS left out: the strongest features per token and over the whole text.
+
+    `dictionary` is for raw rows. Raises DataError as `prompt_ids` does.
+    """
+    bos, ids = prompt_ids(host, text)
     ids_BT = torch.tensor([[*bos, *ids]], device=host.device)
     x_ND = host.activations(ids_BT, [point])[point][0, len(bos) :]
     code = dictionary.encode(x_ND.to(dictionary.device, torch.float32))

@@ -59,8 +59,10 @@ class Host(Protocol):
         """While active, every forward pass of this host, generation included, applies the edits."""
         ...
 
-    def generate(self, prompt: str, n_tokens: int, temperature: float = 0.0, seed: int = 0) -> str:
-        """The prompt's continuation (without the prompt)."""
+    def generate(
+        self, prompt: str, n_tokens: int, temperature: float = 0.0, seed: int = 0, until: float | None = None
+    ) -> str:
+        """The prompt's continuation (without the prompt). `until`: DataError once time.monotonic() is past it."""
         ...
 
     def unembedding(self) -> tuple[Tensor, Tensor | None]:

@@ -1,5 +1,6 @@
 """Hosts through transformer-lens: any causal language model with a bridge, from a directory or the hub."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -194,11 +195,14 @@ class BridgeHost:
     # --- text -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def generate(self, prompt: str, n_tokens: int, temperature: float = 0.0, seed: int = 0) -> str:
+    def generate(
+        self, prompt: str, n_tokens: int, temperature: float = 0.0, seed: int = 0, until: float | None = None
+    ) -> str:
         """The prompt's continuation by up to `n_tokens` tokens; it ends before EOS.
 
         Temperature 0 takes the likeliest token, others sample from softmax(logits / temperature). Each token comes
-        from a full pass over the last `max_tokens` tokens, so that edits see whole windows.
+        from a full pass over the last `max_tokens` tokens, so that edits see whole windows. Raises DataError once
+        time.monotonic() is past `until`.
         """
         encoded = self.tokenize.encode([prompt])[0]
         bos_id = self.tokenize.bos_id if self.prepend_bos else None
@@ -207,7 +211,9 @@ class BridgeHost:
             raise DataError(f"The host {self.name} begins without BOS, so that an empty prompt gives it nothing.")
         n_prompt = len(ids)
         generator = torch.Generator().manual_seed(torch_seed(seed, "generate"))
-        for _ in range(n_tokens):
+        for n_made in range(n_tokens):
+            if until is not None and time.monotonic() > until:
+                raise DataError(f"time was up after {n_made} of {n_tokens} tokens. Ask for fewer.")
             logits_V = self._forward(torch.tensor([ids[-self.max_tokens :]]))[0, -1].float().cpu()
             token = _sample(logits_V, temperature, generator)
             if token == self.tokenize.eos_id:

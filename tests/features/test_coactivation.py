@@ -64,3 +64,31 @@ def test_beyond_capacity_it_is_the_same_seeded_sample_for_any_batching() -> None
     for name in ("jaccard", "pmi", "pearson"):
         np.testing.assert_array_equal(results[0][1][name][0], results[1][1][name][0])
         np.testing.assert_array_equal(results[0][1][name][1], results[1][1][name][1])
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_tokens_twenty_neighbours() -> None:
+    random, n_features, n_rows = np.random.default_rng(2), 150, 100_000
+    fires_NF = random.random((n_rows, n_features), np.float32) < random.uniform(0.002, 0.2, n_features)
+    fires_NF[:, 1] |= fires_NF[:, 0] & (random.random(n_rows) < 0.7)
+    code_NF = np.where(fires_NF, random.normal(1, 1, fires_NF.shape), 0).astype(np.float32)
+    fires_NF = code_NF != 0
+    counter = Coactivation(n_features, n_rows, seed=0)
+    feed(counter, code_NF, 5000)
+    n_tokens, found = counter.neighbours()
+    assert n_tokens == n_rows
+    together = fires_NF.astype(np.float64).T @ fires_NF
+    count = fires_NF.sum(0)
+    with np.errstate(divide="ignore"):
+        expected = {
+            "jaccard": together / (count[:, None] + count - together),
+            "pmi": np.where(together >= MIN_TOGETHER, np.log(n_rows * together / np.outer(count, count)), -np.inf),
+            "pearson": np.where(together >= MIN_TOGETHER, np.corrcoef(code_NF.T.astype(np.float64)), -np.inf),
+        }
+    for name, score_FF in expected.items():
+        np.fill_diagonal(score_FF, -np.inf)
+        order_FJ = np.argsort(-score_FF, axis=1, kind="stable")[:, :20]
+        value_FJ, index_FJ = found[name]
+        assert value_FJ.shape == (n_features, 20)
+        np.testing.assert_allclose(value_FJ, np.take_along_axis(score_FF, order_FJ, 1), rtol=1e-9)
+        np.testing.assert_array_equal(index_FJ, order_FJ)

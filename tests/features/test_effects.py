@@ -22,6 +22,15 @@ def test_logit_effects_equal_the_product(block_bytes: int, monkeypatch: pytest.M
     assert (found.counts_FB[:, [0, -1]] > 0).all(), "the ends of the axis are the extremes"
 
 
+def test_ten_tokens_and_twenty_neighbours_are_listed() -> None:
+    generator = torch.Generator().manual_seed(1)
+    W_FD, W_U_VD = torch.randn(60, 8, generator=generator), torch.randn(50, 8, generator=generator)
+    found = logit_effects(W_FD, W_U_VD, None)
+    assert torch.equal(found.top_tokens_FJ, (W_FD @ W_U_VD.T).sort(descending=True).indices[:, :10])
+    assert torch.equal(found.bottom_tokens_FJ, (W_FD @ W_U_VD.T).sort().indices[:, :10])
+    assert cosine_neighbours(W_FD)[0].shape == (60, 20)
+
+
 @pytest.mark.parametrize("block_bytes", [1, 1 << 20])
 def test_neighbours_equal_all_pairs(block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(effects, "BLOCK_BYTES", block_bytes)

@@ -108,6 +108,19 @@ window.SaeFeature = (() => {
     return box;
   };
 
+  const LISTED = 10; // related features of a kind that are seen at once
+  const related = (items, options) => {
+    const list = element("ul", "");
+    items.forEach(([feature, value]) => {
+      const item = element("li", "");
+      const known = options.has(feature);
+      const link = element(known ? "a" : "span", "sae-chip", `#${feature}`);
+      if (known) link.href = `#${feature}`;
+      item.append(link, element("span", "sae-number", format(value)));
+      list.append(item);
+    });
+    return list;
+  };
   const neighbours = (groups, options) => {
     const box = element("section", "sae-card");
     box.append(element("h3", "", "Related features"));
@@ -115,16 +128,12 @@ window.SaeFeature = (() => {
     groups.forEach((group) => {
       const column = element("div", "sae-related");
       column.append(element("h4", "", group.title), element("p", "sae-note", group.unit));
-      const list = element("ul", "");
-      group.items.forEach(([feature, value]) => {
-        const item = element("li", "");
-        const known = options.has(feature);
-        const link = element(known ? "a" : "span", "sae-chip", `#${feature}`);
-        if (known) link.href = `#${feature}`;
-        item.append(link, element("span", "sae-number", format(value)));
-        list.append(item);
-      });
-      column.append(list);
+      column.append(related(group.items.slice(0, LISTED), options));
+      if (group.items.length > LISTED) {
+        const more = element("details", "sae-more");
+        more.append(element("summary", "", `${group.items.length - LISTED} more`), related(group.items.slice(LISTED), options));
+        column.append(more);
+      }
       columns.append(column);
     });
     box.append(columns);

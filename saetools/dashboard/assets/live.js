@@ -229,7 +229,9 @@ window.dash_clientside.saetools = (() => {
 
   const grid = () => window.dash_ag_grid && window.dash_ag_grid.getApi("table");
   const selectRow = (rows) => (rows && rows.length ? rows[0].feature : same());
-  const refetch = () => {
+  let searched = ""; // what the table was last asked for
+  const refetch = (text) => {
+    searched = (text || "").trim();
     const api = grid();
     if (api) api.purgeInfiniteCache();
     return same();
@@ -253,7 +255,14 @@ window.dash_clientside.saetools = (() => {
     return name;
   };
   window.SaeShell.listenTabs(choose);
-  window.SaeShell.listenKeys(step, choose);
+  /** The feature of a number, or the first row that the search finds, once the table has it. */
+  const openFound = (text, patience = 100) => {
+    if (/^\d+$/.test(text)) return open(Number(text));
+    const first = searched === text && grid() && grid().getDisplayedRowAtIndex(0);
+    if (first && first.data) return first.setSelected(true, true);
+    return patience && setTimeout(() => openFound(text, patience - 1), 50);
+  };
+  window.SaeShell.listenKeys(step, choose, openFound);
 
   const fromHash = () => {
     const feature = Number.parseInt(location.hash.slice(1), 10);

@@ -134,11 +134,22 @@
 
   const options = { config: page.config, has: (feature) => known.has(feature) };
 
+  /** What Python packed: JSON as zlib in base64. */
+  const unpack = async (text) => {
+    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+    return JSON.parse(await new Response(stream).text());
+  };
+
   /** Calls back with what is to be drawn of a feature: it is in this page, or in a script of its own beside it. */
   const waiting = new Map();
-  window.SaePage = { receive: (feature, parts) => { waiting.get(feature)?.(parts); waiting.delete(feature); } };
+  window.SaePage = { receive: (feature, parts) => { unpack(parts).then(waiting.get(feature)); waiting.delete(feature); } };
   const withView = (feature, ready) => {
-    if (page.folder === null) return ready(data(`sae-feature-${feature}`));
+    if (!window.DecompressionStream) {
+      by("sae-feature-title").textContent = "This page needs a browser of 2023 or later";
+      return undefined;
+    }
+    if (page.folder === null) return unpack(by(`sae-feature-${feature}`).textContent).then(ready);
     waiting.set(feature, ready);
     const script = document.createElement("script");
     script.src = `${page.folder}/${feature}.js`;
@@ -230,7 +241,7 @@
       if (row && !event.target.closest("a")) go(Number(row.dataset.feature));
     });
     window.SaeShell.listenTabs(choose);
-    window.SaeShell.listenKeys(step, choose);
+    window.SaeShell.listenKeys(step, choose, () => { if (state.shown.length) go(state.shown[0].feature); });
     window.addEventListener("hashchange", fromHash);
     window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { window.SaeFeature.redraw(document); if (state.map) state.map.redraw(); });
     ["sae-feature", "sae-partner"].forEach((id) => by(id) && window.SaeTokens.listen(by(id)));

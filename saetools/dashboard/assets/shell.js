@@ -37,8 +37,9 @@ window.SaeShell = (() => {
   };
   const focusSearch = () => { by("sae-search").focus(); by("sae-search").select(); };
 
-  /** j k / g ? and digits for tabs; nothing while a text is typed, but for Escape, which leaves the field. */
-  const listenKeys = (step, choose) => {
+  /** j k / g ? and digits for tabs; while a text is typed only Escape, which leaves the field, and Enter in the search,
+      which opens what was found. */
+  const listenKeys = (step, choose, openFound) => {
     document.addEventListener("click", (event) => {
       if (event.target.closest("#sae-help-open")) help();
       if (event.target.closest("#sae-help-close")) by("sae-help").close();
@@ -50,6 +51,10 @@ window.SaeShell = (() => {
       const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName) && event.target.type !== "checkbox";
       if (typing) {
         if (event.key === "Escape") event.target.blur();
+        if (event.key === "Enter" && event.target.id === "sae-search") {
+          openFound(event.target.value.trim());
+          event.target.blur();
+        }
         return;
       }
       const actions = { j: () => step(1), k: () => step(-1), "/": focusSearch, g: focusSearch, "?": help };

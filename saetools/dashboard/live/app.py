@@ -1,6 +1,8 @@
 """The app put together: one page, tabs for what was handed in, and a server that listens to this machine alone."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any
 
@@ -42,18 +44,19 @@ HELP
 
 def make_app(subject: Subject) -> Dash:
     """The Dash app of a store, with tabs for the callables and files that the subject has."""
-    app = Dash(
-        "saetools",
-        assets_folder=str(files("saetools.dashboard") / "assets"),
-        include_assets_files=False,
-        index_string=INDEX.replace("HELP", asset("help.html")),
-        title="saetools",
-        update_title="",
-        serve_locally=True,
-        enable_mcp=False,
-        suppress_callback_exceptions=True,
-        websocket_callbacks=False,
-    )
+    with _without_environment():
+        app = Dash(
+            "saetools",
+            assets_folder=str(files("saetools.dashboard") / "assets"),
+            include_assets_files=False,
+            index_string=INDEX.replace("HELP", asset("help.html")),
+            title="saetools",
+            update_title="",
+            serve_locally=True,
+            enable_mcp=False,
+            suppress_callback_exceptions=True,
+            websocket_callbacks=False,
+        )
     app.server.add_url_rule("/plotly.js", view_func=_plotly)
     tabs = _tabs(subject)
     app.layout = _layout(subject, tabs)
@@ -69,6 +72,16 @@ def make_app(subject: Subject) -> Dash:
     if subject.metrics is not None:
         panels_tabs.register_curves(app, subject.metrics)
     return app
+
+
+@contextmanager
+def _without_environment() -> Iterator[None]:
+    """Hides DASH_... from Dash, which takes prefixes of paths, addresses of assets and more from them."""
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.upper().startswith("DASH_")}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def make_guarded(

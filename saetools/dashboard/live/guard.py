@@ -54,8 +54,8 @@ def policy(script_hashes: Iterable[str]) -> str:
 class Guard:
     """A WSGI application around another one.
 
-    421 for a Host that is not ours (DNS rebinding), 403 for another site's Origin, 415 for a body that is not JSON,
-    413 for one over 4 MiB, 401 without the token where one is set. The token comes once as ?token=... and then as a
+    421 for a Host that is not ours (DNS rebinding), 403 for another site's Origin and for a body that is not JSON
+    (which another site's form could send), 413 for one over 4 MiB, 401 without the token where one is set. The token comes once as ?token=... and then as a
     cookie that scripts cannot read.
     """
 
@@ -88,7 +88,7 @@ class Guard:
             return "403 Forbidden", "requests from other sites are refused"
         if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
             if environ.get("CONTENT_TYPE", "").split(";")[0].strip() != "application/json":
-                return "415 Unsupported Media Type", "only JSON is accepted"
+                return "403 Forbidden", "only JSON is accepted"
             length = environ.get("CONTENT_LENGTH") or ""
             if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
                 return "413 Content Too Large", "requests have at most 4 MiB"

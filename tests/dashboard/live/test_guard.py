@@ -35,6 +35,7 @@ def test_own_names_pass_with_headers(host: str) -> None:
     assert (status, body) == ("200 OK", b"inside")
     assert headers["Content-Security-Policy"] == CSP and "unsafe-eval" not in CSP
     assert headers["X-Content-Type-Options"] == "nosniff" and headers["X-Frame-Options"] == "DENY"
+    assert headers["Referrer-Policy"] == "no-referrer"
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_posts_are_small_json_of_our_own_pages() -> None:
     own = {"HTTP_ORIGIN": "http://127.0.0.1:8050", "CONTENT_TYPE": "application/json", "CONTENT_LENGTH": "2"}
     assert ask(method="POST", **own)[0] == "200 OK"
     for content in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""):
-        assert ask(method="POST", **own | {"CONTENT_TYPE": content})[0].startswith("415")
+        assert ask(method="POST", **own | {"CONTENT_TYPE": content})[0].startswith("403")
     for length in (str(5 << 20), "", "-1", "x"):
         assert ask(method="POST", **own | {"CONTENT_LENGTH": length})[0].startswith("413")
 
