@@ -4,6 +4,7 @@ Figures carry no background and no text colour: pages and notebooks bring their 
 text, so everything that comes from a corpus, a tokenizer or a person goes through `plain` first.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+INVISIBLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202f\u2060-\u206f"
+    "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
+)
+"""Characters without a shape, or that reorder others; token.js has the same."""
 POSITIVE, NEGATIVE = "#c2620e", "#2f7ebc"
 """Orange and blue: told apart with every kind of colour vision, 3:1 against white and against near-black."""
 
@@ -107,8 +113,8 @@ def number(value: float | None) -> str:
 
 
 def visible(text: str) -> str:
-    """Text on one line: newlines, tabs and leading or trailing spaces as signs."""
-    shown = text.replace("\n", "↵").replace("\r", "␍").replace("\t", "⇥")
+    """Text on one line: newlines, tabs, leading or trailing spaces and what has no shape as signs."""
+    shown = _coded(text.replace("\n", "↵").replace("\r", "␍").replace("\t", "⇥"))
     core = shown.strip(" ")
     if not core:
         return "␣" * len(shown)
@@ -117,9 +123,14 @@ def visible(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text that plotly shows as it is: no tag, entity, formula or template in it is read."""
-    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """Text that plotly shows as it is: no tag, entity, formula or template in it is read, and SVG can hold it."""
+    escaped = _coded(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return escaped.replace("%{", "%\u200b{").replace("$", "&#36;")
+
+
+def _coded(text: str) -> str:
+    """Controls, zero-width and reordering characters and halves of surrogate pairs as [U+202E] and the like."""
+    return INVISIBLE.sub(lambda found: f"[U+{ord(found[0]):04X}]", text)
 
 
 def _axis_title(text: str) -> dict[str, Any]:

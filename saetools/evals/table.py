@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from saetools.errors import printable
 from saetools.records import EvalRecord
 
 WIDTH = 110
@@ -25,17 +26,17 @@ def table(records: Sequence[EvalRecord], title: str = "evaluation on held-out da
         ]
         for record in records
     ]
-    notes = [f"{record.name}: {record.note}" for record in records if record.note]
+    notes = [printable(f"{record.name}: {record.note}") for record in records if record.note]
     return "\n".join([plain_table(title, columns, rows), *([""] if notes else []), *notes])
 
 
 def plain_table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
     """Aligned text without colours or rules; columns are (heading, `left` or `right`)."""
-    made = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    made = Table(title=printable(title), title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading, side in columns:
-        made.add_column(heading, justify=side, no_wrap=heading != "unit")  # type: ignore[arg-type]
+        made.add_column(printable(heading), justify=side, no_wrap=heading != "unit")  # type: ignore[arg-type]
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(printable, row))
     text = io.StringIO()
     width = max(WIDTH, sum(2 + max(len(heading), 12) for heading, _ in columns) + 24)
     plain: dict[str, Any] = {"markup": False, "highlight": False, "color_system": None, "force_jupyter": False}

@@ -55,8 +55,8 @@ class Guard:
     """A WSGI application around another one.
 
     421 for a Host that is not ours (DNS rebinding), 403 for another site's Origin and for a body that is not JSON
-    (which another site's form could send), 413 for one over 4 MiB, 401 without the token where one is set. The token comes once as ?token=... and then as a
-    cookie that scripts cannot read.
+    (which another site's form could send), 413 for one over 4 MiB, 401 without the token where one is set. The token
+    comes once as ?token=... and then as a cookie that scripts cannot read.
     """
 
     app: Wsgi
