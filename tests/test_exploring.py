@@ -1,5 +1,6 @@
 """From a run on the embedded host to panels, prompt firing and steering: what the live app and notebooks use."""
 
+import random
 import shutil
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "dictionary.k": "8",
         "training.n_tokens": "6000",
         "training.batch_rows": "512",
-        "evaluation.n_tokens": "3000",
+        "evaluation.n_tokens": "5000",
         "evaluation.n_features": "5",
         "logging.progress": "false",
         "run.dir": str(out),
@@ -60,6 +61,47 @@ def test_explore_collects_once_and_shows_text(run: Path, subject: Subject) -> No
     assert n_checked > 100
 
 
+def test_a_thousand_contexts_are_what_the_tokenizer_decodes(run: Path, subject: Subject) -> None:
+    """Byte for byte, where they say they lie in their document; the marked token is the strongest that is shown."""
+    store, config = subject.store, pipeline.config_of(run)
+    assert store is not None
+    data = pipeline.Data(config)
+    plan, tokenize = data.plan("heldout"), data.host.tokenize
+    numbers = range(config.corpus.max_documents)
+    documents = {plan.document_id(n): plan.document(n) for n in numbers if plan.document(n) is not None}
+    ids = {name: tokenize.encode([document.text])[0] for name, document in documents.items()}
+    examples = [example for feature in range(256) for example in store.examples(feature)]
+    chosen = random.Random(0).sample(examples, 1000)
+    n_cut = 0
+    for example in chosen:
+        shown = "".join(example.tokens)
+        span = ids[example.document][example.position : example.position + len(example.tokens)]
+        decoded = tokenize.decode(span)
+        if decoded.encode() != shown.encode():  # a character that the context cuts in two
+            n_cut += 1
+            assert "\ufffd" in decoded and decoded.strip("\ufffd") in shown
+        assert shown in documents[example.document].text
+        if example.band != "uniform":
+            assert abs(example.values[example.peak]) == max(map(abs, example.values))
+    assert n_cut < 20
+    tops = [sum(example.band == "top" for example in store.examples(feature)) for feature in range(256)]
+    assert max(tops) == 20, "as many as are asked for, where there are as many contexts"
+
+
+def test_logits_are_those_of_the_weights(run: Path, subject: Subject) -> None:
+    store = subject.store
+    assert store is not None and "norm's weight" in store.info.logits_note
+    loaded = pipeline.load_subject(run, pipeline.config_of(run))
+    W_U_VD, norm_D = loaded.host.unembedding()
+    effect_FV = (loaded.dictionary.directions() * norm_D) @ W_U_VD.T
+    for feature in range(0, 256, 16):
+        logits = store.feature(feature).logits
+        assert logits is not None and len(logits.top) == len(logits.bottom) == 10
+        for listed, descending in ((logits.top, True), (logits.bottom, False)):
+            expected = effect_FV[feature].sort(descending=descending).values[:10]
+            assert [weight.weight for weight in listed] == pytest.approx(expected.tolist(), rel=1e-4)
+
+
 def test_prompt_firing_equals_encoding_the_prompt(run: Path, subject: Subject) -> None:
     text = "def load(path):\n    return open(path)\n"
     assert subject.fire is not None
@@ -83,10 +125,23 @@ def test_prompt_firing_equals_encoding_the_prompt(run: Path, subject: Subject) -
 
 def test_steering_by_nothing_changes_nothing(subject: Subject) -> None:
     assert subject.steer is not None
-    baseline, steered = subject.steer(Steering("def f(", 3, strength=0.0, n_tokens=8))
-    assert baseline == steered
+    for how in ("add", "capped", "clamp", "ablate", "project"):
+        for temperature in (0.0, 1.0):
+            request = Steering("def f(", 3, how, 0.0, value=300.0, n_tokens=8, temperature=temperature)
+            baseline, steered = subject.steer(request)
+            assert baseline.encode() == steered.encode() and baseline
     baseline, steered = subject.steer(Steering("def f(", 3, strength=1.0, value=300.0, n_tokens=8))
     assert baseline != steered
+
+
+def test_steering_takes_short_prompts_and_little_time(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert subject.steer is not None and subject.fire is not None
+    for call in (lambda: subject.steer(Steering("x = 1\n" * 5000, 3)), lambda: subject.fire("x = 1\n" * 5000)):
+        with pytest.raises(DataError, match="tokens; 1 to"):
+            call()
+    monkeypatch.setattr(exploring, "MAX_STEERING_SECONDS", 0.0)
+    with pytest.raises(DataError, match="time was up after 0 of 30"):
+        subject.steer(Steering("def g(", 3, n_tokens=30))
 
 
 def test_features_of_older_weights_are_collected_again(run: Path, tmp_path: Path) -> None:

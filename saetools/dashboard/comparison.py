@@ -1,6 +1,6 @@
 """The features of another dictionary, or of another checkpoint, beside ours. No torch here."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 
 from saetools.dashboard.panel import NEGATIVE, Panel, layout, number
 from saetools.dashboard.views import feature_view
-from saetools.features.store import FeatureStore
+from saetools.features.store import FeatureStore, Filter
 
 MAX_ROWS = 300
 N_BINS = 40
@@ -31,10 +31,12 @@ class Comparison:
         return int(self.partner_F[feature]) if known else None
 
 
-def comparison_view(comparison: Comparison, features: Collection[int] | None = None) -> dict[str, Any]:
-    """What pages draw of it: how alike the partners are, and the pairs, the least alike first.
+def comparison_view(
+    comparison: Comparison, store: FeatureStore, features: Collection[int] | None = None
+) -> dict[str, Any]:
+    """What pages draw of it: how alike the partners are, and the pairs with their names, the least alike first.
 
-    `features`: those that the page has; None: all. Of more than 300 the two ends are listed.
+    `store`: of our side. `features`: those that the page has; None: all. Of more than 300 the two ends are listed.
     """
     order = np.argsort(comparison.cosine_F, kind="stable").tolist()
     if features is not None:
@@ -42,12 +44,25 @@ def comparison_view(comparison: Comparison, features: Collection[int] | None = N
         order = [feature for feature in order if feature in chosen]
     shown = order[: MAX_ROWS // 2] + order[-MAX_ROWS // 2 :] if len(order) > MAX_ROWS else order
     cut = "" if len(shown) == len(order) else f" Of {len(order):,} the {MAX_ROWS // 2} least and most alike are listed."
+    partners = [int(comparison.partner_F[feature]) for feature in shown]
+    ours, theirs = _names(store, shown), _names(comparison.store, partners)
     return {
         "title": comparison.title,
         "note": f"Features are {comparison.how}.{cut}",
         "histogram": cosine_histogram(comparison).to_json(),
-        "rows": [[f, int(comparison.partner_F[f]), float(comparison.cosine_F[f])] for f in shown],
+        "rows": [
+            [feature, partner, float(comparison.cosine_F[feature]), ours.get(feature, ""), theirs.get(partner, "")]
+            for feature, partner in zip(shown, partners, strict=True)
+        ],
     }
+
+
+def _names(store: FeatureStore | None, features: Sequence[int]) -> dict[int, str]:
+    """Label, or else top token, by feature."""
+    if store is None or not features:
+        return {}
+    rows = store.table("feature", Filter(features=features), limit=len(features)).rows
+    return {row.feature: row.label or row.peak_token or "" for row in rows}
 
 
 def partner_view(comparison: Comparison, feature: int, per_band: dict[str, int] | None = None) -> dict[str, Any] | None:

@@ -115,8 +115,9 @@ def _page(contents: Contents, lines: list[dict[str, Any]], data: list[str], fold
         "density": density_histogram(store).to_json(),
         "map": map_points(store),
         "curves": [panel.to_json() for panel in contents.curves],
-        "comparison": None if contents.comparison is None else comparison_view(contents.comparison, shown),
+        "comparison": None if contents.comparison is None else comparison_view(contents.comparison, store, shown),
         "config": CONFIG,
+        "whole": len(shown) == store.info.n_features,
         "folder": folder,
     }
     names = ["Feature", "Map"] + ["Compare"] * bool(contents.comparison) + ["Training"] * bool(contents.curves)

@@ -45,10 +45,13 @@ def test_map_points_are_the_figure(store_path: Path) -> None:
 
 
 def test_comparison_lists_the_least_alike_first(store_path: Path) -> None:
-    comparison = beside(FeatureStore.open(store_path))
-    view = comparison_view(comparison)
+    store = FeatureStore.open(store_path)
+    comparison = beside(store)
+    view = comparison_view(comparison, store)
     assert [row[2] for row in view["rows"]] == sorted(comparison.cosine_F.tolist())
-    assert [row[0] for row in comparison_view(comparison, features=[5, 2])["rows"]] == [2, 5]
+    tokens = {row.feature: row.peak_token or "" for row in store.table(limit=N_FEATURES).rows}
+    assert all(row[3:] == [tokens[row[0]], tokens.get(row[1], "")] for row in view["rows"])
+    assert [row[0] for row in comparison_view(comparison, store, features=[5, 2])["rows"]] == [2, 5]
     assert sum(cosine_histogram(comparison).figure.data[0].y) == N_FEATURES - 1
     assert "1 features have no partner" in cosine_histogram(comparison).note
     found = partner_view(comparison, 4)
@@ -100,8 +103,8 @@ def test_partner_and_curves(watched: Any, page_path: Path) -> None:
     row = page.locator("#sae-compared tr[data-feature]").first
     feature = int(row.get_attribute("data-feature"))
     row.click()
-    page.wait_for_selector(f"#sae-partner-title:has-text('Feature {feature - 1} there')")
-    assert page.locator("#sae-partner .sae-token").count() > 20
+    page.wait_for_selector(f"#sae-partner-title:has-text('Feature {feature} here, {feature - 1} there')")
+    assert page.locator("#sae-own .sae-token").count() > 20 and page.locator("#sae-partner .sae-token").count() > 20
     page.click("#tab-Training")
     page.wait_for_selector("#sae-curves .main-svg")
     assert page.locator("#sae-curves .sae-chart").count() == 2

@@ -240,7 +240,8 @@ window.SaeFeature = (() => {
     root.querySelectorAll(".sae-example:not(.sae-now, .sae-later) .sae-context").forEach((text) => seen.observe(text));
   };
 
-  /** The features of another dictionary beside ours: {title, note, histogram, rows: [[feature, partner, cosine]]}. */
+  /** The features of another dictionary beside ours: {title, note, histogram, rows: [[feature, partner, cosine, name of
+      the feature, of the partner]]}. */
   const comparison = (data, options) => {
     const card = element("section", "sae-card sae-form");
     const heading = element("h3", "", "Beside ");
@@ -252,28 +253,48 @@ window.SaeFeature = (() => {
     box.tabIndex = 0;
     box.setAttribute("role", "region");
     box.setAttribute("aria-label", "Matched features");
-    const list = table(["Feature", "Partner", "Cosine"], []);
+    const list = table(["Feature", "Top token", "Partner", "Top token", "Cosine"], []);
     list.className = "sae-table";
-    data.rows.forEach(([feature, partner, cosine]) => {
+    data.rows.forEach(([feature, partner, cosine, name, partnerName]) => {
       const row = list.tBodies[0].insertRow();
       row.dataset.feature = String(feature);
       const link = element(options.has(feature) ? "a" : "span", "", `#${feature}`);
       if (options.has(feature)) link.href = `#${feature}`;
       row.insertCell().append(link);
+      row.insertCell().append(label(name));
       row.insertCell().append(partner < 0 ? "none" : `#${partner}`);
+      row.insertCell().append(label(partnerName));
       row.insertCell().append(partner < 0 ? "–" : cosine.toFixed(4));
     });
     box.append(list);
     card.append(heading, element("p", "sae-note", data.note), cosines, box);
     const title = element("h3", "sae-partner-title", "The partner of the selected feature");
     title.id = "sae-partner-title";
-    const partner = element("div", "sae-feature");
-    partner.id = "sae-partner";
-    return [card, title, partner];
+    const beside = element("div", "sae-beside");
+    ["sae-own", "sae-partner"].forEach((id) => {
+      const half = element("div", "");
+      const root = element("div", "sae-feature");
+      root.id = id;
+      half.append(root);
+      beside.append(half);
+    });
+    return [card, title, beside];
+  };
+
+  /** A feature and its partner, {view, cosine} or null, beside each other below the comparison. */
+  const drawPair = (feature, view, partner, options) => {
+    const by = (id) => document.getElementById(id);
+    by("sae-partner-title").textContent = partner
+      ? `Feature ${feature} here, ${partner.view.feature} there: cosine ${format(partner.cosine)}`
+      : `Feature ${feature} has no partner to show`;
+    if (view) draw(by("sae-own"), view, options);
+    else by("sae-own").replaceChildren();
+    if (partner) draw(by("sae-partner"), partner.view, { ...options, has: () => false });
+    else by("sae-partner").replaceChildren();
   };
 
   /** Draw all charts below a node again, e.g. in other colours. */
   const redraw = (root) => root.querySelectorAll(".sae-chart").forEach((figure) => figure.sae.draw());
 
-  return { draw, chart, redraw, comparison, centre };
+  return { draw, drawPair, chart, redraw, comparison, centre };
 })();

@@ -62,6 +62,7 @@ window.dash_clientside.saetools = (() => {
     setField("note", view.note);
     if (by("steer-feature")?.closest("[role=tabpanel]").hidden === false) aim();
     if (map) map.mark(view.feature);
+    if (pair && pair.feature === view.feature) drawPair();
   };
 
   /** A field of a form, where it holds something else: each change is a round through React. */
@@ -86,6 +87,7 @@ window.dash_clientside.saetools = (() => {
         const row = event.target.closest("tr[data-feature]");
         if (row) open(Number(row.dataset.feature));
       });
+      listenOnce(by("sae-own"));
       listenOnce(by("sae-partner"));
     });
     return view.rows.length;
@@ -93,15 +95,14 @@ window.dash_clientside.saetools = (() => {
 
   const drawPartner = (data) => {
     if (!data) return same();
-    when("sae-partner", (node) => {
-      const { feature, partner } = data;
-      by("sae-partner-title").textContent = partner
-        ? `Feature ${partner.view.feature} there, the partner of ${feature}: cosine ${format(partner.cosine)}`
-        : `Feature ${feature} has no partner to show`;
-      if (partner) window.SaeFeature.draw(node, partner.view, { config: CONFIG, has: () => false });
-      else node.replaceChildren();
-    });
+    pair = data;
+    when("sae-partner", drawPair);
     return data.feature;
+  };
+  let pair = null; // {feature, partner} as it was asked for last
+  const drawPair = () => {
+    const view = shownView && shownView.feature === pair.feature ? shownView : null; // else it is on its way
+    window.SaeFeature.drawPair(pair.feature, view, pair.partner, options);
   };
 
   /** Charts of the panels, one below the other, in the node `id`; those that are there already are redrawn in place. */
@@ -223,12 +224,17 @@ window.dash_clientside.saetools = (() => {
   /** A label that was saved, in the table and above the contexts. */
   const showSaved = (saved) => {
     if (!saved) return same();
+    if (saved.label) grid().setColumnsVisible(["label"], true);
     grid().refreshInfiniteCache();
     return saved.feature === wanted ? showFeature(wanted) : same();
   };
 
   const grid = () => window.dash_ag_grid && window.dash_ag_grid.getApi("table");
-  const selectRow = (rows) => (rows && rows.length ? rows[0].feature : same());
+  const selectRow = (rows) => {
+    if (!rows || !rows.length) return same();
+    window.SaeShell.reveal();
+    return rows[0].feature;
+  };
   let searched = ""; // what the table was last asked for
   const refetch = (text) => {
     searched = (text || "").trim();

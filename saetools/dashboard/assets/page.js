@@ -8,7 +8,7 @@
   const by = (id) => document.getElementById(id);
   const known = new Map(page.rows.map((row) => [row.feature, row]));
   page.rows.forEach((row) => { row.text = `${row.feature} ${row.label} ${row.search}`.toLowerCase(); });
-  const state = { sort: "density", descending: true, query: "", listed: null, feature: null, shown: [], drawn: [0, 0], tab: "Feature", map: null };
+  const state = { sort: "density", descending: true, query: "", listed: null, feature: null, shown: [], drawn: [0, 0], tab: "Feature", map: null, pair: null };
 
   const compare = (a, b) => {
     const [left, right] = [a[state.sort], b[state.sort]];
@@ -172,7 +172,8 @@
       if (view.label) title.append(" ", write(element("span", "sae-name"), view.label));
       window.SaeFeature.draw(by("sae-feature"), view, options);
       by("sae-feature").dataset.feature = String(feature);
-      if (page.comparison) drawPartner(feature, partner);
+      state.pair = [feature, view, partner, options];
+      if (state.tab === "Compare") window.SaeFeature.drawPair(...state.pair);
       if (state.map) state.map.mark(feature);
     });
   };
@@ -200,7 +201,10 @@
     window.SaeShell.showTab(name);
     if (name === "Map" && !state.map) drawMap();
     if (name === "Training") drawOnce(by("sae-curves"), page.curves);
-    if (name === "Compare") drawOnce(by("sae-cosines"), [page.comparison.histogram]);
+    if (name === "Compare") {
+      drawOnce(by("sae-cosines"), [page.comparison.histogram]);
+      if (state.pair) window.SaeFeature.drawPair(...state.pair);
+    }
   };
   const drawOnce = (root, panels) => {
     if (root.childElementCount) return;
@@ -208,7 +212,8 @@
     window.SaeFeature.redraw(root);
   };
   const drawMap = () => {
-    by("sae-map-note").textContent = page.map.title;
+    const faint = page.whole ? "" : ". Faint features are not in this page.";
+    by("sae-map-note").textContent = page.map.title + faint;
     const select = (features) => { state.listed = features && new Set(features); drawTable(); };
     state.map = window.SaeMap.draw(by("sae-map"), page.map, { select, open: go, has: options.has });
     if (state.feature !== null) state.map.mark(state.feature);
@@ -220,11 +225,6 @@
       const row = event.target.closest("tr[data-feature]");
       if (row && !event.target.closest("a")) go(Number(row.dataset.feature));
     });
-  };
-  const drawPartner = (feature, partner) => {
-    by("sae-partner-title").textContent = partner ? `Feature ${partner.view.feature} there, the partner of ${feature}: cosine ${format(partner.cosine)}` : `Feature ${feature} has no partner to show`;
-    if (partner) window.SaeFeature.draw(by("sae-partner"), partner.view, { config: page.config, has: () => false });
-    else by("sae-partner").replaceChildren();
   };
 
   const start = () => {
@@ -238,13 +238,16 @@
     by("sae-search").addEventListener("input", (event) => { state.query = event.target.value; by("sae-table-box").scrollTop = 0; drawTable(); });
     by("sae-rows").addEventListener("click", (event) => {
       const row = event.target.closest("tr[data-feature]");
-      if (row && !event.target.closest("a")) go(Number(row.dataset.feature));
+      if (!row) return;
+      event.preventDefault();
+      go(Number(row.dataset.feature));
+      window.SaeShell.reveal();
     });
     window.SaeShell.listenTabs(choose);
     window.SaeShell.listenKeys(step, choose, () => { if (state.shown.length) go(state.shown[0].feature); });
     window.addEventListener("hashchange", fromHash);
     window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { window.SaeFeature.redraw(document); if (state.map) state.map.redraw(); });
-    ["sae-feature", "sae-partner"].forEach((id) => by(id) && window.SaeTokens.listen(by(id)));
+    ["sae-feature", "sae-own", "sae-partner"].forEach((id) => by(id) && window.SaeTokens.listen(by(id)));
     const asked = Number.parseInt(location.hash.slice(1), 10);
     if (known.has(asked)) open(asked);
     else if (state.shown.length) open(state.shown[0].feature);

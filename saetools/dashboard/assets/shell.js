@@ -66,5 +66,10 @@ window.SaeShell = (() => {
     });
   };
 
-  return { listenTabs, listenKeys, showTab };
+  /** Where table and feature stand below each other, go to the feature that was chosen. */
+  const reveal = () => {
+    if (window.matchMedia("(max-width: 900px)").matches) by("sae-main").scrollIntoView();
+  };
+
+  return { listenTabs, listenKeys, showTab, reveal };
 })();

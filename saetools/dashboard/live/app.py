@@ -130,8 +130,8 @@ def _tabs(subject: Subject) -> dict[str, html.Div]:
         tabs["Prompt"] = model_tabs.prompt_layout()
     if subject.steer is not None:
         tabs["Steering"] = model_tabs.steering_layout()
-    if subject.comparison is not None:
-        tabs["Compare"] = panels_tabs.comparison_layout(subject.comparison)
+    if subject.comparison is not None and subject.store is not None:
+        tabs["Compare"] = panels_tabs.comparison_layout(subject.comparison, subject.store)
     if subject.metrics is not None:
         tabs["Training"] = panels_tabs.curves_layout()
     return tabs

@@ -19,7 +19,8 @@ WIDTHS = {"feature": 76, "peak_token": 112, "label": 92, "density": 104, "max_va
 
 
 def table_layout(store: FeatureStore) -> html.Div:
-    """Density histogram, search, and a table that loads what is scrolled to."""
+    """Density histogram, search, and a table that loads what is scrolled to. Labels get a column with the first."""
+    labelled = bool(store.annotations())
     return html.Div(
         [
             html.Div(id="sae-density"),
@@ -43,7 +44,7 @@ def table_layout(store: FeatureStore) -> html.Div:
             dag.AgGrid(
                 id="table",
                 className="ag-theme-quartz-auto-dark sae-grid",
-                columnDefs=[_column(*column) for column in COLUMNS],
+                columnDefs=[_column(*column, hidden=column[0] == "label" and not labelled) for column in COLUMNS],
                 rowModelType="infinite",
                 getRowId="'' + params.data.feature",
                 dangerously_allow_code=False,
@@ -223,11 +224,12 @@ def live() -> Any:
     return {"aria-live": "polite"}
 
 
-def _column(name: str, heading: str, about: str) -> dict[str, Any]:
+def _column(name: str, heading: str, about: str, hidden: bool) -> dict[str, Any]:
     column: dict[str, Any] = {
         "field": name,
         "headerName": heading,
         "headerTooltip": about,
+        "hide": hidden,
         "sortable": name in (*FeatureStore.sortable, "label"),
     }
     if name == "density":

@@ -74,11 +74,11 @@ def register_map(app: Dash, store: FeatureStore) -> None:
         return [html.Option(value=known) for known in store.lists()], f"kept {len(features):,} features as a list"
 
 
-def comparison_layout(comparison: Comparison) -> html.Div:
+def comparison_layout(comparison: Comparison, store: FeatureStore) -> html.Div:
     return html.Div(
         [
             html.Div(id="sae-comparison"),
-            dcc.Store(id="comparison-view", data=comparison_view(comparison)),
+            dcc.Store(id="comparison-view", data=comparison_view(comparison, store)),
             dcc.Store(id="comparison-drawn"),
             dcc.Store(id="partner-view"),
             dcc.Store(id="partner-drawn"),

@@ -2,11 +2,13 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from payloads import PAYLOADS
 
+from saetools.dashboard.annotations import labels_csv, labels_json
 from saetools.dashboard.live.app import make_app
 from saetools.dashboard.live.subject import MAX_PER_MINUTE, MAX_WAITING, OneAtATime, Subject
 from saetools.dashboard.views import feature_view
@@ -132,6 +134,7 @@ def test_every_tab_works(watched: Any, address: str, subject: Subject) -> None:
     page.click("#tabs >> text=Compare")
     page.click("#sae-compared tr[data-feature] >> nth=3")
     page.wait_for_selector("#sae-partner .sae-token")
+    page.wait_for_selector("#sae-own .sae-token")
     page.click("#tabs >> text=Training")
     page.wait_for_selector("#sae-curves .main-svg")
     page.keyboard.press("?")
@@ -234,6 +237,85 @@ def test_hostile_prompts_are_shown_and_never_run(watched: Any, address: str) -> 
     for name in ("baseline", "steered"):
         text = page.locator(f"#steer-{name}").evaluate("node => node.textContent")
         assert text.startswith(f"<b>{prompt}")
+    watched.check()
+
+
+@pytest.mark.browser
+def test_labels_are_downloaded_as_json_and_csv(watched: Any, address: str, subject: Subject) -> None:
+    page, store = watched.page, subject.store
+    assert store is not None
+    store.annotate(6, "=1+1 <b>", "a note")
+    page.goto(address)
+    page.wait_for_selector(ROW)
+    page.click("text=Label and note")
+    texts = {}
+    for name in ("JSON", "CSV"):
+        with page.expect_download() as download:
+            page.click(f"#labels-{name.lower()}")
+        assert download.value.suggested_filename == f"labels.{name.lower()}"
+        texts[name] = Path(download.value.path()).read_text(encoding="utf-8")
+    assert texts == {"JSON": labels_json(store), "CSV": labels_csv(store)}
+    (entry,) = (entry for entry in json.loads(texts["JSON"]) if entry["index"] == "6")
+    assert entry["description"] == "=1+1 <b>" and entry["notes"] == "a note" and '"\'=1+1 <b>"' in texts["CSV"]
+    watched.check()
+    store.annotate(6, "")
+
+
+@pytest.mark.browser
+def test_a_lasso_becomes_a_list_that_stays(watched: Any, address: str, subject: Subject) -> None:
+    """Drawn with the mouse on the map, kept by a name, in the store, and chosen again from another page."""
+    page, store = watched.page, subject.store
+    assert store is not None
+    page.goto(address)
+    page.wait_for_selector(ROW)
+    page.click("#tab-Map")
+    page.wait_for_selector("#sae-map[data-points]")
+    box = page.locator(".sae-map-canvas").bounding_box()
+    corners = [(0.005, 0.005), (0.55, 0.005), (0.55, 0.995), (0.005, 0.995), (0.005, 0.01)]
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in corners]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place, steps=4)
+    page.mouse.up()
+    status = page.locator(".sae-map-tools [role=status]")
+    page.wait_for_selector(".sae-map-tools [role=status]:has-text('features in the table')")
+    n_chosen = int(status.inner_text().split()[0])
+    assert 0 < n_chosen < store.info.n_features - 1
+    page.wait_for_selector(f"#sae-count:text-is('{n_chosen} of {store.info.n_features}')")
+    page.fill("#list-name", "left <i>")
+    page.click("#list-save")
+    page.wait_for_selector(f"#list-status:has-text('kept {n_chosen} features')")
+    columns = store.columns("x", "density")
+    kept = store.lists()["left <i>"]
+    inside = columns["x"][kept]
+    others = [f for f in range(store.info.n_features) if f not in kept and columns["density"][f] > 0]
+    assert len(kept) == n_chosen and inside.max() < columns["x"][others].min(), "what lies to the left"
+    page.goto("about:blank")
+    page.goto(address)
+    page.wait_for_selector(ROW)
+    page.fill("#list-choice", "left <i>")
+    page.wait_for_selector(f"#sae-count:text-is('{n_chosen} of {store.info.n_features}')")
+    page.fill("#list-choice", "")
+    page.wait_for_selector(f"#sae-count:text-is('{store.info.n_features} of {store.info.n_features}')")
+    watched.check()
+    store.set_list("left <i>", [])
+
+
+@pytest.mark.browser
+def test_going_to_a_feature_by_number_or_by_words(watched: Any, address: str, subject: Subject) -> None:
+    page = watched.page
+    page.goto(address)
+    page.wait_for_selector(ROW)
+    page.keyboard.press("g")
+    page.keyboard.type("17")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#sae-feature[data-feature='17'] .sae-token")
+    assert page.evaluate("document.activeElement.id") != "sae-search"
+    page.keyboard.press("/")
+    page.keyboard.type("count<=8")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#sae-feature[data-feature='1'] .sae-token")  # fires 8 times: the densest of those
     watched.check()
 
 
