@@ -15,6 +15,7 @@ from saetools.features.records import N_BANDS, N_BINS, Example, bin_edges, bin_o
 from saetools.features.sampling import Bank, Candidates, mix, uniform
 from saetools.text.base import TokenBatch
 
+MANY_WINDOWS = 4096
 GRAM_BEFORE, GRAM_AFTER = 4, 3  # the 8-gram around a peak by which contexts are de-duplicated
 
 
@@ -109,8 +110,8 @@ class Contexts:
             self.windows[serial] = Window(ids, int(tokens.document_B[row]), positions)
 
     def _forget_unused(self) -> None:
-        """Drop windows that no slot refers to, once they are half of those kept and more than 4,096."""
-        if len(self.windows) < 4096:
+        """Drop windows that no slot refers to, once they are half of those kept and those are many."""
+        if len(self.windows) < MANY_WINDOWS:
             return
         used = self.needed()
         if len(used) * 2 < len(self.windows):

@@ -49,7 +49,7 @@ def test_comparison_lists_the_least_alike_first(store_path: Path) -> None:
     comparison = beside(store)
     view = comparison_view(comparison, store)
     assert [row[2] for row in view["rows"]] == sorted(comparison.cosine_F.tolist())
-    tokens = {row.feature: row.peak_token or "" for row in store.table(limit=N_FEATURES).rows}
+    tokens = {row.feature: row.label or row.peak_token or "" for row in store.table(limit=N_FEATURES).rows}
     assert all(row[3:] == [tokens[row[0]], tokens.get(row[1], "")] for row in view["rows"])
     assert [row[0] for row in comparison_view(comparison, store, features=[5, 2])["rows"]] == [2, 5]
     assert sum(cosine_histogram(comparison).figure.data[0].y) == N_FEATURES - 1

@@ -8,10 +8,11 @@ import torch
 from toy import SignedDictionary, ToyPlan, ToySource
 
 from saetools.activations.base import ActivationBatch
+from saetools.features import contexts
 from saetools.features.collect import CollectSettings, collect
 from saetools.text.base import TokenBatch
 
-WIDTH, HOST_BATCH = 32, 64
+WIDTH, HOST_BATCH = 32, 16
 
 
 class Stream:
@@ -46,8 +47,8 @@ class Rows(Stream):
 
 def peak_bytes(n_batches: int) -> tuple[int, int]:
     """(greatest number of bytes allocated, rows read)."""
-    settings = CollectSettings(n_top=4, n_random=6, n_uniform=3, before=8, after=4, coactivation_tokens=2000)
-    dictionary = SignedDictionary(n_features=200, k=6)
+    settings = CollectSettings(n_top=2, n_random=3, n_uniform=3, before=8, after=4, coactivation_tokens=1000)
+    dictionary = SignedDictionary(n_features=30, k=6)
     tracemalloc.start()
     try:
         collected = collect(dictionary, Rows(n_batches), Tokens(n_batches), settings)  # type: ignore[arg-type]
@@ -57,9 +58,10 @@ def peak_bytes(n_batches: int) -> tuple[int, int]:
 
 
 @pytest.mark.slow
-def test_a_corpus_five_times_as_long_takes_no_more() -> None:
+def test_a_corpus_ten_times_as_long_takes_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contexts, "MANY_WINDOWS", 200)
     peak_bytes(2)  # imports and caches
-    short, n_short = peak_bytes(90)  # more windows than are kept unused
-    long, n_long = peak_bytes(450)
-    assert n_long > 4.8 * n_short and n_short > 50_000
-    assert long < 1.05 * short, (short, long)
+    short, n_short = peak_bytes(40)  # more windows than all slots together need
+    long, n_long = peak_bytes(400)
+    assert n_long > 9 * n_short and n_short > 5000
+    assert long < 1.1 * short, (short, long)

@@ -235,9 +235,7 @@ window.dash_clientside.saetools = (() => {
     window.SaeShell.reveal();
     return rows[0].feature;
   };
-  let searched = ""; // what the table was last asked for
-  const refetch = (text) => {
-    searched = (text || "").trim();
+  const refetch = () => {
     const api = grid();
     if (api) api.purgeInfiniteCache();
     return same();
@@ -261,12 +259,14 @@ window.dash_clientside.saetools = (() => {
     return name;
   };
   window.SaeShell.listenTabs(choose);
-  /** The feature of a number, or the first row that the search finds, once the table has it. */
-  const openFound = (text, patience = 100) => {
+  /** The feature of a number, or the first that a search finds in the order of the table. */
+  const openFound = (text) => {
     if (/^\d+$/.test(text)) return open(Number(text));
-    const first = searched === text && grid() && grid().getDisplayedRowAtIndex(0);
-    if (first && first.data) return first.setSelected(true, true);
-    return patience && setTimeout(() => openFound(text, patience - 1), 50);
+    const column = grid() && grid().getColumnState().find(({ sort }) => sort);
+    const sort = column ? (column.sort === "desc" ? "-" : "") + column.colId : "-density";
+    return fetch(`/find?${new URLSearchParams({ text, sort, list: by("list-choice").value })}`)
+      .then((answer) => answer.json())
+      .then(({ feature }) => { if (feature !== null) open(feature); });
   };
   window.SaeShell.listenKeys(step, choose, openFound);
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import dash_ag_grid as dag
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
-from flask import Response
+from flask import Response, request
 
 from saetools.dashboard.annotations import labels_csv, labels_json
 from saetools.dashboard.panel import visible
@@ -132,12 +132,12 @@ def register(app: Dash, store: FeatureStore) -> None:
         State("sae-search", "value"),
         State("list-filter", "data"),
     )
-    def rows(request: dict[str, Any] | None, text: str | None, features: list[int] | None) -> Any:
-        if request is None:
+    def rows(asked: dict[str, Any] | None, text: str | None, features: list[int] | None) -> Any:
+        if asked is None:
             return no_update, no_update
-        sort = request.get("sortModel") or [{"colId": "density", "sort": "desc"}]
+        sort = asked.get("sortModel") or [{"colId": "density", "sort": "desc"}]
         column = ("-" if sort[0]["sort"] == "desc" else "") + str(sort[0]["colId"])
-        offset, end = int(request["startRow"]), int(request["endRow"])
+        offset, end = int(asked["startRow"]), int(asked["endRow"])
         try:
             found = store.table(column, Filter(text or "", features=features), offset, min(end - offset, 1000))
         except SaetoolsError as error:
@@ -154,6 +154,17 @@ def register(app: Dash, store: FeatureStore) -> None:
             shown = {"error": str(error)}
         text = json.dumps(shown, separators=(",", ":"), allow_nan=False)
         return Response(text, mimetype="application/json", headers={"Cache-Control": "no-store"})
+
+    @app.server.get("/find")
+    def find() -> dict[str, int | None]:
+        """The first feature that a search finds; null where there is none."""
+        asked = request.args
+        wanted = Filter(asked.get("text", ""), list_name=asked.get("list") or None)
+        try:
+            rows = store.table(asked.get("sort", "-density"), wanted, limit=1).rows
+        except SaetoolsError:
+            rows = ()
+        return {"feature": rows[0].feature if rows else None}
 
     @app.callback(
         Output("label-status", "children"),

@@ -47,6 +47,20 @@ def test_a_feature_is_handed_out_and_its_absence_told(subject: Subject) -> None:
         assert "there is no feature" in client.get(f"/view/{feature}").get_json()["error"]
 
 
+def test_the_first_that_a_search_finds(subject: Subject) -> None:
+    client = make_app(subject).server.test_client()
+    subject.store.set_list("few", [3, 5])
+    for asked, feature in (
+        ({"text": "count<=8", "sort": "-density"}, 1),
+        ({"text": "count<=8", "sort": "feature"}, 0),
+        ({"text": "", "sort": "-density", "list": "few"}, 5),
+        ({"text": "density>2"}, None),
+        ({"text": "", "sort": "nothing; DROP TABLE features"}, None),
+    ):
+        assert client.get("/find", query_string=asked).get_json() == {"feature": feature}
+    subject.store.set_list("few", [])
+
+
 def test_prompt_and_steering(call: Any) -> None:
     view = call("prompt-view.data", prompt_text__value="a b c d e f g", prompt_density__value=1)["prompt-view"]["data"]
     assert [feature["feature"] for feature in view["features"]] == [0, 1, 2, 3, 4]

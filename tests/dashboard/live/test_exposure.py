@@ -36,6 +36,7 @@ ROUTES = {
     "/_favicon.ico",
     "/_reload-hash",
     "/assets/<path:filename>",
+    "/find",
     "/plotly.js",
     "/static/<path:filename>",
     "/view/<int(signed=True):feature>",
