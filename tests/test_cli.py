@@ -1,6 +1,8 @@
 """The command line end to end on a rows file, and what bad input gets: one paragraph, exit code 2, nothing written."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -226,3 +228,8 @@ def test_encode_a_rows_file(run: Path, rows: Path, tmp_path: Path, capsys: pytes
     save_file({"x": torch.zeros(3, 5)}, tmp_path / "narrow.safetensors")
     assert main(["encode", str(run), "--rows", str(tmp_path / "narrow.safetensors"), "--out", str(tmp_path / "d")]) == 2
     assert "rows of width 5" in capsys.readouterr().err and not (tmp_path / "d").exists()
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "saetools", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == saetools.__version__
