@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from saetools.dashboard.comparison import Comparison, cosine_histogram
 from saetools.dashboard.curves import read_metrics, training_curves
-from saetools.dashboard.inline import asset, fill, inline_json, policy
+from saetools.dashboard.frame import MOST_BYTES, frame
 from saetools.dashboard.panel import Panel, number, plain, side_by_side, visible
 from saetools.dashboard.panels import (
     activation_histogram,
@@ -27,42 +27,28 @@ from saetools.features.store import FeatureStore, Filter
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-FRAME_HEIGHT = 720
 MOST_SHOWN = 60  # characters in a cell of a table
+MOST_SAID = 200  # characters of a label or a note in a frame
+MOST_RELATED = 10
 PER_BAND = {"top": 10, "q5": 2, "q4": 2, "q3": 2, "q2": 2, "q1": 2, "uniform": 1}
+SHARES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.1, 0.0)
+"""Of those contexts, what is tried until a frame is small enough; 0: none."""
+
+FEATURE_SCRIPTS = ("token.js", "bars.js", "feature.js")
 DRAW_FEATURE = """
 window.SaeFeature.draw(root, view, { config: {}, has: () => false });
+window.SaeTokens.listen(root);
 """
 DRAW_PROMPT = """
 window.SaeTokens.draw(root, view.bands, view.scale);
 root.classList.add("sae-lines");
-"""
-START = """(() => {
-const root = document.getElementById("root"), view = JSON.parse(document.getElementById("view").textContent);
-DRAW
 window.SaeTokens.listen(root);
-})();"""
-FRAME = """<!doctype html><html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{{policy}}"><style>{{style}}</style></head>
-<body><main><div class="sae-feature-head"><h2>{{title}}</h2></div><div id="root" class="sae-feature"></div></main>
-<script type="application/json" id="view">{{view}}</script>{{scripts}}</body></html>"""
+"""
 
 
-def _frame(title: str, view: dict[str, Any], draw: str) -> str:
-    """A sandboxed frame: nothing in it can reach the notebook, and it makes no request."""
-    scripts = [asset("token.js"), asset("bars.js"), asset("feature.js"), START.replace("DRAW", draw)]
-    document = fill(
-        FRAME,
-        policy=policy(scripts),
-        style=asset("style.css"),
-        title=html.escape(title),
-        view=inline_json(view),
-        scripts="".join(f"<script>{script}</script>" for script in scripts),
-    )
-    return (
-        f'<iframe sandbox="allow-scripts" title="{html.escape(title)}" width="100%" height="{FRAME_HEIGHT}" '
-        f'style="border:0" srcdoc="{html.escape(document)}"></iframe>'
-    )
+def _first(band: dict[str, Any], share: float) -> dict[str, Any]:
+    """The band with this share of its usual number of examples, one at least."""
+    return {**band, "examples": band["examples"][: max(1, int(share * PER_BAND[band["band"]]))]}
 
 
 @dataclass(frozen=True)
@@ -100,9 +86,21 @@ class FeaturePanel:
         return logits_histogram(self.record)
 
     def _repr_html_(self) -> str:
-        label = self.store.annotation(self.feature)[0]
+        """As many of its contexts as fit into a frame; `examples` has all."""
+        label = self.store.annotation(self.feature)[0][:MOST_SAID]
+        title, n_all = f"Feature {self.feature} {label}".strip(), len(self.examples)
         view = feature_view(self.store, self.feature, PER_BAND)
-        return _frame(f"Feature {self.feature} {label}".strip(), view, DRAW_FEATURE)
+        view["note"] = view["note"][:MOST_SAID]
+        for group in view["neighbours"]:
+            group["items"] = group["items"][:MOST_RELATED]
+        for share in SHARES:
+            view["bands"] = [_first(band, share) for band in view["bands"] if share]
+            n_shown = sum(len(band["examples"]) for band in view["bands"])
+            note = f"{n_shown} of {n_all} contexts" if n_shown < n_all else ""
+            shown = frame(title, view, FEATURE_SCRIPTS, DRAW_FEATURE, note)
+            if len(shown.encode()) <= MOST_BYTES:
+                break
+        return shown
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,12 @@ class PromptPanel:
             bands.append({"title": f"Feature {feature}", "examples": [example]})
             scale = max(scale, *map(abs, values))
         title = f"{len(tokens)} tokens, {len(self.firings.features)} features"
-        return _frame(title, {"bands": bands, "scale": scale}, DRAW_PROMPT)
+        while True:
+            note = f"the strongest {len(bands)}" if len(bands) < len(self.firings.features) else ""
+            shown = frame(title, {"bands": bands, "scale": scale}, ("token.js",), DRAW_PROMPT, note)
+            if not bands or len(shown.encode()) <= MOST_BYTES:
+                return shown
+            bands = bands[: len(bands) * 3 // 4]
 
 
 @dataclass(frozen=True)

@@ -278,7 +278,7 @@ def test_what_fires_is_alive_again(config: Dictionary.Config) -> None:
     assert torch.equal(terms.new_state.tokens_since_fired_F[~fired], state.tokens_since_fired_F[~fired] + 64)
 
 
-def test_auxk_reaches_encoder_rows_of_dead_features(config: Dictionary.Config) -> None:
+def test_v5_auxk_reaches_encoder_rows_of_dead_features(config: Dictionary.Config) -> None:
     """Finite differences: a gradient that stops at the decoder (as in EleutherAI/sparsify) fails here."""
     by_gradient(config)
     dictionary = trained(config)

@@ -1,6 +1,11 @@
 """The notebook face shows what the store holds, in a frame that can reach nothing."""
 
+import base64
 import html
+import json
+import random
+import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +62,41 @@ def test_tables_are_escaped(explorer: Explorer) -> None:
         explorer.label(feature, "<script>'\"" * 4000, "note" * 1000)
     shown = [explorer._repr_html_(), explorer.table()._repr_html_(), explorer.table(search="script")._repr_html_()]
     assert all(len(text.encode()) <= 20_000 and "<script" not in text for text in shown)
+
+
+def said(frame: str) -> str:
+    """What a frame carries: its style, script and data, as its own script unpacks them."""
+    packed = re.search(r'id="packed">([^<]*)<', html.unescape(frame))
+    assert packed
+    letters = packed[1].translate(str.maketrans(",./", "&<>"))
+    return zlib.decompress(base64.b85decode(letters)).decode()
+
+
+def test_frames_are_small_and_stand_alone(explorer: Explorer) -> None:
+    """Whatever the store holds: contexts are left out until it fits, and the frame says how many are shown."""
+    for feature in range(N_FEATURES):
+        shown = explorer.feature(feature)._repr_html_()
+        assert len(shown.encode()) <= 20_000 and "<script" not in shown
+        style, script, view = said(shown).split("\0")
+        assert "window.SaeFeature" in script and ".sae-context" in style and ".sae-map-canvas" not in style
+        n_shown = sum(len(band["examples"]) for band in json.loads(view)["bands"])
+        n_all = len(explorer.feature(feature).examples)
+        assert n_shown == n_all or (0 < n_shown < n_all and f"{n_shown} of {n_all} contexts" in shown)
+    explorer.label(0, "<script>'\"&" * 4000, "note" * 50_000)
+    assert len(explorer.feature(0)._repr_html_().encode()) <= 20_000
+
+
+def test_frames_of_prompts_are_small(explorer: Explorer) -> None:
+    draw = random.Random(0)
+    for n_tokens in (3, 400):
+        tokens = tuple(f"{draw.random()}<b>" for _ in range(n_tokens))
+        pairs = [tuple((at, draw.random()) for at in range(n_tokens)) for _ in range(30)]
+        firings = PromptFirings(tokens, ((),) * n_tokens, tuple(enumerate(pairs)))
+        shown = Explorer(explorer.store, None, lambda text, firings=firings: firings).prompt("")._repr_html_()
+        assert len(shown.encode()) <= 20_000
+        bands = json.loads(said(shown).split("\0")[2])["bands"]
+        assert bands[0]["examples"][0]["tokens"] == list(tokens)
+        assert len(bands) == 20 or f"the strongest {len(bands)}" in shown
 
 
 @pytest.mark.slow

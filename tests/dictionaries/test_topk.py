@@ -52,7 +52,7 @@ def test_threshold_inference_keeps_the_training_l0(planted: Any) -> None:
     assert heldout.std() > 0, "each row has its own number of features"
 
 
-def test_multi_topk_reaches_features_beyond_k(planted: Any) -> None:
+def test_v5_multi_topk_reaches_features_beyond_k(planted: Any) -> None:
     """The term's gradient moves encoder rows that the k largest leave out (sparsify's does not reach the encoder)."""
     dictionary = make_dictionary(TopK.configure(n_features=48, k=1, multi_weight=0.125), planted.D)
     x = planted.rows(1, seed=0)
@@ -63,7 +63,7 @@ def test_multi_topk_reaches_features_beyond_k(planted: Any) -> None:
     assert (single.abs().sum(1) > 0).sum() == 1
 
 
-def test_multi_topk_gradient_of_encoder_rows_by_finite_differences(planted: Any) -> None:
+def test_v5_multi_topk_gradient_of_encoder_rows_by_finite_differences(planted: Any) -> None:
     dictionary = make_dictionary(TopK.configure(n_features=48, k=2, multi_weight=0.125), planted.D).double()
     x, h, progress = planted.rows(30, seed=0).double(), 1e-6, Progress(0, 1, 1, 1000)
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 import saetools
 from saetools.errors import FormatError
 from saetools.formats.load import save_as
+from saetools.formats.native import save_dictionary
 from saetools.formats.saelens import save_saelens
 from saetools.records import PointSpec
 
@@ -77,7 +78,7 @@ def test_what_a_run_saves_loads_again(tmp_path: Path) -> None:
     assert all(torch.equal(t, again.state_dict()[n]) for n, t in dictionary.state_dict().items())
 
 
-def test_matryoshka_is_exported(tmp_path: Path) -> None:
+def test_dictionary_learning_matryoshka_is_exported(tmp_path: Path) -> None:
     """dictionary_learning has no way to write its Matryoshka dictionaries for others."""
     from saetools.dictionaries.base import make_dictionary
     from saetools.dictionaries.matryoshka import Matryoshka
@@ -89,7 +90,7 @@ def test_matryoshka_is_exported(tmp_path: Path) -> None:
     assert torch.equal(saetools.load(tmp_path / "d").encode(x_ND).to_dense(), dictionary.encode(x_ND).to_dense())
 
 
-def test_a_threshold_that_was_never_learnt_is_not_used(tmp_path: Path) -> None:
+def test_dictionary_learning_a_threshold_that_was_never_learnt_is_not_used(tmp_path: Path) -> None:
     """dictionary_learning stores -1 for it, and its BatchTopK then keeps everything that is positive."""
     from saetools.formats.dictionary_learning import from_dictionary_learning
 
@@ -101,14 +102,23 @@ def test_a_threshold_that_was_never_learnt_is_not_used(tmp_path: Path) -> None:
         from_dictionary_learning(config, tensors | {"threshold": torch.tensor(-1.0)}, tmp_path, tmp_path)
 
 
-def test_normalised_activations_are_refused_unless_folded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_dictionary_learning_saving_needs_no_factor_of_rows(tmp_path: Path, scale: float) -> None:
+    """Its trainer saves by a norm_factor that it does not have (NameError) unless activations were normalised."""
+    dictionary = saetools.load(GOLDEN / "saelens-topk-f32")
+    save_dictionary(dictionary, tmp_path / "d", None, scale=scale)
+    x_ND = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(saetools.load(tmp_path / "d")(x_ND), dictionary(x_ND * scale) / scale)
+
+
+def test_saelens_normalised_activations_are_refused_unless_folded(tmp_path: Path) -> None:
     """SAELens#381, #355, #404: checkpoints whose scale is not in the file are silently wrong."""
     path = copy("saelens-topk-f32", tmp_path / "d", normalize_activations="expected_average_only_in")
     with pytest.raises(FormatError, match="not in the file"):
         saetools.load(path)
 
 
-def test_exports_say_the_version_that_reads_them(tmp_path: Path) -> None:
+def test_saelens_exports_say_the_version_that_reads_them(tmp_path: Path) -> None:
     """Without sae_lens_version SAELens reads a file by the rules of before 6.0."""
     dictionary = saetools.load(GOLDEN / "sparsify-f32")
     dictionary.spec = PointSpec(host="gpt2", point="blocks.2.hook_out", d_model=6, prepend_bos=True)

@@ -84,9 +84,10 @@ def test_the_tally() -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_the_run_goes_on(
+def test_v4_a_signal_saves_and_the_run_goes_on(
     number: int, code: int, spawn: Callable, straight: Path, tmp_path: Path, digests: Callable
 ) -> None:
+    """SAELens: SIGINT and SIGTERM crash its trainer, and nothing is saved."""
     stopped = spawn(tmp_path / "run", STOP_AT_STEP=21, STOP_SIGNAL=int(number))
     assert stopped.returncode == code, stopped.stderr
     assert f"stopped by {signal.Signals(number).name}, saved {tmp_path / 'run'} at step 25" in stopped.stderr

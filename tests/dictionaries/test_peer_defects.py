@@ -1,8 +1,12 @@
-"""Gradients that other libraries' encoders invent, as tests of ours; those that they lose: the contract suite, AuxK."""
+"""Defects that other libraries' dictionaries had, as tests of ours. Named after the library and what went wrong there.
 
+V5 (sparsify loses gradients) is in the contract suite for AuxK and in test_topk.py for MultiTopK.
+"""
+
+import pytest
 import torch
 
-from saetools.dictionaries.base import Progress, make_dictionary
+from saetools.dictionaries.base import Dictionary, Progress, available_dictionaries, make_dictionary
 from saetools.dictionaries.topk import TopK
 
 N, D, F, K = 24, 6, 20, 5
@@ -28,3 +32,17 @@ def test_v6_zeros_inside_the_top_k_receive_no_gradient() -> None:
     torch.testing.assert_close(gradient_FD, wanted_FD, atol=1e-6, rtol=1e-4)
     silent_F = kept_NF.sum(dim=0) == 0
     assert silent_F.any() and not gradient_FD[silent_F].any()
+
+
+@pytest.mark.parametrize("cls", dict.fromkeys(available_dictionaries().values()), ids=lambda cls: cls.kind)
+def test_overcomplete_using_a_dictionary_changes_nothing_for_training(cls: type[Dictionary]) -> None:
+    """Its MpSAE trains without dropout for good once .eval() was called."""
+    if cls.trained_by != "gradient":
+        pytest.skip("not trained by gradients")
+    dictionary = make_dictionary(cls.examples()[0], 16, seed=0).train()
+    x_ND = torch.randn(N, 16, generator=torch.Generator().manual_seed(1))
+    fields, state = {"grad": x_ND}, dictionary.initial_state()
+    before = dictionary.loss_terms(x_ND, x_ND, fields, state, NOTHING_DEAD).losses
+    dictionary.eval()(x_ND)
+    after = dictionary.train().loss_terms(x_ND, x_ND, fields, state, NOTHING_DEAD).losses
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
