@@ -12,6 +12,17 @@ class FrozenModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings", protected_namespaces=())
 
 
+HOOKED = {  # of the bridge, within a block: of the HookedTransformer
+    "hook_in": "hook_resid_pre",
+    "ln2.hook_in": "hook_resid_mid",
+    "hook_out": "hook_resid_post",
+    "attn.hook_out": "hook_attn_out",
+    "mlp.hook_out": "hook_mlp_out",
+    "attn.o.hook_in": "attn.hook_z",
+    "mlp.out.hook_in": "mlp.hook_post",
+}
+
+
 class PointSpec(FrozenModel):
     """What a vector is: of which host, at which point, made how. A dictionary is valid for these vectors alone."""
 
@@ -24,6 +35,19 @@ class PointSpec(FrozenModel):
     host_dtype: str | None = Field(None, description="dtype in which the host ran")
     tokenizer_hash: str | None = Field(None, description="sha256 of the tokenizer's serialised form")
     context_tokens: int | None = Field(None, description="tokens per window, BOS included")
+
+    @property
+    def hooked_point(self) -> str:
+        """The point's older name, of transformer-lens' HookedTransformer, which other libraries use; else its own.
+
+        >>> PointSpec(host="gpt2", point="blocks.2.hook_out", d_model=768).hooked_point
+        'blocks.2.hook_resid_post'
+        """
+        blocks, _, rest = self.point.partition(".")
+        layer, _, inside = rest.partition(".")
+        if blocks == "blocks" and inside in HOOKED:
+            return f"blocks.{layer}.{HOOKED[inside]}"
+        return "hook_embed" if self.point == "embed.hook_out" else self.point
 
 
 class Calibration(FrozenModel):

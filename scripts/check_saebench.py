@@ -37,7 +37,7 @@ def main() -> None:
     assert dictionary.spec is not None and dictionary.spec.host == "pycode", "a dictionary of the embedded model"
     OFFICIAL_MODEL_NAMES.append(str(HOST))  # it reads a local directory, but asks for the name first
     layer = int(dictionary.spec.point.split(".")[1])
-    sae = SAEBenchAdapter(dictionary, layer, str(HOST), f"blocks.{layer}.hook_resid_post")
+    sae = SAEBenchAdapter(dictionary, layer, str(HOST))
     with tempfile.TemporaryDirectory() as text:
         with (Path(text) / "train.jsonl").open("w") as file:
             for document in StdlibCorpus().documents("heldout"):

@@ -79,7 +79,7 @@ class SAEBenchAdapter(nn.Module):
             d_in=dictionary.d_model,
             d_sae=len(atoms_FD),
             hook_layer=hook_layer,
-            hook_name=hook_name or (spec.point if spec else ""),
+            hook_name=hook_name or (spec.hooked_point if spec else ""),
             architecture=dictionary.kind,
             dtype=str(self.dtype).removeprefix("torch."),
             device=str(self.device),

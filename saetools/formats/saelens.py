@@ -270,15 +270,16 @@ def save_saelens(dictionary: Dictionary, path: Path | str, host: str | None = No
     """Write cfg.json and sae_weights.safetensors for SAELens, atomically.
 
     Give a dictionary for raw rows, as `saetools.load` returns it: the layout does not say how rows were scaled. `host`
-    and `point` are SAELens' names of the model and hook; None: ours. Raises MismatchError for kinds that SAELens does
-    not compute, RunError where `path` exists or cannot be written.
+    and `point` are SAELens' names of the model and hook; None: those of the spec. Raises MismatchError for kinds that
+    SAELens does not compute, RunError where `path` exists or cannot be written.
     """
     architecture, settings, tensors = _for_saelens(dictionary)
     spec = dictionary.spec
+    point = point or (spec and spec.hooked_point)
     metadata = {
         "sae_lens_version": VERSION,
         "model_name": host or (spec and spec.host),
-        "hook_name": point or (spec and spec.point),
+        "hook_name": point,
         "prepend_bos": spec and spec.prepend_bos,
         "context_size": spec and spec.context_tokens,
     }
@@ -290,7 +291,7 @@ def save_saelens(dictionary: Dictionary, path: Path | str, host: str | None = No
         "device": "cpu",
         "apply_b_dec_to_input": True,
         "normalize_activations": "none",
-        "reshape_activations": "none",
+        "reshape_activations": "hook_z" if point and point.endswith("hook_z") else "none",
         "metadata": metadata,
     }
     matrices = {"W_dec": dictionary.W_dec_FD, "b_dec": dictionary.b_dec_D}

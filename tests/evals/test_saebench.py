@@ -13,7 +13,7 @@ D = 16
 
 def adapted(kind, config):
     dictionary = make_dictionary(config, D)
-    dictionary.spec = PointSpec(host="gpt2", point="blocks.3.hook_resid_post", d_model=D, context_tokens=128)
+    dictionary.spec = PointSpec(host="gpt2", point="blocks.3.hook_out", d_model=D, context_tokens=128)
     return SAEBenchAdapter(dictionary, hook_layer=3)
 
 

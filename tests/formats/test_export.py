@@ -113,11 +113,12 @@ def test_our_own_format_and_unknown_ones(tmp_path: Path) -> None:
 def test_layout_for_saelens(tmp_path: Path) -> None:
     dictionary = example("topk")
     dictionary.spec = PointSpec(host="gpt2", point="blocks.2.hook_out", d_model=D, prepend_bos=True, context_tokens=64)
-    save_saelens(dictionary, tmp_path / "d", point="blocks.2.hook_resid_post")
+    save_saelens(dictionary, tmp_path / "d", host="gpt2-small", point="blocks.2.hook_resid_mid")
     config = json.loads((tmp_path / "d" / "cfg.json").read_text())
     assert (config["architecture"], config["k"], config["d_in"], config["d_sae"]) == ("topk", 4, D, 40)
     assert config["rescale_acts_by_decoder_norm"] is False and config["apply_b_dec_to_input"] is True
-    named = {"model_name": "gpt2", "hook_name": "blocks.2.hook_resid_post", "prepend_bos": True, "context_size": 64}
+    named = {"model_name": "gpt2-small", "hook_name": "blocks.2.hook_resid_mid", "prepend_bos": True}
+    named["context_size"] = 64
     assert named.items() <= config["metadata"].items() and config["metadata"]["sae_lens_version"] >= "6"
     shapes = {name: tuple(t.shape) for name, t in load_safetensors(tmp_path / "d" / "sae_weights.safetensors").items()}
     assert shapes == {"W_enc": (D, 40), "W_dec": (40, D), "b_enc": (40,), "b_dec": (D,)}

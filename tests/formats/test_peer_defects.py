@@ -122,7 +122,7 @@ def test_saelens_exports_say_the_version_that_reads_them(tmp_path: Path) -> None
     """Without sae_lens_version SAELens reads a file by the rules of before 6.0."""
     dictionary = saetools.load(GOLDEN / "sparsify-f32")
     dictionary.spec = PointSpec(host="gpt2", point="blocks.2.hook_out", d_model=6, prepend_bos=True)
-    save_saelens(dictionary, tmp_path / "d", point="blocks.2.hook_resid_post")
+    save_saelens(dictionary, tmp_path / "d")
     config = json.loads((tmp_path / "d" / "cfg.json").read_text())
     assert int(config["metadata"]["sae_lens_version"].split(".")[0]) >= 6
     assert config["metadata"]["hook_name"] == "blocks.2.hook_resid_post"

@@ -201,6 +201,9 @@ def test_other_names_of_a_point(host: BridgeHost) -> None:
     assert host.canonical("blocks.1.hook_resid_post") == MIDDLE
     assert host.canonical("blocks.1.hook_mlp_out") == "blocks.1.mlp.hook_out"
     assert list(host.activations(IDS_BT, ["blocks.1.hook_resid_post", MIDDLE])) == [MIDDLE]
+    older = {point: host.spec(point).hooked_point for point in host.points()}
+    assert older[MIDDLE] == "blocks.1.hook_resid_post"
+    assert all(host.canonical(name) == point for point, name in older.items()), "and exports find their way back"
     for unknown in ("blocks.1.hook_resid_pos", "blocks.3.hook_out", "blocks.1.attn.hook_pattern"):
         with pytest.raises(PointError, match=r"blocks\.0\.hook_out \.\.\. blocks\.2\.hook_out"):
             host.canonical(unknown)
