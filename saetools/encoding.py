@@ -108,9 +108,13 @@ def _settings(source: str, dictionary: Dictionary, config: Path | None, override
     if spec is None:
         named = {item.split("=")[0] for item in overrides}
         if not named >= {"--host.name", "--activations.point"}:
+            said = [
+                f"{name} {dictionary.provenance[name]}" for name in ("host", "point") if name in dictionary.provenance
+            ]
+            heard = f" Its file says {', '.join(said)}, by the names of who wrote it." if said else ""
             raise ConfigError(
-                "this dictionary does not know its host and point. Name them: --host.name NAME --activations.point "
-                "POINT, or --config FILE."
+                f"this dictionary does not know its host and point.{heard} Name them: --host.name NAME "
+                "--activations.point POINT, or --config FILE."
             )
         return pipeline.parse_run(None, [*ANY_RUN, *overrides], pipeline.dictionary_configs())
     return pipeline.parse_run(None, [*ANY_RUN, *_of(spec), *overrides], pipeline.dictionary_configs())

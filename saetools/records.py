@@ -14,7 +14,6 @@ class FrozenModel(BaseModel):
 
 HOOKED = {  # of the bridge, within a block: of the HookedTransformer
     "hook_in": "hook_resid_pre",
-    "ln2.hook_in": "hook_resid_mid",
     "hook_out": "hook_resid_post",
     "attn.hook_out": "hook_attn_out",
     "mlp.hook_out": "hook_mlp_out",

@@ -1,7 +1,7 @@
 """Whether a dictionary is for the vectors at hand: one made for another host or point gives numbers without meaning."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from saetools.dictionaries.base import Dictionary
 from saetools.errors import ConfigError, MismatchError, nearest
@@ -17,9 +17,9 @@ def check_belongs(dictionary: Dictionary, spec: PointSpec, elsewhere: Collection
     """MismatchError where the dictionary was made for other vectors than `spec` describes.
 
     `elsewhere` names the properties that are meant to differ. A directory and a packaged name of the same weights
-    agree: the revision (a hash of the weights) decides, not the name under which the host was given. A dictionary that
-    does not know its vectors, as one from another library, is held to their width. Another dtype of the host is a
-    warning.
+    agree: the revision (a hash of the weights) decides, not the name under which the host was given. A dictionary from
+    another library is held to their width, and to what its file says of point and BOS, where that is in the names of
+    transformer-lens; of the host a name alone says little, so another one is a warning, as is another dtype of it.
     """
     for name in elsewhere:
         if name not in PROPERTIES:
@@ -28,6 +28,7 @@ def check_belongs(dictionary: Dictionary, spec: PointSpec, elsewhere: Collection
         raise MismatchError(f"the dictionary is for width {dictionary.d_model}, these vectors have {spec.d_model}.")
     own = dictionary.spec
     if own is None:
+        _refuse({name: pair for name, pair in _said(dictionary, spec).items() if name not in elsewhere})
         return
     pairs = {name: (getattr(own, name), getattr(spec, name)) for name in PROPERTIES}
     if own.revision and spec.revision:
@@ -37,14 +38,33 @@ def check_belongs(dictionary: Dictionary, spec: PointSpec, elsewhere: Collection
         same_host = own.host == spec.host
     different = [name for name, (mine, theirs) in pairs.items() if mine != theirs and name != "host"]
     different += [] if same_host else ["host"]
-    if wrong := [name for name in different if name not in elsewhere]:
-        said = "; ".join(f"{name} is {pairs[name][0]!r} for it and {pairs[name][1]!r} here" for name in wrong)
+    _refuse({name: pairs[name] for name in different if name not in elsewhere})
+    if own.host_dtype != spec.host_dtype and own.host_dtype and spec.host_dtype:
+        log.warning("the dictionary is for a host in %s, this one runs in %s", own.host_dtype, spec.host_dtype)
+
+
+def _said(dictionary: Dictionary, spec: PointSpec) -> dict[str, tuple[object, object]]:
+    """(what another library's file says, what these vectors are) of each property in which the two differ."""
+    said = dictionary.provenance
+    point, host, bos = (said.get(name) for name in ("point", "host", "prepend_bos"))
+    if isinstance(host, str) and host != spec.host:
+        log.warning("the dictionary's file says that it is for the host %r, this one is %r", host, spec.host)
+    different: dict[str, tuple[object, object]] = {}
+    if str(point).startswith("blocks.") and point not in (spec.point, spec.hooked_point):
+        different["point"] = (point, spec.point)
+    if isinstance(bos, bool) and spec.prepend_bos is not None and bos != spec.prepend_bos:
+        different["prepend_bos"] = (bos, spec.prepend_bos)
+    return different
+
+
+def _refuse(wrong: Mapping[str, tuple[object, object]]) -> None:
+    """MismatchError naming what differs, unless nothing does."""
+    if wrong:
+        said = "; ".join(f"{name} is {its!r} for it and {here!r} here" for name, (its, here) in wrong.items())
         raise MismatchError(
             f"the dictionary does not fit these vectors: {said}. Use it on what it was made for, or say what is meant "
             f"to differ by name. {_allowed()}"
         )
-    if own.host_dtype != spec.host_dtype and own.host_dtype and spec.host_dtype:
-        log.warning("the dictionary is for a host in %s, this one runs in %s", own.host_dtype, spec.host_dtype)
 
 
 def _allowed() -> str:

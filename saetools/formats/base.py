@@ -83,13 +83,25 @@ def format_named(name: str) -> type[Format]:
 def format_of(path: Path) -> type[Format]:
     """The one format that recognises the path; FormatError lists what lies there and what is known."""
     if not path.exists():
-        raise FormatError(f"{path} does not exist. Give the directory of a dictionary or of a run.")
+        raise FormatError(
+            f"{path} does not exist. Give a directory or file of a dictionary, a run, or hf://organisation/repository."
+        )
     matching = [candidate for candidate in formats() if candidate.recognises(path)]
     if len(matching) == 1:
         return matching[0]
-    reason = f"fits {', '.join(f.name for f in matching)}" if matching else "is of no known layout"
+    reason = f"fits {', '.join(f.name for f in matching)}" if matching else f"is of no known layout{_in_part(path)}"
     known = "; ".join(f"{f.name}: {f.layout}" for f in formats())
     raise FormatError(f"{path} {reason}. Found: {found_at(path)}. Known layouts: {known}.")
+
+
+def _in_part(path: Path) -> str:
+    """What is missing of layouts of which a file of weights is there, as after a download that was cut short."""
+    for candidate in formats():
+        there = [name for name in candidate.files if (path / name).exists()]
+        missing = [name for name in candidate.files if name not in there]
+        if missing and any(name.endswith(".safetensors") for name in there):
+            return f" ({', '.join(there)} is of {candidate.name}, but {' and '.join(missing)} is missing)"
+    return ""
 
 
 def _writable() -> str:

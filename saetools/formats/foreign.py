@@ -103,7 +103,10 @@ def k_of(values: Mapping[str, Any], how: Reading, path: Path, layout: str) -> in
     if values.get("k") is not None:
         return positive_int(values, "k", path)
     if how.k is None:
-        raise FormatError(f"{path}: files of {layout} do not say how many features fire per row. Pass k= to load.")
+        raise FormatError(
+            f"{path}: files of {layout} do not say how many features fire per row. Pass k= to saetools.load, or --k to "
+            "saetools convert."
+        )
     return positive_int({"k": how.k}, "k", path)
 
 

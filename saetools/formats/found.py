@@ -7,6 +7,8 @@ from saetools.formats.pt import pt_names
 from saetools.safeio import npz_shapes, read_json, safetensors_shapes
 
 MOST = 20
+OF_PICKLES = ("storage", "cpu", "cuda", "mps")
+"""Texts of every pickle of tensors, beside the numbers of their storages."""
 
 
 def found_at(path: Path) -> str:
@@ -29,7 +31,8 @@ def _inside(file: Path) -> str:
             values = read_json(file)
             return _first(list(values)) if isinstance(values, dict) else ""
         if file.suffix in (".pt", ".pth"):
-            return "the names " + _first(sorted(pt_names(file).texts))
+            texts = sorted(pt_names(file).texts)
+            return "the names " + _first([t for t in texts if not t.isdecimal() and not t.startswith(OF_PICKLES)])
     except FormatError as error:
         return f"damaged content ({str(error)[:80]})"
     return ""

@@ -275,7 +275,7 @@ def save_saelens(dictionary: Dictionary, path: Path | str, host: str | None = No
     """
     architecture, settings, tensors = _for_saelens(dictionary)
     spec = dictionary.spec
-    point = point or (spec and spec.hooked_point)
+    point = point or (spec.hooked_point if spec else None)
     metadata = {
         "sae_lens_version": VERSION,
         "model_name": host or (spec and spec.host),

@@ -58,6 +58,20 @@ def test_width_and_unknown_names(dictionary: Dictionary) -> None:
     check_belongs(dictionary, SPEC)
 
 
+def test_what_another_librarys_file_says(dictionary: Dictionary, caplog: pytest.LogCaptureFixture) -> None:
+    """Points by either of their names; hosts have too many names for more than a warning."""
+    dictionary.spec = None
+    for point in ("blocks.2.hook_out", "blocks.2.hook_resid_post", "transformer.h.2"):
+        dictionary.provenance = {"layout": "SAELens", "point": point, "host": "gpt2", "prepend_bos": True}
+        check_belongs(dictionary, SPEC)
+    assert not caplog.text
+    dictionary.provenance = {"point": "blocks.3.hook_resid_post", "host": "gpt2-small", "prepend_bos": False}
+    with pytest.raises(MismatchError, match=r"point is 'blocks\.3\.hook_resid_post' for it .*prepend_bos is False"):
+        check_belongs(dictionary, SPEC)
+    check_belongs(dictionary, SPEC, ["point", "prepend_bos"])
+    assert "says that it is for the host 'gpt2-small'" in caplog.text
+
+
 def test_another_dtype_of_the_host_is_told(dictionary: Dictionary, caplog: pytest.LogCaptureFixture) -> None:
     dictionary.spec = SPEC.model_copy(update={"host_dtype": "float32"})
     with caplog.at_level(logging.WARNING):

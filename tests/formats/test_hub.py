@@ -72,6 +72,20 @@ def test_pushed_fetched_and_read_from_the_cache(
         push(run, "hf://me/sae")
 
 
+def test_a_download_that_was_cut_short(hub: Hub, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network the error names what is missing; with one, that is fetched."""
+    push(run, "hf://me/sae")
+    saetools.load("hf://me/sae")
+    (weights,) = (tmp_path / "cache").rglob("snapshots/*/model.safetensors")
+    weights.resolve().unlink()
+    weights.unlink()
+    with monkeypatch.context() as patch:
+        disconnect(patch)
+        with pytest.raises(FormatError, match=r"model\.safetensors"):
+            saetools.load("hf://me/sae")
+    assert saetools.load("hf://me/sae").kind == "topk"
+
+
 def test_the_card_says_what_the_records_say(hub: Hub, run: Path) -> None:
     push(run, "hf://me/sae", private=False)
     assert hub.private["me/sae"] is False

@@ -1,6 +1,7 @@
 """`saetools.load`: dictionaries, runs finished and unfinished, and what is neither."""
 
 import logging
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -66,6 +67,20 @@ def test_unknown_layouts_list_what_was_found(tmp_path: Path) -> None:
         saetools.load(tmp_path / "weights.bin")
     with pytest.raises(FormatError, match="does not exist"):
         saetools.load(tmp_path / "absent")
+
+
+def test_what_is_missing_of_a_layout_is_named(tmp_path: Path) -> None:
+    """As a download that was cut short leaves it."""
+    golden = Path(__file__).parent / "golden"
+    for name, lost in (("saelens-topk-f32", "cfg.json"), ("llama-scope-f32", "hyperparams.json")):
+        shutil.copytree(golden / name, tmp_path / name)
+        (tmp_path / name / lost).unlink()
+        with pytest.raises(FormatError, match=f"no known layout .*safetensors is of .*, but {lost} is missing"):
+            saetools.load(tmp_path / name)
+    shutil.copytree(golden / "sparsify-f32", tmp_path / "s")
+    (tmp_path / "s" / "sae.safetensors").unlink()
+    with pytest.raises(FormatError, match=r"sae\.safetensors"):
+        saetools.load(tmp_path / "s")
 
 
 def test_a_dictionary_that_lost_its_manifest_says_so(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_not_opened_unless_allowed(tmp_path: Path) -> None:
 def test_the_sandbox_reads_tensors_and_says_what_is_missing(tmp_path: Path) -> None:
     file = tmp_path / "layer3.sae.pt"
     torch.save(weights(), file)
-    with pytest.raises(FormatError, match=r"do not say how many features fire per row\. Pass k="):
+    with pytest.raises(FormatError, match=r"do not say how many features fire per row\. Pass k=.*--k"):
         saetools.load(file, allow_pt=True)
     dictionary = saetools.load(file, allow_pt=True, k=2)
     assert torch.equal(dictionary.W_enc_FD, weights()["W_enc"]) and dictionary.provenance["layout"] == "Qwen Scope"
@@ -157,5 +157,5 @@ def test_archives_that_unpack_to_more(tmp_path: Path) -> None:
 
 def test_unknown_pickles_are_listed_by_their_names(tmp_path: Path) -> None:
     torch.save({"lin.weight": torch.ones(2, 3)}, tmp_path / "w.pt")
-    with pytest.raises(FormatError, match=r"no known layout.*the names .*lin\.weight"):
+    with pytest.raises(FormatError, match=r"no known layout.*the names lin\.weight\."):
         saetools.load(tmp_path / "w.pt", allow_pt=True)
