@@ -22,12 +22,15 @@ from saetools.records import FrozenModel
 DictionaryConfigs = Mapping[str, type[FrozenModel]]
 
 
-def parse_run(config_path: Path | None, overrides: Sequence[str], dictionary_configs: DictionaryConfigs) -> Any:
-    """The RunConfig of a YAML file (or none) under overrides such as `--training.lr 1e-3`.
+def parse_run(
+    source: Path | Mapping[str, Any] | None, overrides: Sequence[str], dictionary_configs: DictionaryConfigs
+) -> Any:
+    """The RunConfig of a YAML file, of values (or of none) under overrides such as `--training.lr 1e-3`.
 
     Raises ConfigError with the key, what came and the nearest known key.
     """
-    values = read_yaml(config_path) if config_path else {}
+    config_path = source if isinstance(source, Path) else None
+    values = read_yaml(source) if isinstance(source, Path) else dict(source or {})
     kind = _kind(values, overrides, dictionary_configs)
     values = _for_kind(values, kind, dictionary_configs)
     return _parse(run_config_class(dictionary_configs[kind]), kind, values, overrides, config_path)

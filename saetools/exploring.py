@@ -57,14 +57,18 @@ def explore(source: Path | str | Dictionary, config: Any = None) -> Explorer:
         path = Path(tempfile.mkdtemp(prefix="saetools-")) / STORE
         _collect(source, config, path, Collecting(), "dictionary")
         model, loaded = _Model(source, config) if config.activations.source != "rows" else None, source
-        return Explorer(_open(path), None, model.fire if model else None, lambda other: _comparison(loaded, other))
+        return Explorer(
+            _open(path), None, model.fire if model else None, lambda other: _comparison(loaded, other, config)
+        )
     source = pipeline.local_source(source)
     if (source / "features.sqlite").exists():
         return Explorer(_open(source))
     store = open_store(source, config)
     config = config or pipeline.config_of(source)
     model = _Model(source, config) if config.activations.source != "rows" else None
-    return Explorer(store, _metrics(source), model.fire if model else None, lambda other: _comparison(source, other))
+    return Explorer(
+        store, _metrics(source), model.fire if model else None, lambda other: _comparison(source, other, config)
+    )
 
 
 def open_store(source: Path, config: Any = None, how: Collecting | None = None) -> FeatureStore:
@@ -126,7 +130,7 @@ def export(
         store,
         n_features=n_features or (config.evaluation.n_features if is_page else None),
         curves=training_curves(read_metrics(metrics)) if metrics else (),
-        comparison=_comparison(source, compare) if compare else None,
+        comparison=_comparison(source, compare, config) if compare else None,
         seed=config.run.seed,
     )
     try:
@@ -153,7 +157,7 @@ def live_subject(source: Path, config: Any, compare: Path | None = None, how: Co
         open_store(source, config, how),
         fire=model.fire if model else None,
         steer=model.steer if model else None,
-        comparison=_comparison(source, compare) if compare else None,
+        comparison=_comparison(source, compare, config) if compare else None,
         metrics=_metrics(source),
     )
 
@@ -226,8 +230,11 @@ class _Model:
             return self._baseline[1], subject.host.generate(*options, until=until)
 
 
-def _comparison(source: Path | Dictionary, other: Path | str) -> Comparison:
-    """The features of another run, checkpoint or dictionary matched with ours, and their store."""
+def _comparison(source: Path | Dictionary, other: Path | str, config: Any) -> Comparison:
+    """The features of another run, checkpoint or dictionary matched with ours, and their store.
+
+    Those of one that belongs to no run are collected on the text of `config`, our own.
+    """
     from saetools.dashboard.comparison import Comparison
     from saetools.features.compare import match_features
     from saetools.formats.load import load
@@ -235,13 +242,17 @@ def _comparison(source: Path | Dictionary, other: Path | str) -> Comparison:
     other = _dictionary_directory(pipeline.local_source(other))
     ours = load(source) if isinstance(source, Path) else source
     partners = match_features(ours.directions().cpu(), load(other).directions())
-    return Comparison(str(other), partners.partner_F, partners.cosine_F, open_store(other), partners.how)
+    try:
+        theirs = pipeline.config_of(other)
+    except FormatError:
+        theirs = config
+    store = open_store(other, theirs)
+    return Comparison(str(other), partners.partner_F, partners.cosine_F, store, partners.how)
 
 
 def _dictionary_directory(source: Path) -> Path:
     """The dictionary of a checkpoint; anything else as it is."""
-    is_checkpoint = (source / "state.json").exists() and (source / "dictionary").is_dir()
-    return source / "dictionary" if is_checkpoint else source
+    return source / pipeline.DICTIONARY if pipeline.is_checkpoint(source) else source
 
 
 def _dictionary_hash(source: Path) -> str:

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from saetools.training.run import TrainResult
 
 CONFIG_FILE = "config.yaml"
+DICTIONARY, WEIGHTS, MANIFEST = (
+    "dictionary",
+    "model.safetensors",
+    "manifest.json",
+)  # as formats/ has them, without torch
 KEPT = Path("runs/hub")
 """Where copies of dictionaries on the hub stand, with the results on them."""
 
@@ -73,16 +78,19 @@ class Data:
 
     @property
     def has_host(self) -> bool:
+        """Whether rows come from a model; else they are those of a file."""
         return self.config.activations.source != "rows"
 
     @cached_property
     def host(self) -> Host:
+        """The subject model, loaded when first asked for."""
         from saetools.lm.hosts import make_host
 
         return make_host(self.config.host, self.device)
 
     @cached_property
     def corpus(self) -> Corpus:
+        """The text."""
         from saetools.text.corpora import make_corpus
 
         return make_corpus(self.config.corpus)
@@ -224,37 +232,32 @@ def distinct_names(sources: Sequence[Path]) -> list[str]:
 
 
 def local_source(source: Path | str) -> Path:
-    """A source of `saetools.load` as a path, beside which results can be left.
-
-    Of `hf://...` it is a copy in runs/hub, laid out as a run, with the config that it was trained by where it is ours.
-    """
+    """A source of `saetools.load` as a path, beside which results can be left: of `hf://...` a copy in runs/hub."""
+    from saetools.formats.hub import kept
     from saetools.formats.load import HUB
 
-    if not str(source).startswith(HUB):
-        return Path(source)
-    import yaml
-
-    from saetools.atomic import write_text
-    from saetools.formats.hub import kept
-    from saetools.formats.native import CONFIG
-    from saetools.formats.run import DICTIONARY
-    from saetools.safeio import read_json
-
-    run = kept(str(source), KEPT)
-    config = read_json(run / DICTIONARY / CONFIG)["provenance"].get("config")
-    if isinstance(config, dict) and isinstance(config.get("run"), dict) and not (run / CONFIG_FILE).exists():
-        write_text(run / CONFIG_FILE, yaml.safe_dump({**config, "run": {**config["run"], "dir": str(run)}}))
-    return run
+    return kept(str(source), KEPT) if str(source).startswith(HUB) else Path(source)
 
 
 def run_directory(source: Path) -> Path:
-    """Where results on the dictionary at `source` go: the run directory, or the one around a bare dictionary.
+    """Where results on the dictionary at `source` go: its run, or another library's directory.
 
-    Those on another library's file go to a directory of its name beside it.
+    A dictionary of ours and a checkpoint stay as they were written: what is found of a bare one goes to NAME.results
+    beside it, of a checkpoint to RUN/checkpoint_results/STEP. Of another library's file, to a directory of its name.
     """
     if source.is_file():
         return source.with_suffix("")
-    return source if (source / CONFIG_FILE).exists() or not (source / "model.safetensors").exists() else source.parent
+    around = source if is_checkpoint(source) else source.parent
+    if is_checkpoint(around):
+        return around.parent.parent / "checkpoint_results" / around.name
+    if (source / CONFIG_FILE).exists() or not (source / WEIGHTS).exists():
+        return source
+    return around if (around / CONFIG_FILE).exists() else source.with_name(f"{source.name}.results")
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is a checkpoint of a run: checkpoints/STEP."""
+    return (path / "state.json").exists() and (path / DICTIONARY).is_dir()
 
 
 def load_subject(source: Path | Dictionary, config: Any, elsewhere: Sequence[str] = ()) -> Subject:
@@ -282,16 +285,36 @@ def load_subject(source: Path | Dictionary, config: Any, elsewhere: Sequence[str
 
 
 def config_of(source: Path, overrides: Sequence[str] = ()) -> Any:
-    """The config of the run that `source` (a run, or a dictionary inside one) belongs to, under overrides."""
+    """The config that the dictionary at `source` was trained by, under overrides: its run's, or else its own copy.
+
+    Raises FormatError where there is none, as for another library's.
+    """
     for directory in (source, *source.parents[:3]):
         if (directory / CONFIG_FILE).exists():
             return read_config(directory, overrides)
     if not source.exists():
         raise FormatError(f"{source} does not exist. Give a run directory or a dictionary directory.")
+    carried = _carried_config(source)
+    if carried is not None:
+        return parse_run(carried, overrides, dictionary_configs())
     raise FormatError(
         f"{source} belongs to no run (no {CONFIG_FILE} there or above), so its held-out data are unknown. "
         f"Name them with --config FILE."
     )
+
+
+def _carried_config(source: Path) -> dict[str, Any] | None:
+    """What a dictionary of ours says of the run that trained it; None for others."""
+    from saetools.safeio import read_json
+
+    for directory in (source, source / DICTIONARY):
+        if (directory / MANIFEST).exists() and (directory / "config.json").exists():
+            record = read_json(directory / "config.json")
+            provenance = record.get("provenance") if isinstance(record, dict) else None
+            config = provenance.get("config") if isinstance(provenance, dict) else None
+            if isinstance(config, dict) and isinstance(config.get("run"), dict):
+                return config | {"run": config["run"] | {"dir": str(run_directory(source))}}
+    return None
 
 
 def harvest(config: Any, out: Path, points: Sequence[str], n_rows: int | None = None) -> dict[str, Path]:

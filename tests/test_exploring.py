@@ -11,9 +11,12 @@ import saetools
 from saetools import exploring, pipeline
 from saetools.cli import main
 from saetools.dashboard.live.subject import Steering, Subject
-from saetools.errors import ConfigError, DataError
+from saetools.errors import ConfigError, DataError, FormatError
 from saetools.exploring import live_subject
 from saetools.features.store import sample_of_firing
+from saetools.formats.load import save_as
+from saetools.formats.native import save_dictionary
+from saetools.safeio import verify_directory
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -179,6 +182,25 @@ def test_a_run_that_trains(run: Path, tmp_path: Path) -> None:
     shown = exploring.explore(copy).store.info
     assert shown.n_features == 256 and shown.dictionary_hash
     assert exploring.live_subject(copy, pipeline.config_of(copy), compare=copy / "checkpoints" / newest).comparison
+    verify_directory(copy / "checkpoints" / newest)
+    assert (copy / "checkpoint_results" / newest / "features").is_dir()
+
+
+def test_dictionaries_that_belong_to_no_run(run: Path, tmp_path: Path) -> None:
+    """Beside a run they are looked at on its text; alone by the config that they carry. Each has results of its own."""
+    dictionary = saetools.load(run)
+    save_as(dictionary, tmp_path / "theirs", "saelens")
+    save_dictionary(dictionary, tmp_path / "bare", dictionary.spec, dictionary.calibration, scale=1.0)
+    shutil.copytree(run / "dictionary", tmp_path / "ours")
+    explorer = saetools.explore(run)
+    for name in ("theirs", "bare"):
+        assert [cosine for _, _, cosine in explorer.partners(tmp_path / name)] == pytest.approx([1.0] * 256, abs=1e-3)
+        with pytest.raises(FormatError, match="Name them with --config FILE"):
+            pipeline.config_of(tmp_path / name)
+    assert pipeline.config_of(tmp_path / "ours").corpus == pipeline.config_of(run).corpus
+    assert saetools.explore(tmp_path / "ours").store.info.n_features == 256
+    assert {path.name for path in tmp_path.iterdir()} == {"theirs", "bare", "bare.results", "ours", "ours.results"}
+    verify_directory(tmp_path / "bare")
 
 
 def test_pages(run: Path, subject: Subject, tmp_path: Path) -> None:

@@ -97,14 +97,18 @@ class RowSource(Protocol):
     def spec(self) -> PointSpec: ...
 
     @property
-    def calibration(self) -> Calibration: ...
+    def calibration(self) -> Calibration:
+        """The constants that its rows are scaled by. ConfigError where they were not measured yet."""
+        ...
 
     @property
     def n_batches(self) -> int | None:
         """Host batches in an epoch; None while or where it is not known."""
         ...
 
-    def batches(self, start: int = 0) -> NumberedBatches: ...
+    def batches(self, start: int = 0) -> NumberedBatches:
+        """(number, batch) from host batch `start` on: for ever on the train split, to the end of the held-out one."""
+        ...
 
     def document_id(self, number: int) -> str:
         """The id of a document from its number in `where`."""

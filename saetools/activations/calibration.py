@@ -24,7 +24,9 @@ class Batches(Protocol):
     @property
     def n_batches(self) -> int | None: ...
 
-    def batches(self, start: int = 0) -> NumberedBatches: ...
+    def batches(self, start: int = 0) -> NumberedBatches:
+        """(number, batch) from host batch `start` on."""
+        ...
 
 
 def calibrate(source: Batches, n_rows: int) -> Calibration:

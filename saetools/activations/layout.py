@@ -47,6 +47,7 @@ class ShardRecord(FrozenModel):
 
     @property
     def n_rows(self) -> int:
+        """Rows in the shard."""
         return sum(self.batch_rows)
 
 

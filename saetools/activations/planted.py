@@ -121,15 +121,23 @@ class Truth(Protocol):
     seed: int
 
     @property
-    def config(self) -> Any: ...
+    def config(self) -> Any:
+        """How it was drawn, for fingerprints."""
+        ...
 
     @property
-    def atoms_FD(self) -> Tensor: ...
+    def atoms_FD(self) -> Tensor:
+        """The planted atoms, of unit norm."""
+        ...
 
     @property
-    def parent_F(self) -> Tensor: ...
+    def parent_F(self) -> Tensor:
+        """The parent of each atom, without which it does not fire; a root is its own."""
+        ...
 
-    def block(self, number: int, n_rows: int = 1024, purpose: str = "train") -> PlantedBlock: ...
+    def block(self, number: int, n_rows: int = 1024, purpose: str = "train") -> PlantedBlock:
+        """Rows of a numbered block with their codes, the same at each call; `purpose` names independent streams."""
+        ...
 
 
 class PlantedSource:

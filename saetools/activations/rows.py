@@ -55,6 +55,7 @@ class RowsFile:
 
     @property
     def has_where(self) -> bool:
+        """Whether the file says of each row which (document, position) it is."""
         return self._where is not None
 
     def read(self, first: int, end: int) -> ActivationBatch:

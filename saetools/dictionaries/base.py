@@ -48,6 +48,7 @@ class State:
     tokens_since_fired_F: Tensor  # int64
 
     def tensors(self) -> dict[str, Tensor]:
+        """The tensors of the record by name, as checkpoints hold them."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def with_tensors(self: AnyState, tensors: Mapping[str, Tensor]) -> AnyState:
@@ -192,6 +193,7 @@ class Dictionary(nn.Module):
         return {"reconstruction": 1.0}
 
     def initial_state(self) -> State:
+        """The state of training before the first step."""
         return State(torch.zeros(self.config.n_features, dtype=torch.int64, device=self.device))
 
     def next_state(self, state: State, code: SparseCode) -> State:
@@ -253,6 +255,7 @@ class Dictionary(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where its weights are."""
         return self.total_variance.device
 
     @classmethod
@@ -304,6 +307,7 @@ class Dictionary(nn.Module):
         return self.W_enc_FD.detach() if self.has_encoder else None
 
     def extra_repr(self) -> str:
+        """What torch prints of it: kind, sizes, point, ..."""
         return ", ".join(f"{name}={value}" for name, value in description(self).items())
 
     def _repr_html_(self) -> str:

@@ -14,6 +14,7 @@ class WithK(Dictionary.Config):
     k: int = Field(gt=0, description="features kept per row (on average, where the batch shares them)")
 
     def validate_for(self, d_model: int) -> None:
+        """Raise ConfigError where k is more than the number of features."""
         super().validate_for(d_model)
         if self.k > self.n_features:
             raise ConfigError(f"k = {self.k} is more than n_features = {self.n_features}. Lower k or raise n_features.")

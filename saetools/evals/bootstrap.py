@@ -45,6 +45,7 @@ class DocumentSums:
 
     @property
     def n_rows(self) -> int:
+        """Rows of all documents."""
         return int(self.n_rows_G.sum())
 
     def totals(self) -> np.ndarray:

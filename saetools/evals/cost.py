@@ -23,6 +23,7 @@ class Cost:
         self._thread = threading.Thread(target=self._sample, name="memory of an evaluation", daemon=True)
 
     def tick(self, n_tokens: int) -> None:
+        """Count tokens that were worked on."""
         self.n_tokens += n_tokens
 
     def __enter__(self) -> "Cost":

@@ -23,6 +23,7 @@ class Probe:
     bias: float
 
     def scores(self, x_ND: np.ndarray) -> np.ndarray:
+        """x w + b of each row: positive for the class."""
         return x_ND @ self.w_D + self.bias
 
     def correct(self, x_ND: np.ndarray, y_N: np.ndarray) -> np.ndarray:
@@ -63,10 +64,12 @@ class Firings:
 
     @property
     def n_features(self) -> int:
+        """F."""
         return len(self.first_F1) - 1
 
     @property
     def mean_l0(self) -> float:
+        """Features per row."""
         return len(self.row_M) / max(self.n_rows, 1)
 
     def of_feature(self, feature: int) -> slice:

@@ -27,9 +27,13 @@ class CodedRows:
 class RowTally(Protocol):
     """What a row evaluation gathers while rows pass."""
 
-    def add(self, rows: CodedRows) -> None: ...
+    def add(self, rows: CodedRows) -> None:
+        """Take in a batch of coded rows."""
+        ...
 
-    def records(self) -> list[EvalRecord]: ...
+    def records(self) -> list[EvalRecord]:
+        """The figures over all rows that were added."""
+        ...
 
 
 class RowEvaluation(Evaluation):

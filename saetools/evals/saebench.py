@@ -48,6 +48,7 @@ class SAEBenchConfig:
     model_from_pretrained_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields by name."""
         return asdict(self)
 
 
@@ -99,6 +100,7 @@ class SAEBenchAdapter(nn.Module):
         return features.to(self.dtype) @ self.W_dec + self.b_dec
 
     def forward(self, x: Tensor) -> Tensor:
+        """The reconstruction of x [..., D]."""
         return self.decode(self.encode(x))
 
     def to(self, *args: Any, **kwargs: Any) -> "SAEBenchAdapter":

@@ -52,10 +52,12 @@ class CodesInfo(FrozenModel):
 
     @property
     def n_rows(self) -> int:
+        """Rows of all shards."""
         return sum(shard.n_rows for shard in self.shards)
 
     @property
     def n_values(self) -> int:
+        """Values of all shards."""
         return sum(shard.n_values for shard in self.shards)
 
 

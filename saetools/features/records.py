@@ -125,6 +125,7 @@ class Example:
 
     @staticmethod
     def of_json(data: dict[str, Any]) -> "Example":
+        """The example that `to_json` described."""
         values = [0.0] * len(data["tokens"])
         for index, value in zip(data["at"], data["values"], strict=True):
             values[index] = value

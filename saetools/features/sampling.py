@@ -39,6 +39,7 @@ class Candidates:
     gram: np.ndarray  # uint64 [C]: at most one item of a feature is kept per gram
 
     def select(self, index: np.ndarray) -> "Candidates":
+        """Those at these places."""
         return Candidates(self.feature[index], self.priority[index], self.serial[index], self.gram[index])
 
 

@@ -88,6 +88,7 @@ class FeatureStore:
         return FeatureStore(path, connection, info)
 
     def close(self) -> None:
+        """Close the database."""
         self._connection.close()
 
     # --- features -------------------------------------------------------------------------------------------

@@ -13,17 +13,25 @@ class Code(Protocol):
     """What is needed of a sparse code: `dictionaries.code.SparseCode` in either layout."""
 
     @property
-    def values(self) -> Tensor: ...
+    def values(self) -> Tensor:
+        """Coefficients of the slots."""
+        ...
 
     @property
-    def indices(self) -> Tensor: ...
+    def indices(self) -> Tensor:
+        """Features of the slots."""
+        ...
 
     @property
-    def n_features(self) -> int: ...
+    def n_features(self) -> int:
+        """F."""
+        ...
 
     def __len__(self) -> int: ...
 
-    def flat(self) -> tuple[Tensor, Tensor, Tensor]: ...
+    def flat(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(rows_M, indices_M, values_M): the slots of all rows one after the other."""
+        ...
 
 
 @torch.no_grad()

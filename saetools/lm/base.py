@@ -21,7 +21,9 @@ class Host(Protocol):
     device: str
 
     @property
-    def tokenize(self) -> Tokenize: ...
+    def tokenize(self) -> Tokenize:
+        """From text to token ids."""
+        ...
 
     @property
     def max_tokens(self) -> int:

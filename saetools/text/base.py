@@ -91,6 +91,8 @@ class Tokenize(Protocol):
     bos_id: int | None
     pad_id: int
 
-    def encode(self, texts: list[str]) -> list[list[int]]: ...
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, without BOS."""
+        ...
 
     def fingerprint(self) -> str: ...

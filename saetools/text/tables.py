@@ -17,7 +17,9 @@ class Table(Protocol):
     """What is needed of a table; `datasets.Dataset` is one."""
 
     @property
-    def column_names(self) -> list[str]: ...
+    def column_names(self) -> list[str]:
+        """Names of its columns."""
+        ...
 
     def __len__(self) -> int: ...
 

@@ -58,6 +58,7 @@ class TimingLog:
         self.since, self.n_tokens = time.perf_counter(), n_tokens
 
     def append(self, step: int, n_tokens: int) -> None:
+        """Write the seconds and tokens per second since the last line."""
         now = time.perf_counter()
         seconds = now - self.since
         self.log.append(

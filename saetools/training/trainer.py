@@ -52,6 +52,7 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
+        """Whether all steps of the plan were begun."""
         return self.n_begun >= self.plan.n_steps
 
     @property
