@@ -102,13 +102,14 @@ def test_dictionary_learning_a_threshold_that_was_never_learnt_is_not_used(tmp_p
         from_dictionary_learning(config, tensors | {"threshold": torch.tensor(-1.0)}, tmp_path, tmp_path)
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.25])
-def test_dictionary_learning_saving_needs_no_factor_of_rows(tmp_path: Path, scale: float) -> None:
+@pytest.mark.parametrize("scale", [None, 1.0, 0.25])
+def test_dictionary_learning_saving_needs_no_factor_of_rows(tmp_path: Path, scale: float | None) -> None:
     """Its trainer saves by a norm_factor that it does not have (NameError) unless activations were normalised."""
     dictionary = saetools.load(GOLDEN / "saelens-topk-f32")
     save_dictionary(dictionary, tmp_path / "d", None, scale=scale)
     x_ND = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(saetools.load(tmp_path / "d")(x_ND), dictionary(x_ND * scale) / scale)
+    factor = scale or 1.0
+    torch.testing.assert_close(saetools.load(tmp_path / "d")(x_ND), dictionary(x_ND * factor) / factor)
 
 
 def test_saelens_normalised_activations_are_refused_unless_folded(tmp_path: Path) -> None:
