@@ -1,4 +1,19 @@
-"""saetools: train, evaluate and explore sparse dictionaries of transformer activations."""
+"""saetools: train, evaluate and explore sparse dictionaries of transformer activations.
+
+    import saetools
+    dictionary = saetools.load("runs/mine")  # or another library's directory, or hf://organisation/repository
+    features = saetools.explore("runs/mine")
+
+Public names: `saetools.formats.load.load`, `saetools.formats.load.save_as`, `saetools.formats.hub.push`,
+`saetools.dictionaries.base.available_dictionaries` and `saetools.exploring.explore`, all also as `saetools.NAME`.
+`load` returns a `saetools.dictionaries.base.Dictionary`, and that encodes to a `saetools.dictionaries.code.SparseCode`.
+
+The jobs of the command line are the functions of `saetools.pipeline`, `saetools.exploring` and `saetools.encoding`.
+Below them: `saetools.dictionaries`, one file per kind; `saetools.training`; `saetools.evals`, one file per evaluation;
+`saetools.features`, what each feature does, and steering (`saetools.features.steering.steer`); `saetools.dashboard`;
+`saetools.formats`, one file per layout; `saetools.activations`, `saetools.lm` and `saetools.text`, from text to rows;
+`saetools.functional`, one function per formula; `saetools.kernels`, the fast paths with a plain one beside each.
+"""
 
 import importlib
 from typing import Any

@@ -11,7 +11,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     out = parser.parse_args().out
-    pdoc.render.configure(docformat="markdown", footer_text="saetools", search=True)
+    templates = Path(__file__).with_name("reference")
+    pdoc.render.configure(docformat="markdown", footer_text="saetools", search=True, template_directory=templates)
     pdoc.pdoc("saetools", output_directory=out)
     print(f"{out / 'index.html'}: {sum(1 for _ in out.rglob('*.html'))} pages")
 
