@@ -1,8 +1,8 @@
 """saetools: train, evaluate and explore sparse dictionaries of transformer activations.
 
     import saetools
-    dictionary = saetools.load("runs/mine")  # or another library's directory, or hf://organisation/repository
-    features = saetools.explore("runs/mine")
+    dictionary = saetools.load("runs/mine")  # or another library's directory, or hf://...
+    saetools.explore("runs/mine").feature(123)
 
 Public names: `saetools.formats.load.load`, `saetools.formats.load.save_as`, `saetools.formats.hub.push`,
 `saetools.dictionaries.base.available_dictionaries` and `saetools.exploring.explore`, all also as `saetools.NAME`.

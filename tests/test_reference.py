@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import saetools
+
 PACKAGE = Path(__file__).parents[1] / "saetools"
 INNER = ("kernels/", "dashboard/live/")
 """Compiled loops, their test cases, and layouts of the app: no part of what a user calls."""
@@ -65,6 +67,10 @@ def undocumented_methods(trees: Iterable[ast.Module]) -> list[str]:
 
 def test_every_method_is_documented() -> None:
     assert not undocumented_methods(ast.parse(path.read_text()) for path in MODULES.values())
+
+
+def test_the_front_page_names_what_is_public() -> None:
+    assert saetools.__doc__ and all(f"`{module}.{name}`" in saetools.__doc__ for name, module in saetools._LAZY.items())
 
 
 def test_the_check_of_methods_catches() -> None:

@@ -34,7 +34,7 @@ from saetools.features.steering import steer
 run = Path(tempfile.mkdtemp()) / "run"
 settings = f"""
     --dictionary.n_features 512  --dictionary.k 16  --activations.point blocks.2.hook_out
-    --training.n_tokens 60000  --training.batch_rows 1024  --activations.ring_rows 8192
+    --training.n_tokens 40000  --training.batch_rows 1024  --activations.ring_rows 4096
     --activations.calibration_rows 4096  --logging.progress false  --run.dir {run}
 """
 config = pipeline.read_config("quickstart", settings.split())
