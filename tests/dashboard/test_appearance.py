@@ -102,7 +102,7 @@ def test_every_chart_has_its_numbers(watched: Any, page_path: Path) -> None:
         page.click(f"#tab-{tab}")
     page.wait_for_selector("#sae-curves .main-svg")
     charts = page.locator(".sae-chart")
-    assert charts.count() == 8  # density; activations, logits here and of the partner; cosines; loss, L0
+    assert charts.count() == 10  # density, cosines, loss, L0; activations and logits thrice
     for chart in charts.all():
         assert chart.locator(".sae-plot[role=img][aria-label]").count() == 1
         chart.locator("summary").evaluate("node => node.click()")

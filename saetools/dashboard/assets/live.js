@@ -259,6 +259,20 @@ window.dash_clientside.saetools = (() => {
     return name;
   };
   window.SaeShell.listenTabs(choose);
+  const PAUSE = 200; // milliseconds without a key, after which the table follows the search
+  /** A field of the browser's own: those of Dash put back an older text, or the cursor, while one is typing. */
+  when("sae-search-box", (node) => {
+    const field = element("input", "");
+    Object.assign(field, { id: "sae-search", type: "search", placeholder: "Search: tokens, labels, density>0.01", spellcheck: false });
+    field.setAttribute("aria-label", "Search features");
+    let waiting = 0;
+    field.addEventListener("input", () => {
+      clearTimeout(waiting);
+      waiting = setTimeout(() => window.dash_clientside.set_props("search", { data: field.value }), PAUSE);
+    });
+    node.replaceChildren(field);
+  });
+
   /** The feature of a number, or the first that a search finds in the order of the table. */
   const openFound = (text) => {
     if (/^\d+$/.test(text)) return open(Number(text));

@@ -28,12 +28,8 @@ def table_layout(store: FeatureStore) -> html.Div:
             dcc.Store(id="density-panel", data=[density_histogram(store).to_json()]),
             html.Div(
                 [
-                    dcc.Input(
-                        id="sae-search",
-                        type="search",
-                        placeholder="Search: tokens, labels, density>0.01",
-                        debounce=0.25,
-                    ),
+                    html.Div(id="sae-search-box"),  # a field of live.js
+                    dcc.Store(id="search", data=""),
                     dcc.Input(id="list-choice", list="list-names", placeholder="List", debounce=0.25, size="9"),
                     html.Datalist([html.Option(value=name) for name in store.lists()], id="list-names"),
                     dcc.Store(id="list-filter"),
@@ -129,7 +125,7 @@ def register(app: Dash, store: FeatureStore) -> None:
         Output("table", "getRowsResponse"),
         Output("sae-count", "children"),
         Input("table", "getRowsRequest"),
-        State("sae-search", "value"),
+        State("search", "data"),
         State("list-filter", "data"),
     )
     def rows(asked: dict[str, Any] | None, text: str | None, features: list[int] | None) -> Any:
@@ -215,7 +211,7 @@ def register(app: Dash, store: FeatureStore) -> None:
     app.clientside_callback(
         ClientsideFunction("saetools", "refetch"),
         Output("table", "className"),
-        Input("sae-search", "value"),
+        Input("search", "data"),
         Input("list-filter", "data"),
         prevent_initial_call=True,
     )

@@ -25,7 +25,7 @@ def test_a_page_of_rows(call: Any, subject: Subject) -> None:
     n = subject.store.info.n_features
     assert [row["feature"] for row in response["rowData"]] == [n - 11 - i for i in range(5)]
     assert response["rowCount"] == n
-    answer = call("table.getRowsResponse", table__getRowsRequest=request | {"startRow": 0}, sae_search__value="7")
+    answer = call("table.getRowsResponse", table__getRowsRequest=request | {"startRow": 0}, search__data="7")
     assert [row["feature"] for row in answer["table"]["getRowsResponse"]["rowData"]] == [7]
 
 
