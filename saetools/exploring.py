@@ -247,7 +247,14 @@ def _comparison(source: Path | Dictionary, other: Path | str, config: Any) -> Co
     except FormatError:
         theirs = config
     store = open_store(other, theirs)
-    return Comparison(str(other), partners.partner_F, partners.cosine_F, store, partners.how)
+    return Comparison(_name(other), partners.partner_F, partners.cosine_F, store, partners.how)
+
+
+def _name(source: Path) -> str:
+    """The run and what of it: pages that are mailed say nothing of where it lies on this machine."""
+    around = (directory for directory in (source, *source.parents[:3]) if (directory / pipeline.CONFIG_FILE).exists())
+    run = next(around, source)
+    return str(Path(run.absolute().name, source.relative_to(run)))
 
 
 def _dictionary_directory(source: Path) -> Path:

@@ -207,6 +207,7 @@ def test_pages(run: Path, subject: Subject, tmp_path: Path) -> None:
     page = exploring.export(run, pipeline.config_of(run), tmp_path / "p.html", n_features=2)
     assert page == tmp_path / "p.html" and "This page holds 2 of 256 features" in page.read_text()
     index = exploring.export(run, pipeline.config_of(run), tmp_path / "folder", n_features=3, compare=run)
+    assert str(tmp_path) not in index.read_text() and str(run.parent) not in index.read_text()
     assert index == tmp_path / "folder" / "index.html" and len(list((tmp_path / "folder/features").iterdir())) == 3
     assert "tab-Training" in index.read_text() and "tab-Compare" in index.read_text()
 
@@ -214,4 +215,5 @@ def test_pages(run: Path, subject: Subject, tmp_path: Path) -> None:
 def test_a_dictionary_is_its_own_partner(subject: Subject) -> None:
     assert subject.comparison is not None
     assert subject.comparison.partner_F.tolist() == list(range(256))
+    assert subject.comparison.title == "out", "the run's name, not where it lies"
     assert subject.comparison.cosine_F.min() > 0.999
