@@ -99,8 +99,9 @@ def amortisation(subject: Subject) -> dict[str, Any]:
     `difference`: FVU of shrinkage less that of the encoder, and its interval over documents.
     """
     dictionary = subject.dictionary
-    rows = list(coded_rows(subject, N_SHRINKAGE_ROWS))
-    x_ND, document_N = torch.cat([r.x_ND for r in rows]), torch.cat([r.where_N2[:, 0] for r in rows])
+    every = N_READ // N_SHRINKAGE_ROWS  # so that the rows are of many documents
+    rows = [(r.x_ND[::every], r.where_N2[::every, 0]) for r in coded_rows(subject, N_READ)]
+    x_ND, document_N = (torch.cat(parts) for parts in zip(*rows, strict=True))
     squares_N = (x_ND - x_ND.mean(0)).square().sum(1)
     errors_N, l0 = _errors_and_l0(dictionary, x_ND)
     known: list[tuple[float, float]] = []
