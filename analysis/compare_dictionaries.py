@@ -61,7 +61,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 """Label -> kind and what differs from its config in `configs/`."""
 ROWS = {"itda, 1 % of the rows": N_TOKENS // 100}
 """Labels that are trained on other than N_TOKENS rows."""
-RIVALS = (("topk", 144),)
+RIVALS = (("topk", 240),)
 """At about the L0 that top_afa settles at here, so that it has a rival."""
 
 

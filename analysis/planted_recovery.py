@@ -50,8 +50,8 @@ PAGE = """# Planted atoms recovered
 
 `python analysis/planted_recovery.py`: mean share of the planted atoms with a partner of cosine above 0.9, and in
 parentheses how many seeds it is the mean of. How each setting is made stands in the script; where - stands it was not
-run. Kinds with a k have the mean number of atoms that fire, rounded: 1 in the tree, where up to three fire at once.
-FVU and L0 of each run are in `planted_recovery.csv`.
+run. Kinds with a k have the mean number of atoms that fire, rounded: 1 in the tree, where a parent and its child fire
+together. FVU and L0 of each run are in `planted_recovery.csv`.
 
 """
 
