@@ -195,8 +195,8 @@ def top_afa(every: Sequence[Evaluated]) -> Claim:
         "Top-AFA needs no k and reconstructs better than TopK (by reviews and our notes: only at high L0).",
         "Lee et al. 2025, arXiv 2503.24277",
         verdict(near, {"fvu": less}) if near or not texts else "not tested (no rival has its L0)",
-        f"{'; '.join(texts) or 'not run'}. It chooses its L0 itself; a rival counts within {SAME_L0:.0%} of that, and one "
-        "that is better with fewer features.",
+        f"{'; '.join(texts) or 'not run'}. It chooses its L0 itself; a rival counts within {SAME_L0:.0%} of that, and "
+        "one that is better with fewer features.",
     )
 
 
