@@ -161,9 +161,12 @@ def itda_layers(layers: dict[str, Any] | None) -> Claim:
     }
     n_points = len((layers or {}).get("points", []))
     told_each = [f"{name} {r['value']:.2f} [{r['spread'][0]:.2f}, {r['spread'][1]:.2f}]" for name, r in values.items()]
-    others = [r["value"] for name, r in values.items() if name != "itda"]
-    own = values["itda"]["value"] if "itda" in values else None
-    result = "not run" if own is None else "holds" if own >= max(others) else "fails" if own < min(others) else "mixed"
+    result = "not run"
+    if "itda" in values:
+        low, high = values["itda"]["spread"]
+        others = [r["spread"] for name, r in values.items() if name != "itda"]
+        result = "fails" if any(high < o[0] for o in others) else "undecided"
+        result = "holds" if all(low > o[1] for o in others) else result
     return Claim(
         "The Jaccard index of ITDA's atoms matches layers between models at least as well as CKA, SVCCA and relative "
         "representations.",
