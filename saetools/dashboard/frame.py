@@ -48,7 +48,7 @@ for (const [name, text] of [["style", style], ["script", script]]) {
   document.head.append(node);
 }
 })();""".replace("LETTERS", LETTERS)
-FRAME = """<!doctype html><html lang="en"><head><meta charset="utf-8">
+FRAME = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>saetools</title>
 <meta http-equiv="Content-Security-Policy" content="{{policy}}"></head>
 <body><main><div class="sae-feature-head"><h2>{{title}}</h2><span class="sae-note">{{note}}</span></div>
 <div id="root" class="sae-feature"></div></main>
