@@ -18,7 +18,7 @@ from saetools.evals.base import Subject, make_evaluation, with_host
 from saetools.evals.bootstrap import DocumentSums, Statistic
 from saetools.evals.rows import coded_rows
 from saetools.evals.run import run_evaluations
-from saetools.evals.splicing import Splicer, counted_windows, cross_entropy_N, log_probabilities
+from saetools.evals.splicing import Splicer, counted_windows, cross_entropy_N
 from saetools.functional.statistics import l0_N
 
 STEPS = (8, 16, 32, 64, 128)
@@ -71,7 +71,7 @@ def gradients_at_inference(subject: Subject) -> dict[str, Any]:
         seen.append(x_ND.cpu())
         spliced = [x_ND + share * (recon_ND - x_ND) for share in SHARES for recon_ND in recons]
         runs = (None, torch.zeros_like, *(lambda x_ND, y_ND=y_ND: y_ND.to(x_ND.dtype) for y_ND in spliced))
-        losses = [cross_entropy_N(log_probabilities(splicer.logits(windows, run)), windows.target_N) for run in runs]
+        losses = [cross_entropy_N(splicer.logits(windows, run), windows.target_N) for run in runs]
         sums.add(windows.document_N, torch.stack([torch.ones_like(losses[0]), *losses], 1).double().cpu())
 
     def recovered(way: str) -> Statistic:

@@ -39,7 +39,6 @@ from saetools.evals.splicing import (
     counted_windows,
     cross_entropy_N,
     kl_N,
-    log_probabilities,
 )
 
 WITHOUT = ("tokens", "ce_original", "ce_zero", "ce_mean", "kl_zero", "kl_mean")
@@ -91,22 +90,19 @@ class LossRecovered(Evaluation, name="loss_recovered"):
         ablations: tuple[Replacement, ...] = (torch.zeros_like, lambda x_ND: mean_D.to(x_ND.dtype).expand_as(x_ND))
         for windows in counted_windows(parts, self.config.n_tokens, self.config.n_read_tokens):
             logits_NV = splicer.logits(windows)
-            log_p_NV = log_probabilities(logits_NV)
-            ce, kl = [cross_entropy_N(log_p_NV, windows.target_N)], []
+            ce, kl = [cross_entropy_N(logits_NV, windows.target_N)], []
             for ablation in ablations:
-                log_q_NV = log_probabilities(splicer.logits(windows, ablation))
-                ce.append(cross_entropy_N(log_q_NV, windows.target_N))
-                kl.append(kl_N(log_p_NV, log_q_NV))
+                ablated_NV = splicer.logits(windows, ablation)
+                ce.append(cross_entropy_N(ablated_NV, windows.target_N))
+                kl.append(kl_N(logits_NV, ablated_NV))
             yield Reference(windows, logits_NV, torch.stack([torch.ones_like(ce[0]), *ce, *kl], 1).cpu())
 
     def _with(self, splicer: Splicer, reference: Reference) -> Tensor:
         """float64 [N, 8] in the order of COLUMNS."""
         windows, logits_NV = reference.windows, reference.logits_NV
-        log_p_NV = log_probabilities(splicer.logits(windows) if logits_NV is None else logits_NV)
-        log_q_NV = log_probabilities(
-            splicer.logits(windows, lambda x_ND: splicer.reconstruct(x_ND, self.config.error_term))
-        )
-        own = [cross_entropy_N(log_q_NV, windows.target_N), kl_N(log_p_NV, log_q_NV)]
+        logits_NV = splicer.logits(windows) if logits_NV is None else logits_NV
+        spliced_NV = splicer.logits(windows, lambda x_ND: splicer.reconstruct(x_ND, self.config.error_term))
+        own = [cross_entropy_N(spliced_NV, windows.target_N), kl_N(logits_NV, spliced_NV)]
         return torch.cat([reference.columns_NC, torch.stack(own, 1).cpu()], 1)
 
     def _records(

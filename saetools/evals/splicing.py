@@ -20,7 +20,7 @@ from saetools.lm.base import Edit
 from saetools.text.base import TokenBatch
 from saetools.text.packing import TokenPlan
 
-LOGIT_BYTES = 256 << 20
+LOGIT_BYTES = 128 << 20
 """Logits of one forward pass at most (float32); windows are run a few at a time where the vocabulary is large."""
 
 CHUNK_ROWS = 64
@@ -162,15 +162,20 @@ def log_probabilities(logits_NV: Tensor) -> Tensor:
     return torch.log_softmax(logits_NV.double(), -1)
 
 
-def cross_entropy_N(log_q_NV: Tensor, target_N: Tensor) -> Tensor:
-    """-log q(target), nats."""
-    return -log_q_NV.gather(1, target_N.to(log_q_NV.device)[:, None])[:, 0]
-
-
-def kl_N(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
-    """KL(p || q) = sum_v p (log p - log q), nats; a token with p = 0 adds 0."""
+def cross_entropy_N(logits_NV: Tensor, target_N: Tensor) -> Tensor:
+    """-log q(target), nats, float64. No float64 copy of all logits is made."""
     parts = []
-    for log_p_RV, log_q_RV in zip(log_p_NV.split(CHUNK_ROWS), log_q_NV.split(CHUNK_ROWS), strict=True):
+    for q_RV, target_R in zip(logits_NV.split(CHUNK_ROWS), target_N.split(CHUNK_ROWS), strict=True):
+        log_q_RV = log_probabilities(q_RV)
+        parts.append(-log_q_RV.gather(1, target_R.to(log_q_RV.device)[:, None])[:, 0])
+    return torch.cat(parts)
+
+
+def kl_N(logits_p_NV: Tensor, logits_q_NV: Tensor) -> Tensor:
+    """KL(p || q) = sum_v p (log p - log q), nats, float64; a token with p = 0 adds 0. Memory as above."""
+    parts = []
+    for p_RV, q_RV in zip(logits_p_NV.split(CHUNK_ROWS), logits_q_NV.split(CHUNK_ROWS), strict=True):
+        log_p_RV, log_q_RV = log_probabilities(p_RV), log_probabilities(q_RV)
         p_RV = log_p_RV.exp()
         parts.append(torch.where(p_RV > 0, p_RV * (log_p_RV - log_q_RV), 0.0).sum(-1))
     return torch.cat(parts)

@@ -48,7 +48,7 @@ from saetools.evals.base import (
 )
 from saetools.evals.bootstrap import mean_interval
 from saetools.evals.responses import area_under, response_columns
-from saetools.evals.splicing import Splicer, counted_windows, cross_entropy_N, log_probabilities
+from saetools.evals.splicing import Splicer, counted_windows, cross_entropy_N
 from saetools.evals.token_classes import read_token_classes
 from saetools.features.effects import logit_effects
 from saetools.features.steering import FeatureEdit
@@ -283,8 +283,8 @@ class _Bench:
 
         true = estimate = 0.0
         for w, logits_NV, (x_BTD, g_BTD) in zip(self.windows, self.logits, self.gradients, strict=True):
-            before = cross_entropy_N(log_probabilities(logits_NV), w.target_N)
-            after = cross_entropy_N(log_probabilities(self.splicer.logits(w, ablate)), w.target_N)
+            before = cross_entropy_N(logits_NV, w.target_N)
+            after = cross_entropy_N(self.splicer.logits(w, ablate), w.target_N)
             true += float((after - before).sum())
             replaced_BT = w.keep_BT & (torch.linalg.vector_norm(x_BTD.float(), dim=-1) <= self.splicer.norm_limit)
             x_ND, g_ND = x_BTD[replaced_BT], g_BTD[replaced_BT]
