@@ -102,7 +102,6 @@ def test_terminals_are_given_nothing_that_they_obey(
     from saetools import cli
 
     def fail(*_: Any) -> None:
-        logging.getLogger("saetools").warning("%s", text)
         raise DataError(text)
 
     for text in ESCAPES:
