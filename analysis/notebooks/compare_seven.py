@@ -36,8 +36,8 @@ work = Path(tempfile.mkdtemp())
 settings = """
     --dictionary.n_features 256  --dictionary.k 12  --activations.point blocks.1.hook_out
     --activations.gradients true  --activations.ring_rows 4096  --activations.calibration_rows 4096
-    --training.n_tokens 20000  --training.batch_rows 512  --training.lr 0.003
-    --training.checkpoint_every_tokens 20000  --logging.progress false
+    --training.n_tokens 14000  --training.batch_rows 512  --training.lr 0.003
+    --training.checkpoint_every_tokens 14000  --logging.progress false
 """
 configs = [pipeline.read_config(kind, [*settings.split(), f"--run.dir={work / kind}"]) for kind in KINDS]
 results = pipeline.train(configs)
@@ -49,8 +49,8 @@ results = pipeline.train(configs)
 # %%
 subject = pipeline.load_subject(work / "topk", configs[0])
 dictionaries = {kind: saetools.load(work / kind) for kind in KINDS}
-evaluations = [make_evaluation(name, n_tokens=4_000) for name in ("reconstruction", "sparsity")]
-evaluations += [make_evaluation("loss_recovered", n_tokens=2_000, n_read_tokens=8_000, n_mean_tokens=4_000)]
+evaluations = [make_evaluation(name, n_tokens=2_000) for name in ("reconstruction", "sparsity")]
+evaluations += [make_evaluation("loss_recovered", n_tokens=1_000, n_read_tokens=4_000, n_mean_tokens=2_000)]
 shown = {
     "fvu": "variance unexplained",
     "l0_mean": "features per token",
