@@ -21,6 +21,8 @@ import saetools
 from saetools.errors import FormatError
 from saetools.formats import pt, pt_sandbox
 from saetools.formats.native import save_dictionary
+from saetools.kernels.decode import decode
+from saetools.kernels.matching_pursuit import Gram, matching_pursuit
 from tests.formats.mutations import MUTATE
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -122,6 +124,9 @@ def test_mutations_are_refused_or_harmless(tmp_path: Path, n: int) -> None:
     dictionary = saetools.load(GOLDEN / "saelens-topk-f32")
     save_dictionary(dictionary, tmp_path / "own", None)
     expected = outcome(tmp_path / "own")[1]
+    decode(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int32), W := torch.eye(8))  # compiled before they are timed
+    for gram in (None, Gram(W)):
+        matching_pursuit(W, W, 2, gram=gram)
     start = peak_bytes()
     for name, source in FOREIGN.items():
         for said, _ in mutated_outcomes(tmp_path / name, source, share, name):
