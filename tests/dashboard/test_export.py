@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fixture_store import DEAD, N_FEATURES, TITLE
+from gestures import go_to
 from payloads import PAYLOADS
 
 from saetools.dashboard.export import Contents, export_page
@@ -116,10 +117,7 @@ def test_the_keyboard_does_everything(watched: Any, page_path: Path) -> None:
     page.keyboard.type("j?")
     assert page.input_value("#sae-search") == "j?"
     page.keyboard.press("Escape")
-    page.keyboard.press("g")
-    page.keyboard.type("17")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#sae-feature[data-feature='17'] .sae-token")
+    go_to(page, 17)
     assert page.evaluate("document.activeElement.id") != "sae-search"
     page.keyboard.press("?")
     assert page.locator("#sae-help").is_visible()

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fixture_store import N_FEATURES
+from gestures import lasso
 
 from saetools.dashboard.comparison import Comparison, comparison_view, cosine_histogram, partner_view
 from saetools.dashboard.curves import read_metrics, training_curves
@@ -70,14 +71,7 @@ def test_a_lasso_filters_the_table(watched: Any, page_path: Path) -> None:
     everything = page.evaluate(ROWS)
     page.keyboard.press("2")
     page.wait_for_selector("#sae-map[data-points]")
-    box = page.locator(".sae-map-canvas").bounding_box()
-    corners = [(0.02, 0.02), (0.55, 0.02), (0.55, 0.98), (0.02, 0.98), (0.02, 0.05)]
-    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in corners]
-    page.mouse.move(*places[0])
-    page.mouse.down()
-    for place in places[1:]:
-        page.mouse.move(*place, steps=4)
-    page.mouse.up()
+    lasso(page, [(0.02, 0.02), (0.55, 0.02), (0.55, 0.98), (0.02, 0.98), (0.02, 0.05)])
     listed = page.evaluate(ROWS)
     assert 0 < len(listed) < len(everything) and set(listed) < set(everything)
     assert page.locator(".sae-map-tools [role=status]").inner_text() == f"{len(listed)} features in the table"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gestures import go_to, lasso
 from payloads import PAYLOADS
 
 from saetools.dashboard.annotations import labels_csv, labels_json
@@ -284,14 +285,7 @@ def test_a_lasso_becomes_a_list_that_stays(watched: Any, address: str, subject: 
     page.wait_for_selector(ROW)
     page.click("#tab-Map")
     page.wait_for_selector("#sae-map[data-points]")
-    box = page.locator(".sae-map-canvas").bounding_box()
-    corners = [(0.005, 0.005), (0.55, 0.005), (0.55, 0.995), (0.005, 0.995), (0.005, 0.01)]
-    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in corners]
-    page.mouse.move(*places[0])
-    page.mouse.down()
-    for place in places[1:]:
-        page.mouse.move(*place, steps=4)
-    page.mouse.up()
+    lasso(page, [(0.005, 0.005), (0.55, 0.005), (0.55, 0.995), (0.005, 0.995), (0.005, 0.01)])
     status = page.locator(".sae-map-tools [role=status]")
     page.wait_for_selector(".sae-map-tools [role=status]:has-text('features in the table')")
     n_chosen = int(status.inner_text().split()[0])
@@ -321,10 +315,7 @@ def test_going_to_a_feature_by_number_or_by_words(watched: Any, address: str, su
     page = watched.page
     page.goto(address)
     page.wait_for_selector(ROW)
-    page.keyboard.press("g")
-    page.keyboard.type("17")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#sae-feature[data-feature='17'] .sae-token")
+    go_to(page, 17)
     assert page.evaluate("document.activeElement.id") != "sae-search"
     page.keyboard.press("/")
     page.keyboard.type("count<=8")
