@@ -27,11 +27,8 @@ if TYPE_CHECKING:
     from saetools.training.run import TrainResult
 
 CONFIG_FILE = "config.yaml"
-DICTIONARY, WEIGHTS, MANIFEST = (
-    "dictionary",
-    "model.safetensors",
-    "manifest.json",
-)  # as formats/ has them, without torch
+DICTIONARY, WEIGHTS, MANIFEST = "dictionary", "model.safetensors", "manifest.json"
+"""Names as formats/ has them, which imports torch."""
 KEPT = Path("runs/hub")
 """Where copies of dictionaries on the hub stand, with the results on them."""
 
