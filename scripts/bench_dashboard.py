@@ -5,6 +5,7 @@ right; a wrong result stops the script. Needs chromium, playwright and the extra
 
     switch    another feature, 40 contexts of 64 tokens with charts, until it is painted
     clients   features asked for by 20 clients at once, each a connection of its own; the server's memory then
+    busy      20 readers, a feature every half second each, while prompts of 1,000 tokens keep the model at work
     table     first paint and sorting of N features; the server's memory
     map       of N features, from the click on its tab until it is painted
     prompt    which features fire on 64 tokens: a host of GPT-2 small's shape, 24,576 features, until it is painted
@@ -17,6 +18,7 @@ import multiprocessing
 import sqlite3
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterable, Iterator
@@ -37,9 +39,10 @@ from saetools.records import PointSpec
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 N_EXAMPLES, N_TOKENS = 40, 64
-PARTS = ("switch", "clients", "table", "map", "prompt", "collect")
+PARTS = ("switch", "clients", "busy", "table", "map", "prompt", "collect")
 GPT2_FEATURES, PROMPT_TOKENS = 24_576, 64
-N_CLIENTS, REQUESTS = 20, 30
+N_CLIENTS, REQUESTS, PAUSE = 20, 30, 0.5
+BUSY_TOKENS = 1000
 SPEC = PointSpec(host="synthetic", point="blocks.0.hook_out", d_model=64)
 
 
@@ -63,10 +66,12 @@ def measure(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any
     small, large, gpt2 = (folder / name for name in ("small", f"table{options.features}", f"table{GPT2_FEATURES}"))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        if {"switch", "clients"} & set(options.only) and not small.exists():
+        if {"switch", "clients", "busy"} & set(options.only) and not small.exists():
             write_store(small, info(200), (entry(feature) for feature in range(200)))
         if "clients" in options.only:
             yield from measure_clients(small)
+        if "busy" in options.only:
+            yield from measure_busy(small)
         if "switch" in options.only:
             yield from measure_switch(browser, small, options.switches)
         if {"table", "map"} & set(options.only):
@@ -260,26 +265,75 @@ SWITCH = """feature => new Promise(done => {
 def measure_clients(path: Path) -> Iterator[dict[str, Any]]:
     """N_CLIENTS threads ask for one feature after another, as fast as they are answered."""
     server = Server(path)
-
-    def ask(client: int) -> list[float]:
-        times = []
-        for number in range(REQUESTS):
-            feature = (37 * client + number) % 200
-            started = time.perf_counter()
-            with urllib.request.urlopen(f"{server.address}view/{feature}") as answer:
-                view = json.load(answer)
-            times.append(1e3 * (time.perf_counter() - started))
-            if view["feature"] != feature:
-                raise SystemExit(f"feature {feature} was asked for, {view['feature']} was given")
-        return times
-
-    ask(0)
-    with ThreadPoolExecutor(N_CLIENTS) as clients:
-        times = [ms for each in clients.map(ask, range(N_CLIENTS)) for ms in each]
+    times = ask_features(server.address)
     for quantile in (0.5, 0.95):
         yield result(f"a feature, {N_CLIENTS} clients", times, quantile, 1000)
     yield {"name": "server memory then", "value": round(server.memory_megabytes()), "unit": "MB", "target": 600, "n": 1}
     server.stop()
+
+
+def measure_busy(path: Path) -> Iterator[dict[str, Any]]:
+    """N_CLIENTS threads ask for features and pause between; one more asks for long prompts, never pausing."""
+    server = Server(path, with_model=True)
+    ended, spent = threading.Event(), list[float]()
+
+    def keep_busy() -> None:
+        while not ended.is_set():
+            started = time.perf_counter()
+            status = ask_prompt(server.address, "=1" * (BUSY_TOKENS // 2))
+            spent.append(time.perf_counter() - started)
+            if " tokens, " not in status:
+                raise SystemExit(f"the prompt was not answered: {status}")
+
+    with ThreadPoolExecutor(1) as prompts:
+        job = prompts.submit(keep_busy)
+        times = ask_features(server.address, PAUSE)
+        ended.set()
+        job.result()
+    for quantile in (0.5, 0.95):
+        yield result(f"a feature, {N_CLIENTS} clients, {len(spent)} prompts meanwhile", times, quantile, 200)
+    server.stop()
+
+
+def ask_prompt(address: str, text: str) -> str:
+    """What the page would say after a click on Show features."""
+    outputs = [{"id": "prompt-view", "property": "data"}, {"id": "prompt-status", "property": "children"}]
+    body = {
+        "output": "..prompt-view.data...prompt-status.children..",
+        "outputs": outputs,
+        "inputs": [{"id": "prompt-run", "property": "n_clicks", "value": 1}],
+        "state": [
+            {"id": "prompt-text", "property": "value", "value": text},
+            {"id": "prompt-density", "property": "value", "value": 1},
+        ],
+        "changedPropIds": ["prompt-run.n_clicks"],
+    }
+    headers = {"Content-Type": "application/json"}
+    asked = urllib.request.Request(f"{address}_dash-update-component", json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(asked) as answer:
+        return json.load(answer)["response"]["prompt-status"]["children"]
+
+
+def ask_features(address: str, pause: float = 0) -> list[float]:
+    """Milliseconds until each of N_CLIENTS had each of REQUESTS features, one after another."""
+
+    def ask(client: int) -> list[float]:
+        times = []
+        time.sleep(pause * client / N_CLIENTS)
+        for number in range(REQUESTS):
+            feature = (37 * client + number) % 200
+            started = time.perf_counter()
+            with urllib.request.urlopen(f"{address}view/{feature}") as answer:
+                view = json.load(answer)
+            times.append(1e3 * (time.perf_counter() - started))
+            if view["feature"] != feature:
+                raise SystemExit(f"feature {feature} was asked for, {view['feature']} was given")
+            time.sleep(pause)
+        return times
+
+    ask(0)
+    with ThreadPoolExecutor(N_CLIENTS) as clients:
+        return [ms for each in clients.map(ask, range(N_CLIENTS)) for ms in each]
 
 
 def measure_table(browser: Any, path: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
