@@ -35,7 +35,9 @@ from saetools.pipeline import Data, harvest, read_config, rows_needed, train
 
 ROOT = Path(__file__).parents[1]
 POINT = "blocks.1.hook_out"
-N_TOKENS, PROBE_TOKENS, BATCH_ROWS = 300_000, 60_000, 1024
+N_TOKENS, BATCH_ROWS = 300_000, 1024
+PROBE_TOKENS, PROBE_ROWS, MAX_PROBES, NEAR = 75_000, 256, 5, 1.25
+"""A penalty's weight is searched by runs of the same number of steps, until L0 is the target times 1.25 or less."""
 N_HELDOUT, N_CE = 60_000, 10_000
 TARGETS, SEEDS = (32, 16, 64), (0, 1, 2)
 PENALTIES = {"relu_l1": "l1_weight", "p_anneal": "l1_weight", "jumprelu": "l0_weight", "gated": "l1_weight"}
@@ -96,14 +98,16 @@ def units(seeds: tuple[int, ...] = SEEDS, targets: tuple[int, ...] = TARGETS) ->
         yield from (Unit(label, target, seed) for label, target in RIVALS)
 
 
-def unit_config(unit: Unit, runs: Path, directory: Path, n_tokens: int, settings: dict[str, Any]) -> Any:
+def unit_config(
+    unit: Unit, runs: Path, directory: Path, n_tokens: int, settings: dict[str, Any], batch_rows: int = BATCH_ROWS
+) -> Any:
     """The run of a unit: its kind's own config under what all of them share."""
     given = {
         "activations.source": "cached",
         "activations.path": runs / f"seed{unit.seed}" / "store" / POINT,
         "activations.point": POINT,
         "training.n_tokens": n_tokens,
-        "training.batch_rows": BATCH_ROWS,
+        "training.batch_rows": batch_rows,
         "training.lr": 1e-3,
         "training.checkpoint_every_tokens": N_TOKENS // 2,
         "run.dir": directory,
@@ -153,7 +157,9 @@ class Comparison:
         assert unit.penalty is not None
         known = [(r["weight"], r["l0"]) for r in results(self.runs) if r["label"] == unit.label]
         known += [(r["weight"], r["l0"]) for r in _read(self.runs.glob(f"probes/{unit.label}-*.json"))]
-        while len(known) < 2:
+        for _ in range(MAX_PROBES):
+            if any(abs(math.log(max(l0, 0.1) / unit.target)) < math.log(NEAR) for _, l0 in known):
+                break
             probe = self._probe(unit, next_weight(known, unit.target, self._default_weight(unit)))
             known.append((probe["weight"], probe["l0"]))
         return next_weight(known, unit.target, 0)
@@ -163,14 +169,14 @@ class Comparison:
         return getattr(read_config(ROOT / "configs" / f"{unit.kind}.yaml", ["--run.dir", "x"]).dictionary, unit.penalty)
 
     def _probe(self, unit: Unit, weight: float) -> dict[str, Any]:
-        """A short run: the L0 of its last step."""
+        """A short run: the mean L0 of its last steps."""
         assert unit.penalty is not None
         directory = self.runs / "probes" / f"{unit.label}-{weight:.4g}"
-        config = unit_config(unit, self.runs, directory, PROBE_TOKENS, {unit.penalty: weight})
+        config = unit_config(unit, self.runs, directory, PROBE_TOKENS, {unit.penalty: weight}, PROBE_ROWS)
         self._store(unit_config(unit, self.runs, directory, N_TOKENS, {}))
         _train(config)
-        last = json.loads((directory / "metrics.jsonl").read_text().splitlines()[-1])
-        found = {"weight": weight, "l0": last["l0"]}
+        steps = [json.loads(line)["l0"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
+        found = {"weight": weight, "l0": sum(steps[-3:]) / len(steps[-3:])}
         shutil.rmtree(directory)
         atomic.write_json(directory.with_suffix(directory.suffix + ".json"), found)
         return found
@@ -231,7 +237,7 @@ def next_weight(known: list[tuple[float, float]], target: float, default: float)
     )
     (u, v), slope = points[0], -1.0
     if other := next((p for p in points[1:] if abs(p[0] - u) > 0.01), None):
-        slope = min(-0.3, max(-3.0, (other[1] - v) / (other[0] - u)))
+        slope = min(-0.3, max(-6.0, (other[1] - v) / (other[0] - u)))
     return float(f"{math.exp(u + (math.log(target) - v) / slope):.4g}")
 
 
