@@ -36,7 +36,7 @@ from saetools.pipeline import Data, harvest, read_config, rows_needed, train
 ROOT = Path(__file__).parents[1]
 POINT = "blocks.1.hook_out"
 N_TOKENS, BATCH_ROWS = 300_000, 1024
-PROBE_TOKENS, PROBE_ROWS, MAX_PROBES, NEAR = 75_000, 256, 5, 1.25
+PROBE_TOKENS, PROBE_ROWS, MAX_PROBES, NEAR = 75_000, 256, 4, 1.25
 """A penalty's weight is searched by runs of the same number of steps, until L0 is the target times 1.25 or less."""
 N_HELDOUT, N_CE = 60_000, 10_000
 TARGETS, SEEDS = (32, 16, 64), (0, 1, 2)
