@@ -268,7 +268,7 @@ window.SaeFeature = (() => {
     });
     box.append(list);
     card.append(heading, element("p", "sae-note", data.note), cosines, box);
-    const title = element("h3", "sae-partner-title", "The partner of the selected feature");
+    const title = element("h3", "sae-partner-title", "Select a feature to see it beside its partner");
     title.id = "sae-partner-title";
     const beside = element("div", "sae-beside");
     ["sae-own", "sae-partner"].forEach((id) => {
