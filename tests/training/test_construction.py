@@ -79,6 +79,9 @@ def test_rows_that_are_not_finite_are_named(train_tiny: Callable, gaussian: Path
         train_tiny(tmp_path / "run", rows=tmp_path / "bad.npy", **KIND)
 
 
-def test_there_is_no_fused_construction(train_tiny: Callable, gaussian: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="constructed"):
-        train_tiny(tmp_path / "run", rows=gaussian, **{**KIND, "training.impl": "fused"})
+@pytest.mark.parametrize(("setting", "value"), [("training.impl", "fused"), ("training.compute", "bf16")])
+def test_construction_is_plain_and_in_float32(
+    train_tiny: Callable, gaussian: Path, tmp_path: Path, setting: str, value: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"{setting} is {value}, but .* constructed"):
+        train_tiny(tmp_path / "run", rows=gaussian, **{**KIND, setting: value})
