@@ -4,6 +4,7 @@ With unit atoms d_i, |.| the absolute cosine, F features, N tokens:
 
     coherence             = max over i != j of |<d_i, d_j>|; the series holds the Babel function and the quantiles of
                             each atom's nearest neighbour
+    mean_cosine           = mean over i != j of |<d_i, d_j>|
     near_duplicates       = share of atoms whose nearest neighbour is above `duplicate_above`
     encoder_decoder_cosine = mean over features of cos(encoder row, atom)
     co_firing_cosine      = mean over tokens of the mean |cos| over pairs of atoms that fire together: conditional

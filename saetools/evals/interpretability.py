@@ -10,10 +10,10 @@ For a sample of features that fire in enough contexts (windows), from a uniform 
                       explaining the feature from other contexts; 0.5 is chance
     <judge>_fuzzing   AUC of telling the firing tokens of a context marked from as many others marked
 
-Contexts are drawn by hash of the window's number in the plan, whose held-out order is one for all runs. Means over
-features, intervals over features. Judges: `ngram` and `class` (judges.py); pass others to
-`Interpretability(scorers=[...])`. Detection and fuzzing: Paulo et al. 2024 (arXiv 2410.13928), there judged by a
-language model and as accuracy; an AUC of 0/1 verdicts is their balanced accuracy.
+Contexts are drawn by hash of the window's document and position. Means over features, intervals over features.
+Judges: `ngram` and `class` (judges.py); pass others to `Interpretability(scorers=[...])`. Detection and fuzzing: Paulo
+et al. 2024 (arXiv 2410.13928), there judged by a language model and as accuracy; an AUC of 0/1 verdicts is their
+balanced accuracy.
 
 Cost: one encode per row and a few hundred texts per feature to judge. Cannot tell: meanings beyond single tokens and
 labelled classes; what the judges miss counts against the feature.

@@ -42,8 +42,8 @@ def with_loss_effects(
         if not slots:
             yield entry
             continue
-        serials = [int(contexts.banks["top"].serial_FS[feature, slot]) for slot in slots]
-        windows = [contexts.windows[serial] for serial in serials]
+        numbers = [int(contexts.banks["top"].number_FS[feature, slot]) for slot in slots]
+        windows = [contexts.windows[number] for number in numbers]
         ids_BT = torch.stack([torch.from_numpy(window.ids).long() for window in windows]).to(host.device)
         effect_BT = loss_effects(host, dictionary, point, ids_BT, feature)
         examples = list(entry.examples)

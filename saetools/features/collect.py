@@ -53,11 +53,11 @@ class Collected:
         texts: dict[int, list[str]] = {}
         if self.contexts is None:
             return WindowTexts()
-        for serial in self.contexts.needed().tolist():
-            window = self.contexts.windows[serial]
+        for number in self.contexts.needed().tolist():
+            window = self.contexts.windows[number]
             real = window.positions >= 0
             found = iter(token_texts(window.ids[real].tolist()))
-            texts[serial] = [next(found) if is_real else "" for is_real in real.tolist()]
+            texts[number] = [next(found) if is_real else "" for is_real in real.tolist()]
         return WindowTexts(texts, self.document_ids)
 
 
@@ -128,5 +128,5 @@ def _name_documents(gathered: Collected, source: RowSource) -> None:
     if gathered.contexts is None:
         return
     windows = gathered.contexts.windows
-    numbers = {windows[serial].document for serial in gathered.contexts.needed().tolist()}
-    gathered.document_ids.update({number: source.document_id(number) for number in sorted(numbers)})
+    documents = {windows[number].document for number in gathered.contexts.needed().tolist()}
+    gathered.document_ids.update({document: source.document_id(document) for document in sorted(documents)})

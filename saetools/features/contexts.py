@@ -41,19 +41,19 @@ class Window:
 
 @dataclass(frozen=True)
 class WindowTexts:
-    """The text of the needed windows by their serial numbers, one string per column, and the documents' ids."""
+    """The text of the needed windows by their numbers, one string per column, and the documents' ids."""
 
     tokens: Mapping[int, list[str]] = field(default_factory=dict)
     document_ids: Mapping[int, str] = field(default_factory=dict)
 
-    def cut(self, band: str, serial: int, window: Window, peak: int, columns: slice, values: np.ndarray) -> Example:
+    def cut(self, band: str, number: int, window: Window, peak: int, columns: slice, values: np.ndarray) -> Example:
         """The example that shows these columns of a window."""
         return Example(
             band,
             self.document_ids[window.document],
             int(window.positions[columns.start]),
             peak - columns.start,
-            tuple(self.tokens[serial][columns]),
+            tuple(self.tokens[number][columns]),
             tuple(values.tolist()),
         )
 
@@ -83,15 +83,14 @@ class Contexts:
 
     def add(self, firings: Firings, tokens: TokenBatch) -> None:
         """Take in one batch. No loop over tokens or firings; one over windows that become needed."""
-        n_windows = tokens.ids_BT.shape[0]
         peak = firings.peaks()
         feature, window, column = firings.feature_M[peak], firings.window_M[peak], firings.column_M[peak]
         magnitude = np.abs(firings.value_M[peak]).astype(np.float64)
-        serial = tokens.number * n_windows + window
+        number = window_numbers(tokens)[window]
         np.add.at(self.peak_counts_FB, (feature, bin_of(magnitude)), 1)
         offers = {
-            "top": Candidates(feature, magnitude, serial, _grams(tokens.ids_BT, window, column)),
-            "random": Candidates(feature, uniform(self.seed, feature, serial), serial, mix(serial)),
+            "top": Candidates(feature, magnitude, number, _grams(tokens.ids_BT, window, column)),
+            "random": Candidates(feature, uniform(self.seed, feature, number), number, mix(number)),
         }
         for name, items in offers.items():
             index, owner, slot = self.banks[name].offer(items)
@@ -104,10 +103,10 @@ class Contexts:
         self._forget_unused()
 
     def _need(self, windows: np.ndarray, tokens: TokenBatch) -> None:
+        numbers = window_numbers(tokens).tolist()
         for row in windows.tolist():
-            serial = tokens.number * tokens.ids_BT.shape[0] + row
             ids, positions = tokens.ids_BT[row].astype(np.int32), tokens.position_BT[row].astype(np.int32)
-            self.windows[serial] = Window(ids, int(tokens.document_B[row]), positions)
+            self.windows[numbers[row]] = Window(ids, int(tokens.document_B[row]), positions)
 
     def _forget_unused(self) -> None:
         """Drop windows that no slot refers to, once they are half of those kept and those are many."""
@@ -115,12 +114,12 @@ class Contexts:
             return
         used = self.needed()
         if len(used) * 2 < len(self.windows):
-            self.windows = {serial: self.windows[serial] for serial in used.tolist()}
+            self.windows = {number: self.windows[number] for number in used.tolist()}
 
     def needed(self) -> np.ndarray:
-        """Serial numbers of the windows that examples lie in."""
-        kept = [bank.serial_FS[np.isfinite(bank.priority_FS)] for bank in self.banks.values()]
-        return np.unique(np.concatenate([*kept, self.uniform.serials()]))
+        """Numbers of the windows that examples lie in."""
+        kept = [bank.number_FS[np.isfinite(bank.priority_FS)] for bank in self.banks.values()]
+        return np.unique(np.concatenate([*kept, self.uniform.numbers()]))
 
     def examples(self, feature: int, texts: WindowTexts) -> list[Example]:
         """All examples of one feature, band by band in the order of BAND_TITLES, the strongest of a band first."""
@@ -129,7 +128,7 @@ class Contexts:
         sampled = [self._example("random", feature, slot, texts) for slot in self.ranked("random", feature)]
         banded = [replace(example, band=band_of(example.value, edges)) for example in sampled]
         found += sorted(banded, key=lambda example: (example.band, abs(example.value)), reverse=True)
-        found += [self._uniform_example(feature, serial, peak, texts) for serial, peak in self.uniform.places()]
+        found += [self._uniform_example(feature, number, peak, texts) for number, peak in self.uniform.places()]
         return found
 
     def ranked(self, name: str, feature: int) -> list[int]:
@@ -137,17 +136,17 @@ class Contexts:
         return self.banks[name].ranked(feature).tolist()
 
     def _example(self, name: str, feature: int, slot: int, texts: WindowTexts) -> Example:
-        serial = int(self.banks[name].serial_FS[feature, slot])
+        number = int(self.banks[name].number_FS[feature, slot])
         peak = int(self.columns[name][feature, slot])
-        start, stop = self.windows[serial].span(peak, self.before, self.after)
+        start, stop = self.windows[number].span(peak, self.before, self.after)
         shift = self.before - peak
         values = self.values[name][feature, slot, start + shift : stop + shift]
-        return texts.cut(name, serial, self.windows[serial], peak, slice(start, stop), values)
+        return texts.cut(name, number, self.windows[number], peak, slice(start, stop), values)
 
-    def _uniform_example(self, feature: int, serial: int, peak: int, texts: WindowTexts) -> Example:
-        start, stop = self.windows[serial].span(peak, self.before, self.after)
-        values = self.uniform.values(serial, feature)[start:stop]
-        return texts.cut("uniform", serial, self.windows[serial], peak, slice(start, stop), values)
+    def _uniform_example(self, feature: int, number: int, peak: int, texts: WindowTexts) -> Example:
+        start, stop = self.windows[number].span(peak, self.before, self.after)
+        values = self.uniform.values(number, feature)[start:stop]
+        return texts.cut("uniform", number, self.windows[number], peak, slice(start, stop), values)
 
 
 class _UniformPlaces:
@@ -155,13 +154,13 @@ class _UniformPlaces:
 
     def __init__(self, n_places: int, seed: int) -> None:
         self.n_places, self.seed = n_places, seed
-        self._kept: list[tuple[float, int, int, Firings]] = []  # (priority, serial, column, firings of the window)
+        self._kept: list[tuple[float, int, int, Firings]] = []  # (priority, number, column, firings of the window)
 
     def add(self, firings: Firings, tokens: TokenBatch) -> np.ndarray:
         """Windows of the batch that now are in the sample."""
         window, column = np.nonzero(tokens.keep_BT)
-        serial = tokens.number * tokens.ids_BT.shape[0] + window
-        priority = uniform(self.seed, 1, serial, column)
+        number = window_numbers(tokens)[window]
+        priority = uniform(self.seed, 1, number, column)
         entered = []
         for index in np.argsort(-priority)[: self.n_places].tolist():
             if len(self._kept) == self.n_places and priority[index] <= self._kept[-1][0]:
@@ -175,22 +174,29 @@ class _UniformPlaces:
                 0,
                 firings.width,
             )
-            self._kept.append((float(priority[index]), int(serial[index]), int(column[index]), part))
+            self._kept.append((float(priority[index]), int(number[index]), int(column[index]), part))
             self._kept = sorted(self._kept, key=lambda kept: -kept[0])[: self.n_places]
             entered.append(int(window[index]))
         return np.unique(np.array(entered, np.int64))
 
     def places(self) -> Iterator[tuple[int, int]]:
-        """(serial of the window, column) of each place."""
-        return iter([(serial, column) for _, serial, column, _ in self._kept])
+        """(number of the window, column) of each place."""
+        return iter([(number, column) for _, number, column, _ in self._kept])
 
-    def serials(self) -> np.ndarray:
-        return np.array([serial for serial, _ in self.places()], np.int64)
+    def numbers(self) -> np.ndarray:
+        return np.array([number for number, _ in self.places()], np.int64)
 
-    def values(self, serial: int, feature: int) -> np.ndarray:
+    def values(self, number: int, feature: int) -> np.ndarray:
         """float32 [T]: the feature's values along a sampled window."""
-        firings = next(kept[3] for kept in self._kept if kept[1] == serial)
+        firings = next(kept[3] for kept in self._kept if kept[1] == number)
         return firings.values_at(np.array(feature), np.array(0), np.arange(firings.width))
+
+
+def window_numbers(tokens: TokenBatch) -> np.ndarray:
+    """int64 [B]: document and position of each window's first token in one number, whatever batch it came in."""
+    first_B = (tokens.position_BT >= 0).argmax(axis=1)
+    position_B = tokens.position_BT[np.arange(len(first_B)), first_B].clip(min=0)
+    return (tokens.document_B.astype(np.int64) << 32) | position_B
 
 
 def peak_quantiles(counts_B: np.ndarray) -> np.ndarray:

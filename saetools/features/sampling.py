@@ -35,12 +35,12 @@ class Candidates:
 
     feature: np.ndarray  # int64 [C]
     priority: np.ndarray  # float64 [C], finite
-    serial: np.ndarray  # int64 [C]: order in the stream; of equal priorities the earlier wins
+    number: np.ndarray  # int64 [C]: what the item is; of equal priorities the lower wins
     gram: np.ndarray  # uint64 [C]: at most one item of a feature is kept per gram
 
     def select(self, index: np.ndarray) -> "Candidates":
         """Those at these places."""
-        return Candidates(self.feature[index], self.priority[index], self.serial[index], self.gram[index])
+        return Candidates(self.feature[index], self.priority[index], self.number[index], self.gram[index])
 
 
 class Bank:
@@ -52,7 +52,7 @@ class Bank:
 
     def __init__(self, n_features: int, n_slots: int) -> None:
         self.priority_FS = np.full((n_features, n_slots), _EMPTY)
-        self.serial_FS = np.full((n_features, n_slots), np.iinfo(np.int64).max)
+        self.number_FS = np.full((n_features, n_slots), np.iinfo(np.int64).max)
         self.gram_FS = np.zeros((n_features, n_slots), np.uint64)
 
     def offer(self, items: Candidates) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -66,15 +66,15 @@ class Bank:
         n_slots = self.priority_FS.shape[1]
         owners, row, column = _by_feature(items.feature[hopeful])
         shape = (len(owners), n_slots + int(column.max()) + 1)
-        priority, serial = np.full(shape, _EMPTY), np.full(shape, np.iinfo(np.int64).max)
+        priority, number = np.full(shape, _EMPTY), np.full(shape, np.iinfo(np.int64).max)
         gram, source = np.zeros(shape, np.uint64), np.full(shape, -1)
-        priority[:, :n_slots], serial[:, :n_slots] = self.priority_FS[owners], self.serial_FS[owners]
+        priority[:, :n_slots], number[:, :n_slots] = self.priority_FS[owners], self.number_FS[owners]
         gram[:, :n_slots] = self.gram_FS[owners]
         place = (row, n_slots + column)
         chosen = items.select(hopeful)
-        priority[place], serial[place], gram[place] = chosen.priority, chosen.serial, chosen.gram
+        priority[place], number[place], gram[place] = chosen.priority, chosen.number, chosen.gram
         source[place] = hopeful
-        survives = _best(priority, serial, gram, n_slots)
+        survives = _best(priority, number, gram, n_slots)
         entry_row, entry_column = np.nonzero(survives & (source >= 0))
         # the j-th entry of a feature goes to its j-th free slot: there are at least as many free ones
         free = np.argsort(survives[:, :n_slots], axis=1, kind="stable")
@@ -85,7 +85,7 @@ class Bank:
         self.priority_FS[owners[emptied_row], emptied_slot] = _EMPTY
         for own, new in (
             (self.priority_FS, items.priority),
-            (self.serial_FS, items.serial),
+            (self.number_FS, items.number),
             (self.gram_FS, items.gram),
         ):
             own[feature, slot] = new[index]
@@ -93,7 +93,7 @@ class Bank:
 
     def ranked(self, feature: int) -> np.ndarray:
         """The feature's filled slots, best first."""
-        order = np.lexsort((self.serial_FS[feature], -self.priority_FS[feature]))
+        order = np.lexsort((self.number_FS[feature], -self.priority_FS[feature]))
         return order[np.isfinite(self.priority_FS[feature][order])]
 
 
@@ -104,9 +104,9 @@ def _by_feature(sorted_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     return distinct, row, np.arange(len(sorted_ids)) - start[row]
 
 
-def _best(priority: np.ndarray, serial: np.ndarray, gram: np.ndarray, n_best: int) -> np.ndarray:
+def _best(priority: np.ndarray, number: np.ndarray, gram: np.ndarray, n_best: int) -> np.ndarray:
     """bool of the same shape: per row the n_best finite entries of greatest priority, one per gram."""
-    by_gram = np.lexsort((serial, -priority, gram), axis=1)
+    by_gram = np.lexsort((number, -priority, gram), axis=1)
     same = np.zeros(gram.shape, bool)
     sorted_gram = np.take_along_axis(gram, by_gram, 1)
     filled = np.isfinite(np.take_along_axis(priority, by_gram, 1))
@@ -114,7 +114,7 @@ def _best(priority: np.ndarray, serial: np.ndarray, gram: np.ndarray, n_best: in
     repeated = np.zeros(gram.shape, bool)
     np.put_along_axis(repeated, by_gram, same, 1)
     effective = np.where(repeated, _EMPTY, priority)
-    order = np.lexsort((serial, -effective), axis=1)[:, :n_best]
+    order = np.lexsort((number, -effective), axis=1)[:, :n_best]
     best = np.zeros(gram.shape, bool)
     np.put_along_axis(best, order, True, 1)
     return best & np.isfinite(effective)

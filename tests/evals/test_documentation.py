@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from every_evaluation import NAMES, figures, runnable
 from small_hosts import D_MODEL, host_subject
 
 from saetools.dictionaries.topk import TopK
@@ -40,3 +41,14 @@ def test_every_evaluation_has_a_row_and_every_file_exists() -> None:
 def test_docstrings_say_what_it_costs_and_what_it_cannot_tell(name: str) -> None:
     text = importlib.import_module(f"saetools.evals.{name}").__doc__ or ""
     assert "Cost:" in text and "Cannot tell:" in text, name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_docstrings_define_every_figure(name: str) -> None:
+    """By its name, or as one of a family: `tpp_<n>` is any number of them, `..._random` any figure's control."""
+    text = importlib.import_module(f"saetools.evals.{name}").__doc__ or ""
+    words = set(re.findall(r"(?:\.\.\.)?[\w<>]+", text))
+    patterns = [re.sub(r"<\w+>", r"\\w+", word.replace("...", r"\w+")) for word in words if not word.isdigit()]
+    found = figures(name, runnable(name))
+    assert found
+    assert not [figure for figure in found if not any(re.fullmatch(pattern, figure) for pattern in patterns)]

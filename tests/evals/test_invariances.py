@@ -4,35 +4,13 @@ Every registered evaluation is held to them on the subjects that it can be run o
 where a figure is about what is changed.
 """
 
-from dataclasses import replace
-
 import pytest
 import torch
-from planted_classes import planted_subject
-from small_hosts import D_MODEL, LinearHost, by_name, host_subject
+from every_evaluation import NAMES, figures, runnable, subject_for
+from small_hosts import LinearHost
 
-from saetools.dictionaries.topk import TopK
-from saetools.evals.base import NotApplicableError, available_evaluations, make_evaluation
-
-SETTINGS = {
-    "probing": {"n_train": 60, "n_test": 40, "min_rows": 20, "ks": (1, 2)},
-    "disentangling": {"n_train": 60, "n_test": 40, "min_rows": 15, "n_ablated": (2,)},
-    "absorption": {"n_train": 60, "n_test": 40, "min_rows": 10},
-    "interpretability": {"n_features": 20, "n_top": 8, "n_explain": 4, "n_judge": 4, "before": 4, "after": 3},
-    "steering": {"n_features": 4, "n_predictions": 10**6, "n_targets": 2, "doses": (0.1, 0.3)},
-    "geometry": {"pair_share": 0.5},
-}
-LABELLED = ("probing", "disentangling", "absorption", "interpretability")
-NAMES = sorted(available_evaluations())
 UNITS = ("explained_variance_saebench", "logit_influence")
 """Figures that are in the units of the rows, and say so."""
-
-
-def figures(name, subject):
-    try:
-        return by_name(make_evaluation(name, **SETTINGS.get(name, {})).run(subject))
-    except NotApplicableError:
-        return {}
 
 
 def assert_equal(found, base, but=("!",), rel=1e-6):
@@ -41,22 +19,6 @@ def assert_equal(found, base, but=("!",), rel=1e-6):
         if not name.startswith(but) and record.value is not None:
             assert found[name].value == pytest.approx(record.value, rel=rel, abs=1e-9), name
             assert found[name].n == record.n, name
-
-
-def subject_for(name, **changes):
-    if name in LABELLED:
-        return planted_subject(**changes)
-    subject = host_subject(TopK(TopK.configure(n_features=24, k=3), D_MODEL), listed=True, **changes)
-    others = {"another seed": TopK(TopK.configure(n_features=20, k=3), D_MODEL, seed=1)} if name == "stability" else {}
-    return replace(subject, others=others)
-
-
-def runnable(name):
-    subject = subject_for(name)
-    reason = make_evaluation(name).missing(subject)
-    if reason is not None:
-        pytest.skip(f"{name} {reason}")
-    return subject
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -69,8 +31,6 @@ def test_batches(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_order_of_documents(name, monkeypatch):
-    if name == "interpretability":
-        pytest.skip("contexts are drawn by the window's number in the plan, whose held-out order is fixed")
     base = figures(name, runnable(name))
     monkeypatch.setattr("saetools.text.packing.HELDOUT_ORDER", 1)
     assert_equal(figures(name, subject_for(name)), base)

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 from toy import WORDS, SignedDictionary, ToyHost, ToyPlan, ToySource
 
+from saetools.activations.base import ActivationBatch
 from saetools.errors import DataError, MismatchError
 from saetools.features.collect import Collected, CollectSettings, collect
 from saetools.features.contexts import band_of, peak_quantiles
 from saetools.features.records import bin_edges
 from saetools.features.sampling import uniform
+from saetools.text.base import TokenBatch
 
 SETTINGS = CollectSettings(n_top=4, n_random=6, n_uniform=3, before=5, after=3, coactivation_tokens=10_000, seed=3)
 
@@ -128,7 +130,7 @@ def test_random_examples_are_the_seeded_sample_in_its_bands(toy: tuple[Collected
     n_checked = 0
     for feature in range(12):
         contexts = everything.contexts(feature)
-        priority = {c: float(uniform(SETTINGS.seed, np.array([feature]), np.array([c[1]]))[0]) for c in contexts}
+        priority = {c: float(uniform(SETTINGS.seed, np.array([feature]), np.array([c[1] << 32]))[0]) for c in contexts}
         sample = sorted(contexts, key=lambda c: -priority[c])[: SETTINGS.n_random]
         found = [example for example in examples_of(toy, feature) if example.band.startswith("q")]
         assert sorted(e.value for e in found) == sorted(value for value, _, _ in sample)
@@ -144,7 +146,7 @@ def test_random_examples_are_the_seeded_sample_in_its_bands(toy: tuple[Collected
 def test_uniform_examples_are_the_same_places_for_all(toy: tuple[Collected, Everything]) -> None:
     _, everything = toy
     window, column = np.nonzero(everything.position_WT >= 0)
-    order = np.argsort(-uniform(SETTINGS.seed, 1, window, column))[: SETTINGS.n_uniform]
+    order = np.argsort(-uniform(SETTINGS.seed, 1, window << 32, column))[: SETTINGS.n_uniform]
     expected = [(int(window[i]), int(column[i])) for i in order]
     for feature in range(12):
         found = [example for example in examples_of(toy, feature) if example.band == "uniform"]
@@ -163,17 +165,32 @@ def test_quantiles_split_the_peaks_evenly() -> None:
     assert np.isinf(peak_quantiles(np.zeros(N_BINS, np.uint32))).all()
 
 
-def test_batching_changes_nothing() -> None:
-    """The same windows in other host batches give the same statistics and examples (but for serial numbers)."""
+def test_whole_host_batches_are_read() -> None:
     plan = ToyPlan(n_batches=6)
-    dictionary, source = SignedDictionary(), ToySource(plan)
-    whole = collect(dictionary, source, plan, SETTINGS)
-    limited = collect(dictionary, source, plan, SETTINGS.model_copy(update={"n_tokens": len(source.rows[0]) + 1}))
-    assert limited.moments.n_rows == len(source.rows[0]) + len(source.rows[1]), "whole host batches are read"
-    assert whole.moments.n_rows > limited.moments.n_rows
-    again = collect(dictionary, source, plan, SETTINGS)
-    texts = again.window_texts(ToyHost().token_texts)
-    assert all(again.contexts.examples(f, texts) == whole.contexts.examples(f, texts) for f in range(12))
+    source = ToySource(plan)
+    limited = SETTINGS.model_copy(update={"n_tokens": len(source.rows[0]) + 1})
+    collected = collect(SignedDictionary(), source, plan, limited)
+    assert collected.moments.n_rows == len(source.rows[0]) + len(source.rows[1])
+
+
+def test_batches_and_their_order_change_nothing() -> None:
+    """The same windows one by one and backwards give the same examples, ties and draws included."""
+    plan = ToyPlan(n_batches=6)
+    source = ToySource(plan)
+    whole = collect(SignedDictionary(), source, plan, SETTINGS)
+    single, rows = ToyPlan(n_batches=0, host_batch=1), []
+    for tokens, batch in reversed(list(zip(plan.made, source.rows, strict=True))):
+        for row in reversed(range(plan.host_batch)):
+            parts = (tokens.ids_BT, tokens.keep_BT, tokens.document_B, tokens.position_BT)
+            single.made.append(TokenBatch(len(single.made), *(part[[row]] for part in parts)))
+            inside = batch.where_N2[:, 0] == int(tokens.document_B[row])
+            rows.append(ActivationBatch(batch.x_ND[inside], batch.where_N2[inside]))
+    backwards = ToySource(plan)
+    backwards.rows = rows
+    again = collect(SignedDictionary(), backwards, single, SETTINGS)
+    texts, other = (each.window_texts(ToyHost().token_texts) for each in (whole, again))
+    for feature in range(12):
+        assert again.contexts.examples(feature, other) == whole.contexts.examples(feature, texts)
 
 
 def test_rows_without_tokens_have_statistics_and_no_contexts() -> None:
