@@ -6,7 +6,7 @@
     recon = code W_dec + b_dec                                            [N, D], unit rows of W_dec
     loss = ||target - recon||^2 / V + aux_weight * AuxK
 
-The threshold is the mean, over about the last 100 training batches, of the smallest value kept, so that held-out rows
+The threshold is the mean, over about the last 10 training batches, of the smallest value kept, so that held-out rows
 have the training L0 on average. A dictionary that was never trained has threshold 0: everything positive is kept.
 
 Source: the rule is that of Bussmann et al. 2024, "BatchTopK Sparse Autoencoders", arXiv 2412.06410, and of
