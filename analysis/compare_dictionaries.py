@@ -10,7 +10,8 @@ order of `units`: seed 0 at L0 32 first, so that whatever there is makes a table
 
 All share host, point, rows, order, batch, learning rate, initialisation, dead-feature rule and held-out text. Kinds
 with a k have it set to the target. Those with a penalty instead get a weight from log L0 over log weight of the runs
-there are, begun with two short ones; they are plotted at the L0 that they have. Top-AFA is run once per seed.
+there are, begun with up to four short ones of as many steps; they are plotted at the L0 that they have. Top-AFA is run
+once per seed.
 """
 
 import argparse
@@ -52,6 +53,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "itda, 1 % of the rows": ("itda", {}),
     "variational": ("variational", {}),
     "variational, no noise": ("variational", {"sample": "none"}),
+    "variational, as released": ("variational", {"sample": "none", "beta": 1.0}),
     "top_afa": ("top_afa", {}),
     "matryoshka": ("matryoshka", {}),
     "abs_topk": ("abs_topk", {}),

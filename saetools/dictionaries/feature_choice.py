@@ -13,7 +13,11 @@ all (`uniform`). They are refitted every 100 steps of phase 1 and frozen at the 
 the budgets that they set. AuxZipf is AuxK over features that fire less than `under_used` times their share, or are
 dead. Thresholds are moved so that the number of pre-activations above them is the share of the rows:
 
-    ln threshold_i += 0.1 min(1, m_i) (n_above_i / m_i - 1)        each step of phase 2, from the phase 1 threshold
+    ln threshold_i += 0.1 min(10, min(1, m_i) (n_above_i / m_i - 1))     each step of phase 2, from phase 1's threshold
+
+The bound keeps a burst of a rare feature from closing it, and leaves such a feature a little more than its share. On
+held-out text other features may fire than on the rows of training: after 300,000 tokens the mean L0 was 5 % above k on
+rows of training and 15 to 17 % on held-out text of the embedded host (analysis/LOG.md).
 
 Source: Ayonrinde 2024, "Adaptive Sparse Allocation with Mutual Choice & Feature Choice Sparse Autoencoders", arXiv
 2411.02124. There is no public code: this is a reconstruction from the abstract and reviews. Established there: the
@@ -33,6 +37,7 @@ from saetools.dictionaries.auxiliary import rows_loss
 from saetools.dictionaries.base import Dictionary, Progress, SparseCode, State, Terms
 from saetools.dictionaries.settings import WithAuxK, WithK
 from saetools.dictionaries.threshold import ThresholdState, fresh_threshold_state, threshold_code
+from saetools.errors import ConfigError
 from saetools.functional.allocation import random_rounding, zipf_shares
 from saetools.functional.losses import reconstruction
 from saetools.functional.selection import batch_topk_code, column_topk_mask, masked_code
@@ -42,7 +47,7 @@ from saetools.rng import torch_seed
 
 DECAY = 0.99
 REFIT_STEPS = 100
-GAIN = 0.1
+GAIN, MAX_EXCESS = 0.1, 10
 START = 1e-3
 """Phase 2 begins with at least this threshold, in sqrt(V), where phase 1 left none (`mutual_fraction` 0)."""
 
@@ -74,6 +79,15 @@ class FeatureChoice(Dictionary, kind="feature_choice"):
         budgets: Literal["zipf", "uniform"] = Field("zipf", description="shares of the features")
         mutual_fraction: float = Field(0.5, ge=0, le=1, description="part of the run trained by mutual choice first")
         under_used: float = Field(0.5, ge=0, description="a feature below this part of its share is helped by AuxZipf")
+
+        def validate_for(self, d_model: int) -> None:
+            """Raise ConfigError where there are no densities to fit shares to."""
+            super().validate_for(d_model)
+            if self.budgets == "zipf" and not self.mutual_fraction:
+                raise ConfigError(
+                    "mutual_fraction is 0, but budgets: zipf are fitted to the densities of mutual choice. Give "
+                    "mutual_fraction more than 0, or take budgets: uniform."
+                )
 
     config: Config
 
@@ -213,7 +227,10 @@ class FeatureChoice(Dictionary, kind="feature_choice"):
 
 @torch.no_grad()
 def moved_thresholds(state: FeatureChoiceState, above_F: Tensor, n_rows: int) -> FeatureChoiceState:
-    """ln threshold += GAIN min(1, m) (n_above / m - 1): stationary where n_above is m = share * N on average."""
+    """ln threshold += GAIN min(MAX_EXCESS, min(1, m) (n_above / m - 1)), m = share * N.
+
+    Stationary where n_above is m on average, as far as no batch has more than MAX_EXCESS max(1, m) beyond m.
+    """
     budget_F = state.share_F * n_rows
     excess_F = (above_F - budget_F) / budget_F.clamp_min(1)
-    return replace(state, threshold_F=state.threshold_F * (GAIN * excess_F.clamp_max(10)).exp())
+    return replace(state, threshold_F=state.threshold_F * (GAIN * excess_F.clamp_max(MAX_EXCESS)).exp())

@@ -11,7 +11,8 @@
 
 var is 1 in KL unless learned (then the last three terms are not 0). Latents are measured in s = sqrt(V), so that the
 prior N(0, 1) does not depend on the scale of x; with V = 1, as published, s = 1. `sample: none` is TopK with an L2
-penalty on mu, the control that the method is to be judged against; with beta = 0 it is TopK, bit for bit.
+penalty on mu, the control that the method is to be judged against; with beta = 0 it is TopK, bit for bit. A latent
+counts as firing where it is selected and mu > 0: noise lets every latent fire, and none would ever be dead.
 
 Source: Baker & Li 2025, "Analysis of Variational Sparse Autoencoders", arXiv 2509.22994 (abstract), and the first
 author's code. Differs from it in: the same initialisation, unit atoms, learning rate and AuxK as every kind here
@@ -47,9 +48,9 @@ class Variational(Dictionary, kind="variational"):
         """Settings of the variational dictionary."""
 
         sample: Literal["none", "fixed", "learned"] = Field("fixed", description="variance of the noise in training")
-        sigma: float = Field(1.0, gt=0, description="standard deviation of fixed noise, in sqrt(V)")
+        sigma: float = Field(1.0, gt=0, description="standard deviation of fixed noise, in sqrt(V); 1 as published")
         kl_scope: Literal["all", "selected"] = Field("all", description="latents that KL is summed over")
-        beta: float = Field(1e-3, ge=0, description="weight of KL")
+        beta: float = Field(1e-3, ge=0, description="weight of KL; 1 in the released models")
 
     config: Config
 
@@ -75,6 +76,8 @@ class Variational(Dictionary, kind="variational"):
         logvar_NF = self._logvar(x_ND)
         code = self._training_code(pre_NF, logvar_NF, progress)
         terms = standard_terms(self, code, x_ND, target_ND, state, progress)
+        if self.config.sample != "none":
+            terms = replace(terms, new_state=self.next_state(state, self._with_a_mean(code, pre_NF)))
         if not self.config.beta:
             return terms
         kl_NF = gaussian_kl_NF(pre_NF.relu(), logvar_NF, self.total_variance)
@@ -115,6 +118,11 @@ class Variational(Dictionary, kind="variational"):
         if self.config.sample != "learned":
             return None
         return preactivations(x_ND, self.W_var_FD, self.b_var_F, self.b_dec_D).clamp(*LOGVAR_RANGE)
+
+    def _with_a_mean(self, code: SparseCode, pre_NF: Tensor) -> SparseCode:
+        """The code without the latents that noise alone let fire: at inference they would not."""
+        has_mean_NK = pre_NF.detach().gather(1, code.indices.long()) > 0
+        return replace(code, values=code.values.detach() * has_mean_NK)
 
     def _training_code(self, pre_NF: Tensor, logvar_NF: Tensor | None, progress: Progress) -> SparseCode:
         if self.config.sample == "none":

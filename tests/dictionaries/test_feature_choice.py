@@ -8,6 +8,7 @@ import torch
 from saetools.dictionaries.base import Dictionary, Progress, Terms, make_dictionary
 from saetools.dictionaries.feature_choice import FeatureChoice
 from saetools.dictionaries.mutual_choice import MutualChoice
+from saetools.errors import ConfigError
 from saetools.functional.statistics import firing_counts_F, l0_N
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
@@ -22,6 +23,11 @@ def test_full_budgets_are_relu() -> None:
         FeatureChoice.configure(n_features=12, k=12, budgets="uniform", mutual_fraction=0.0), 6
     )
     torch.testing.assert_close(terms_of(dictionary, 0).code.to_dense(), dictionary.pre(X).relu())
+
+
+def test_zipf_needs_densities_to_fit() -> None:
+    with pytest.raises(ConfigError, match="mutual_fraction is 0, but budgets: zipf"):
+        make_dictionary(FeatureChoice.configure(n_features=12, k=3, mutual_fraction=0), 6)
 
 
 def test_phase_1_is_mutual_choice() -> None:

@@ -52,6 +52,17 @@ def test_noise_depends_on_the_step_alone_and_inference_has_none() -> None:
     assert torch.equal(dictionary.encode(X).values, topk.encode(X).values)
 
 
+@pytest.mark.parametrize("sample", ["fixed", "learned"])
+def test_latents_without_a_mean_die_whatever_the_noise(sample: str) -> None:
+    dictionary = make_dictionary(Variational.configure(n_features=20, k=3, sample=sample), 6)
+    with torch.no_grad():
+        dictionary.b_enc_F[10:] = -1000
+    terms = terms_of(dictionary)
+    assert (terms.code.indices >= 10).any(), "noise lets them fire"
+    since_F = terms.new_state.tokens_since_fired_F
+    assert (since_F[10:] == len(X)).all() and (since_F[:10] == 0).any()
+
+
 def test_log_variances_survive_folding() -> None:
     dictionary = make_dictionary(Variational.configure(n_features=20, k=3, sample="learned"), 6).double()
     with torch.no_grad():
