@@ -6,8 +6,8 @@
 Each argument is a finished run directory, with a `result.json` that says its label, target L0 and seed
 (`analysis/compare_dictionaries.py` writes it) and an `eval.json` of reconstruction, loss and sparsity; others are
 passed over. What the claims ask for comes first, and whatever is there makes a page. Records go to
-`OUT/<seed>-<name>/`; what is there is not computed again. All dictionaries are judged on the same held-out rows, which
-the host makes once.
+`OUT/<seed>-<name>/`; what is there of the same dictionary and settings is not computed again. All dictionaries are
+judged on the same held-out rows, which the host makes once.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from saetools.config import HostConfig
 from saetools.evals.base import Subject, make_evaluation
 from saetools.evals.layers import LayerMatchingConfig, match_layers
 from saetools.evals.references import References
-from saetools.evals.run import run_evaluations
+from saetools.evals.run import dictionary_fingerprint, run_evaluations
 from saetools.formats.load import load
 from saetools.lm.hosts import make_host
 from saetools.pipeline import Data, config_of
@@ -78,10 +78,8 @@ class Suite:
         for title in rounds:
             for unit in self.units:
                 made = [make_evaluation(name, **settings) for name, settings in ROUNDS[title].items()]
-                directory = atomic.make_directory(self.out / unit.name / title)
-                if not (directory / "eval.json").exists():
-                    run_evaluations(self.subject(unit), made, directory)
-                    print(f"{title}: {unit.name}", flush=True)
+                run_evaluations(self.subject(unit), made, atomic.make_directory(self.out / unit.name / title))
+                print(f"{title}: {unit.name}", flush=True)
         self._stability()
 
     def subject(self, unit: Unit) -> Subject:
@@ -99,10 +97,16 @@ class Suite:
         """What single claims ask for (measures.py), at the main L0."""
         for name, (labels, measure) in MEASURES.items():
             for unit in self.units:
-                path = atomic.make_directory(self.out / unit.name) / f"{name}.json"
-                if unit.facts["label"] in labels and unit.facts["target_l0"] == MAIN_TARGET and not path.exists():
-                    atomic.write_json(path, measure(self.subject(unit)))
-                    print(f"{name}: {unit.name}", flush=True)
+                if unit.facts["label"] not in labels or unit.facts["target_l0"] != MAIN_TARGET:
+                    continue
+                path, subject = atomic.make_directory(self.out / unit.name) / f"{name}.json", self.subject(unit)
+                of = {
+                    "dictionary": dictionary_fingerprint(subject.dictionary),
+                    "heldout": subject.heldout.fingerprint(),
+                }
+                if not path.exists() or json.loads(path.read_text())["of"] != of:
+                    atomic.write_json(path, {"of": of, "found": measure(subject)})
+                print(f"{name}: {unit.name}", flush=True)
 
     def _layers(self) -> None:
         """Layer matching between the embedded host and the one of another seed."""
@@ -127,10 +131,10 @@ class Suite:
             groups.setdefault((unit.facts["label"], unit.facts["target_l0"]), []).append(unit)
         for group in groups.values():
             first, *others = sorted(group, key=lambda unit: unit.facts["seed"])
-            directory = atomic.make_directory(self.out / first.name / f"stability-{len(group)}")
-            if others and not (directory / "eval.json").exists():
+            if others:
                 subject = self.subject(first)
                 subject = replace(subject, others={other.name: load(other.directory) for other in others})
+                directory = atomic.make_directory(self.out / first.name / "stability")
                 run_evaluations(subject, [make_evaluation("stability")], directory)
                 print(f"stability: {first.name}", flush=True)
 

@@ -4,7 +4,8 @@ A claim is judged figure by figure over pairs of dictionaries of the same L0 tar
 where the claim is true, or untrue, at every corner of the two 95 % intervals: those over documents, or, for a share of
 features, which has none, the exact binomial one. A figure holds where at least one pair tells so and no pair points the
 other way, or where ENOUGH pairs all point one way (whose chance is 1 in 16 where there is no difference); it fails
-likewise, is mixed where pairs tell of both, and undecided else. A claim holds where all of its figures do; fails where
+likewise, is mixed where pairs tell of both, and undecided else. Equal values point nowhere. Dictionaries whose mean L0
+at inference differ by more than SAME_L0 are no pair. A claim holds where all of its figures do; fails where
 one fails and none holds; is mixed where some hold and some fail; holds in part where the others are undecided; and is
 undecided where all are. The pairs stand in the paragraph.
 
@@ -26,6 +27,8 @@ from saetools.records import EvalRecord
 
 ENOUGH = 5
 """Pairs that decide by pointing one way, though each by itself could be chance."""
+SAME_L0 = 0.15
+"""Relative difference of L0 up to which two dictionaries are compared."""
 MISSING = EvalRecord(name="none", value=None, unit="none", n=0)
 
 
@@ -42,6 +45,12 @@ class Evaluated:
     def name(self) -> str:
         return f"{self.facts['label']}, L0 {self.facts['target_l0']}, seed {self.facts['seed']}"
 
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What the rows of its run are: host, point, ..."""
+        spec: dict[str, Any] = json.loads((self.run / "run.json").read_text())["spec"]
+        return spec
+
     def figure(self, name: str) -> float | None:
         """A figure; where it was judged twice, as the report did."""
         return next((r.value for r in self.records if r.name == name), None)
@@ -49,7 +58,7 @@ class Evaluated:
     def measure(self, name: str) -> Any:
         """What a measure of measures.py found; None where it was not taken."""
         path = self.directory / f"{name}.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return json.loads(path.read_text())["found"] if path.exists() else None
 
 
 @dataclass(frozen=True)
@@ -85,16 +94,29 @@ def pairs(every: Sequence[Evaluated], one: str, other: str) -> list[Pair]:
     """All pairs of two labels."""
     found = {(e.facts["label"], e.facts["target_l0"], e.facts["seed"]): e for e in every}
     keys = [(target, seed) for label, target, seed in found if label == one and (other, target, seed) in found]
-    return [Pair(target, seed, found[one, target, seed], found[other, target, seed]) for target, seed in sorted(keys)]
+    both = [Pair(target, seed, found[one, target, seed], found[other, target, seed]) for target, seed in sorted(keys)]
+    return [pair for pair in both if same_l0(*(pair.values("l0_mean") or (1.0, 1.0)))]
+
+
+def same_l0(one: float, other: float) -> bool:
+    return abs(one / other - 1) <= SAME_L0
 
 
 def told(found: Sequence[Pair], figure: str) -> str:
-    """`0.213 against 0.238 (L0 32, seed 0); ...` of a figure."""
-    texts = []
+    """`L0 32: 0.213, 0.215 against 0.238, 0.231; ...` of a figure, seed by seed."""
+    return grouped(found, lambda pair: pair.values(figure))
+
+
+def grouped(found: Sequence[Pair], values_of: Callable[[Pair], tuple[float, float] | None]) -> str:
+    """Values of each pair's two sides, by L0 target."""
+    by_target: dict[int, list[tuple[float, float]]] = {}
     for pair in found:
-        values = pair.values(figure)
-        if values is not None:
-            texts.append(f"{values[0]:.4g} against {values[1]:.4g} (L0 {pair.target}, seed {pair.seed})")
+        if (values := values_of(pair)) is not None:
+            by_target.setdefault(pair.target, []).append(values)
+    texts = [
+        f"L0 {target}: " + " against ".join(", ".join(f"{v:.3g}" for v in side) for side in zip(*values, strict=True))
+        for target, values in by_target.items()
+    ]
     return "; ".join(texts) or "not run"
 
 
@@ -102,9 +124,9 @@ def verdict(found: Sequence[Pair], tests: dict[str, Callable[[float, float], boo
     """The claim's verdict with the one of each figure behind it where they differ; `not run` without any pair."""
     each = {}
     for figure, test in tests.items():
-        votes = [vote for pair in found if (vote := _vote(pair, figure, test)) is not None]
-        if votes:
-            each[figure] = of_figure(votes)
+        judged = [pair for pair in found if pair.values(figure) is not None]
+        if judged:
+            each[figure] = of_figure([vote for pair in judged if (vote := _vote(pair, figure, test)) is not None])
     return overall(each)
 
 
@@ -118,7 +140,7 @@ class Vote:
 
 def _vote(pair: Pair, figure: str, test: Callable[[float, float], bool]) -> Vote | None:
     values, records = pair.values(figure), pair.records(figure)
-    if values is None or records is None:
+    if values is None or records is None or (values[0] == values[1] and not test(*values)):
         return None
     ends = [interval(record, e) for record, e in zip(records, (pair.one, pair.other), strict=True)]
     agrees = test(*values)
@@ -162,8 +184,11 @@ def overall(each: dict[str, str]) -> str:
 
 
 def result_of(results: set[str]) -> str:
-    """One verdict from those of several dictionaries."""
-    return "not run" if not results else next(iter(results)) if len(results) == 1 else "mixed"
+    """One verdict from those of several dictionaries: of what holds and is undecided, it holds in part."""
+    if len(results) <= 1:
+        return next(iter(results), "not run")
+    decided = results - {"undecided"}
+    return {("holds",): "holds in part", ("fails",): "fails"}.get(tuple(decided), "mixed")
 
 
 def less(one: float, other: float) -> bool:

@@ -47,8 +47,8 @@ def write_report(every: Sequence[Evaluated], layers: dict[str, Any] | None, page
     labels = {e.name: str(e.facts["label"]) for e in every}
     first = next(iter(e for e in every))
     facts = [
-        ("host", "pycode (embedded)"),
-        ("point", "blocks.1.hook_out"),
+        ("host", ", ".join(sorted({e.spec["host"] for e in every}))),
+        ("point", ", ".join(sorted({e.spec["point"] for e in every}))),
         ("dictionaries", str(len(every))),
         ("seeds", ", ".join(sorted({str(e.facts["seed"]) for e in every}))),
         ("training rows each", f"{max(e.facts['n_tokens'] for e in every):,}"),
