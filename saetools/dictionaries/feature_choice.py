@@ -36,11 +36,17 @@ from torch import Tensor
 from saetools.dictionaries.auxiliary import rows_loss
 from saetools.dictionaries.base import Dictionary, Progress, SparseCode, State, Terms
 from saetools.dictionaries.settings import WithAuxK, WithK
-from saetools.dictionaries.threshold import ThresholdState, fresh_threshold_state, threshold_code
+from saetools.dictionaries.threshold import (
+    ThresholdState,
+    fresh_threshold_state,
+    mutual_code,
+    threshold_code,
+    threshold_reference,
+)
 from saetools.errors import ConfigError
 from saetools.functional.allocation import random_rounding, zipf_shares
 from saetools.functional.losses import reconstruction
-from saetools.functional.selection import batch_topk_code, column_topk_mask, masked_code
+from saetools.functional.selection import column_topk_mask, masked_code
 from saetools.functional.statistics import dead_F, density_F, firing_counts_F, least_positive
 from saetools.kernels.plan import FusedBatch, FusedPlan
 from saetools.rng import torch_seed
@@ -99,8 +105,7 @@ class FeatureChoice(Dictionary, kind="feature_choice"):
         return threshold_code(self.pre(x_ND), self.threshold_F)
 
     def encode_reference(self, x_ND: Tensor, fields: Mapping[str, Tensor] | None = None) -> Tensor:
-        pre_NF = self.pre(x_ND)
-        return pre_NF.relu() * (pre_NF >= self.threshold_F)
+        return threshold_reference(self.pre(x_ND), self.threshold_F)
 
     def loss_terms(
         self, x_ND: Tensor, target_ND: Tensor, fields: Mapping[str, Tensor], state: State, progress: Progress
@@ -109,7 +114,7 @@ class FeatureChoice(Dictionary, kind="feature_choice"):
         mutual = self._is_mutual(progress)
         state = self._with_shares(state, progress, mutual)
         pre_NF = self.pre(x_ND)
-        code = self._mutual_code(pre_NF) if mutual else self._column_code(pre_NF, state, progress)
+        code = mutual_code(pre_NF, self.config.k) if mutual else self._column_code(pre_NF, state, progress)
         residual_ND = target_ND - self.decode(code)
         losses = {"reconstruction": reconstruction(residual_ND, self.total_variance)}
         if self.config.aux_weight:
@@ -214,10 +219,6 @@ class FeatureChoice(Dictionary, kind="feature_choice"):
         """How many rows of this batch each feature takes."""
         generator = torch.Generator().manual_seed(torch_seed(self.seed, "feature_choice", progress.step))
         return random_rounding(state.share_F * n_rows, generator).clamp_max(n_rows)
-
-    def _mutual_code(self, pre_NF: Tensor) -> SparseCode:
-        values_M, indices_M, offsets_N1 = batch_topk_code(pre_NF, self.config.k * len(pre_NF))
-        return SparseCode(values_M, indices_M, self.config.n_features, offsets_N1)
 
     def _column_code(self, pre_NF: Tensor, state: FeatureChoiceState, progress: Progress) -> SparseCode:
         budget_F = self._budget_F(state, progress, len(pre_NF))

@@ -23,10 +23,9 @@ from torch import Tensor
 from saetools.dictionaries.auxiliary import auxk_term, auxk_weight
 from saetools.dictionaries.base import Dictionary, Progress, SparseCode, State, Terms
 from saetools.dictionaries.settings import WithAuxK, WithK
-from saetools.dictionaries.threshold import BatchThreshold
+from saetools.dictionaries.threshold import BatchThreshold, mutual_code
 from saetools.errors import ConfigError
 from saetools.functional.losses import reconstruction
-from saetools.functional.selection import batch_topk_code
 from saetools.kernels.plan import FusedPlan
 
 
@@ -58,8 +57,7 @@ class Matryoshka(BatchThreshold, kind="matryoshka"):
     def loss_terms(
         self, x_ND: Tensor, target_ND: Tensor, fields: Mapping[str, Tensor], state: State, progress: Progress
     ) -> Terms:
-        values_M, indices_M, offsets_N1 = batch_topk_code(self.pre(x_ND), self.config.k * len(x_ND))
-        code = SparseCode(values_M, indices_M, self.config.n_features, offsets_N1)
+        code = mutual_code(self.pre(x_ND), self.config.k)
         residuals = [target_ND - self.decode(prefix) for prefix in self.prefixes(code)]
         errors = torch.stack([reconstruction(residual, self.total_variance) for residual in residuals])
         losses = {"nested_reconstruction": errors.mean()}

@@ -22,10 +22,9 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from saetools.dictionaries.auxiliary import standard_terms, standard_weights
-from saetools.dictionaries.base import Dictionary, Progress, SparseCode, State, Terms
+from saetools.dictionaries.base import Dictionary, Progress, State, Terms
 from saetools.dictionaries.settings import WithAuxK, WithK
-from saetools.dictionaries.threshold import BatchThreshold
-from saetools.functional.selection import batch_topk_code
+from saetools.dictionaries.threshold import BatchThreshold, mutual_code
 from saetools.kernels.plan import FusedPlan
 
 
@@ -40,8 +39,7 @@ class MutualChoice(BatchThreshold, kind="mutual_choice", aliases=("batch_topk",)
     def loss_terms(
         self, x_ND: Tensor, target_ND: Tensor, fields: Mapping[str, Tensor], state: State, progress: Progress
     ) -> Terms:
-        values_M, indices_M, offsets_N1 = batch_topk_code(self.pre(x_ND), self.config.k * len(x_ND))
-        code = SparseCode(values_M, indices_M, self.config.n_features, offsets_N1)
+        code = mutual_code(self.pre(x_ND), self.config.k)
         return standard_terms(self, code, x_ND, target_ND, state, progress)
 
     def loss_weights(self, progress: Progress) -> dict[str, float]:

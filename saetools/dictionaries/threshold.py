@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from saetools.dictionaries.base import Dictionary, SparseCode, State
-from saetools.functional.selection import masked_code
+from saetools.functional.selection import batch_topk_code, masked_code
 from saetools.functional.statistics import least_positive
 
 DECAY = 0.9
@@ -56,6 +56,17 @@ def threshold_code(pre_NF: Tensor, threshold: Tensor) -> SparseCode:
     return SparseCode(values_M, indices_M, pre_NF.shape[1], offsets_N1)
 
 
+def threshold_reference(pre_NF: Tensor, threshold: Tensor) -> Tensor:
+    """The same code dense, [N, F]."""
+    return pre_NF.relu() * (pre_NF >= threshold)
+
+
+def mutual_code(pre_NF: Tensor, k: int) -> SparseCode:
+    """The ragged code of the k * N largest positive pre-activations of the batch."""
+    values_M, indices_M, offsets_N1 = batch_topk_code(pre_NF, k * len(pre_NF))
+    return SparseCode(values_M, indices_M, pre_NF.shape[1], offsets_N1)
+
+
 class BatchThreshold(Dictionary):
     """What kinds share whose training code is a choice over the whole batch: inference by one learnt threshold.
 
@@ -75,8 +86,7 @@ class BatchThreshold(Dictionary):
         return threshold_code(self.pre(x_ND), self.threshold)
 
     def encode_reference(self, x_ND: Tensor, fields: Mapping[str, Tensor] | None = None) -> Tensor:
-        pre_NF = self.pre(x_ND)
-        return pre_NF.relu() * (pre_NF >= self.threshold)
+        return threshold_reference(self.pre(x_ND), self.threshold)
 
     def initial_state(self) -> State:
         return fresh_threshold_state(super().initial_state())

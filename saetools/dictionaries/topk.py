@@ -29,7 +29,7 @@ from torch import Tensor
 from saetools.dictionaries.auxiliary import standard_terms, standard_weights
 from saetools.dictionaries.base import Dictionary, Progress, SparseCode, State, Terms
 from saetools.dictionaries.settings import WithAuxK, WithK
-from saetools.dictionaries.threshold import ThresholdState, fresh_threshold_state, threshold_code
+from saetools.dictionaries.threshold import ThresholdState, fresh_threshold_state, threshold_code, threshold_reference
 from saetools.functional.losses import reconstruction
 from saetools.functional.selection import nth_largest, topk_code, topk_mask_reference
 from saetools.functional.statistics import l0_N
@@ -66,7 +66,7 @@ class TopK(Dictionary, kind="topk"):
     def encode_reference(self, x_ND: Tensor, fields: Mapping[str, Tensor] | None = None) -> Tensor:
         pre_NF = self.pre(x_ND)
         if self.config.inference == "threshold":
-            return pre_NF.relu() * (pre_NF >= self.threshold)
+            return threshold_reference(pre_NF, self.threshold)
         return pre_NF.relu() * topk_mask_reference(pre_NF, self.config.k)
 
     def loss_terms(
