@@ -32,7 +32,7 @@ from saetools.evals.base import Subject, make_evaluation
 from saetools.evals.references import References
 from saetools.evals.run import run_evaluations
 from saetools.formats.load import load
-from saetools.pipeline import Data, harvest, read_config, rows_needed, train
+from saetools.pipeline import Data, config_of, harvest, read_config, rows_needed, train
 
 ROOT = Path(__file__).parents[1]
 POINT = "blocks.1.hook_out"
@@ -135,7 +135,10 @@ class Comparison:
         directory = unit.directory(self.runs)
         settings = dict(VARIANTS[unit.label][1])
         if unit.penalty is not None:
-            settings[unit.penalty] = self._weight(unit)
+            begun = (directory / "config.yaml").exists()
+            settings[unit.penalty] = (
+                getattr(config_of(directory).dictionary, unit.penalty) if begun else self._weight(unit)
+            )
         elif unit.kind != "top_afa":
             settings["k"] = unit.target
         self._store(unit_config(unit, self.runs, directory, N_TOKENS, settings))
