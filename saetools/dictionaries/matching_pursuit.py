@@ -83,7 +83,8 @@ class MatchingPursuit(Dictionary, kind="matching_pursuit"):
     config: Config
 
     def encode_chunk(self, x_ND: Tensor, fields: Mapping[str, Tensor]) -> SparseCode:
-        return self._pursue(x_ND, *self._inference())[0]
+        values_NK, indices_NK, _ = self._pursue(x_ND, *self._inference())
+        return self._code(values_NK, indices_NK)
 
     def encode_reference(self, x_ND: Tensor, fields: Mapping[str, Tensor] | None = None) -> Tensor:
         values_NK, indices_NK, _ = self._steps(x_ND, *self._inference(), impl="reference")
@@ -104,7 +105,8 @@ class MatchingPursuit(Dictionary, kind="matching_pursuit"):
     def loss_terms(
         self, x_ND: Tensor, target_ND: Tensor, fields: Mapping[str, Tensor], state: State, progress: Progress
     ) -> Terms:
-        code, left_ND = self._pursue(x_ND, self.config.k, self.config.tolerance)
+        values_NK, indices_NK, left_ND = self._pursue(x_ND, self.config.k, self.config.tolerance)
+        code = self._code(values_NK.detach(), indices_NK)  # for statistics: losses see the residual alone
         residual_ND = target_ND - x_ND + left_ND
         losses = {"reconstruction": reconstruction(residual_ND, self.total_variance)}
         if self.config.aux_weight:
@@ -132,18 +134,22 @@ class MatchingPursuit(Dictionary, kind="matching_pursuit"):
         tolerance = config.tolerance if config.inference_tolerance is None else config.inference_tolerance
         return config.inference_steps or config.k, tolerance
 
-    def _pursue(self, x_ND: Tensor, n_steps: int, tolerance: float) -> tuple[SparseCode, Tensor]:
-        """The code of each row, one slot per atom, and what it leaves."""
+    def _pursue(self, x_ND: Tensor, n_steps: int, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
+        """values_NK and indices_NK of each row step by step, as far as it goes, and what they leave."""
         values_NK, indices_NK, left_ND = self._steps(x_ND, n_steps, tolerance)
         if self.config.stop_at_repeat:
             values_NK = values_NK * until_repeat(indices_NK)
             used = slice(int((values_NK != 0).any(0).nonzero().max()) + 1 if values_NK.any() else 0)
             values_NK, indices_NK = values_NK[:, used], indices_NK[:, used]
             left_ND = x_ND - self.b_dec_D - gather_sum(values_NK, indices_NK, self.W_dec_FD)
+        return values_NK, indices_NK, left_ND
+
+    def _code(self, values_NK: Tensor, indices_NK: Tensor) -> SparseCode:
+        """The code of steps: one slot per atom."""
         if not self.config.selects_once:
             values_NK = merged_slots(values_NK, indices_NK)
         code = SparseCode(values_NK, indices_NK, self.config.n_features)
-        return code.to_ragged() if self.config.stop_at_repeat else code, left_ND
+        return code.to_ragged() if self.config.stop_at_repeat else code
 
     def _steps(self, x_ND: Tensor, n_steps: int, tolerance: float, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
         """values_NK and indices_NK step by step, and the last residual."""

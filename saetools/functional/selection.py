@@ -90,22 +90,28 @@ def column_topk_mask(scores_NF: Tensor, budget_F: Tensor) -> Tensor:
 def merged_slots(values_NK: Tensor, indices_NK: Tensor) -> Tensor:
     """values_NK where the first slot of each index holds the sum of all of its slots, and the others 0.
 
-    Differentiable in the values. Unused slots (value 0, index 0) add nothing. Memory N K^2.
+    Differentiable in the values. Unused slots (value 0, index 0) add nothing. Memory O(N K).
     """
-    same_NKK = indices_NK[:, :, None] == indices_NK[:, None, :]
-    earlier_NKK = same_NKK.tril(-1)
-    first_NK = ~earlier_NKK.any(2)
-    return (same_NKK * values_NK[:, None, :]).sum(2) * first_NK
+    order_NK, again_NK = _repeats(indices_NK)
+    places_K = torch.arange(indices_NK.shape[1], device=indices_NK.device)
+    firsts_NK = torch.where(again_NK, 0, places_K).cummax(1).values  # where the run of equal indices begins
+    slots_NK = torch.empty_like(order_NK).scatter(1, order_NK, order_NK.gather(1, firsts_NK))
+    return torch.zeros_like(values_NK).scatter_add(1, slots_NK, values_NK)
 
 
 @torch.no_grad()
 def until_repeat(indices_NK: Tensor) -> Tensor:
     """mask_NK (bool) of each row's slots up to and with the first whose index an earlier slot has."""
-    order_NK = indices_NK.argsort(dim=1, stable=True)
-    sorted_NK = indices_NK.gather(1, order_NK)
-    again_NK = torch.nn.functional.pad(sorted_NK[:, 1:] == sorted_NK[:, :-1], (1, 0))
+    order_NK, again_NK = _repeats(indices_NK)
     again_NK = torch.zeros_like(again_NK).scatter(1, order_NK, again_NK)
     return again_NK.cumsum(1) - again_NK.long() == 0
+
+
+def _repeats(indices_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """(order_NK, again_NK): the slots of each row sorted by index, and which of these have the index of the last."""
+    order_NK = indices_NK.argsort(dim=1, stable=True)
+    sorted_NK = indices_NK.gather(1, order_NK)
+    return order_NK, nn.functional.pad(sorted_NK[:, 1:] == sorted_NK[:, :-1], (1, 0))
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ from saetools.dictionaries.base import Progress, make_dictionary
 from saetools.dictionaries.matching_pursuit import MatchingPursuit
 from saetools.dictionaries.topk import TopK
 from saetools.errors import ConfigError
-from saetools.functional.selection import merged_slots
 from saetools.functional.statistics import l0_N
 
 X = torch.randn(50, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -47,15 +46,6 @@ def test_energy_falls_step_by_step_by_the_squares_of_the_values(rule: str) -> No
     torch.testing.assert_close(norms[0], X.square().sum(1) - one.encode(X).values[:, 0].square())
 
 
-def test_merged_slots() -> None:
-    values = torch.tensor([[1.0, 2.0, 4.0, 8.0], [1.0, 2.0, 0.0, 0.0]], requires_grad=True)
-    indices = torch.tensor([[3, 5, 3, 3], [0, 1, 0, 0]], dtype=torch.int32)
-    merged = merged_slots(values, indices)
-    assert merged.tolist() == [[13.0, 2.0, 0.0, 0.0], [1.0, 2.0, 0.0, 0.0]]
-    merged[0, 0].backward()
-    assert values.grad.tolist() == [[1.0, 0.0, 1.0, 1.0], [0.0] * 4]
-
-
 def test_more_steps_at_inference_reconstruct_better_and_atoms_are_found(planted: Any) -> None:
     dictionary = make_dictionary(MatchingPursuit.configure(n_features=48, k=3), planted.D)
     planted.train(dictionary)
@@ -68,6 +58,13 @@ def test_more_steps_at_inference_reconstruct_better_and_atoms_are_found(planted:
         errors.append((x - longer(x)).square().sum().item())
         assert l0_N(longer.encode(x)).max() <= steps
     assert errors[0] > errors[1] > errors[2]
+
+
+def test_training_keeps_no_graph_of_codes_that_losses_do_not_use() -> None:
+    dictionary = make_dictionary(MatchingPursuit.configure(n_features=20, k=4), 6).double()
+    terms = dictionary.loss_terms(X, X, {}, dictionary.initial_state(), Progress(0, 10, 1000, 500))
+    assert not terms.code.values.requires_grad and dictionary.encode(X).values.requires_grad
+    assert torch.equal(terms.code.values, dictionary.encode(X).values)
 
 
 def test_dead_atoms_learn_from_the_residual() -> None:

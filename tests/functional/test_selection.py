@@ -1,9 +1,10 @@
-"""Top-k with its rule for ties, against a full stable sort."""
+"""Top-k with its rule for ties, against a full stable sort; slots of one index merged."""
 
 import pytest
 import torch
 
-from saetools.functional.selection import topk_code, topk_indices, topk_mask_reference
+from saetools.functional.selection import merged_slots, topk_code, topk_indices, topk_mask_reference
+from tests.kernels.largest import Largest
 
 
 def mask(indices: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -35,3 +36,27 @@ def test_unused_slots_pass_no_gradient() -> None:
     pre = torch.tensor([[-1.0, -2.0, 3.0, -4.0]], requires_grad=True)
     topk_code(pre, 3)[0].sum().backward()
     assert pre.grad.tolist() == [[0.0, 0.0, 1.0, 0.0]]
+
+
+def test_merged_slots() -> None:
+    values = torch.tensor([[1.0, 2.0, 4.0, 8.0], [1.0, 2.0, 0.0, 0.0]], requires_grad=True)
+    indices = torch.tensor([[3, 5, 3, 3], [0, 1, 0, 0]], dtype=torch.int32)
+    merged = merged_slots(values, indices)
+    assert merged.tolist() == [[13.0, 2.0, 0.0, 0.0], [1.0, 2.0, 0.0, 0.0]]
+    merged[0, 0].backward()
+    assert values.grad.tolist() == [[1.0, 0.0, 1.0, 1.0], [0.0] * 4]
+
+
+def test_merging_holds_no_pair_of_slots() -> None:
+    """Any repeats: the same as comparing every two slots of a row, in the memory of the slots."""
+    generator = torch.Generator().manual_seed(0)
+    indices = torch.randint(9, (50, 40), generator=generator, dtype=torch.int32)
+    values = torch.randn(50, 40, generator=generator, dtype=torch.float64, requires_grad=True)
+    with Largest() as largest:
+        merged = merged_slots(values, indices)
+        (gradient,) = torch.autograd.grad(merged.sin().sum(), [values])
+    assert largest.n == values.numel()
+    same = indices[:, :, None] == indices[:, None, :]
+    plain = (same * values[:, None, :]).sum(2) * ~same.tril(-1).any(2)
+    torch.testing.assert_close(merged, plain)
+    torch.testing.assert_close(gradient, torch.autograd.grad(plain.sin().sum(), [values])[0])

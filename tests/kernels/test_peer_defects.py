@@ -1,35 +1,20 @@
 """Defects that other libraries' kernels had, as tests of ours. Named after the library and what went wrong there."""
 
-from typing import Any
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from saetools.kernels.backend import Impl
 from saetools.kernels.decode import decode, stock
 from saetools.kernels.decode_loss import decode_loss
 from saetools.kernels.encode_topk import encode_topk
 from saetools.kernels.sparse import Sparse
+from tests.kernels.largest import Largest
 
 impls = pytest.mark.parametrize("impl", ["reference", "torch", "numba"])
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-class Largest(TorchDispatchMode):
-    """The numbers of the largest tensor that an operation makes."""
-
-    n = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = function(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, tuple | list) else (made,):
-            if isinstance(tensor, torch.Tensor):
-                self.n = max(self.n, tensor.numel())
-        return made
 
 
 @pytest.mark.parametrize("impl", ["torch", "numba"])
