@@ -35,7 +35,7 @@ from saetools.functional.directions import cosine_N, direction_error, leaders
 from saetools.functional.linear import scatter_rows
 from saetools.functional.losses import reconstruction
 from saetools.functional.selection import merged_slots
-from saetools.kernels.gram import Gram
+from saetools.kernels.gram import Gram, most_atoms
 from saetools.kernels.matching_pursuit import matching_pursuit
 from saetools.kernels.omp import omp
 
@@ -79,7 +79,7 @@ class ITDA(Dictionary, kind="itda"):
 
         where_N2: (document, position) of each row. The code, residual and losses are those of the dictionary before.
         """
-        values_NK, indices_NK, residual_ND = self._explain(x_ND)
+        values_NK, indices_NK, residual_ND = self._pursue(x_ND, gram=self._gram())
         cosines_N = cosine_N(x_ND, x_ND - residual_ND)
         n_before = int(self.n_atoms)
         novel = (cosines_N < self.config.min_cosine).nonzero()[:, 0]
@@ -96,7 +96,8 @@ class ITDA(Dictionary, kind="itda"):
         return Terms(code, residual_ND, losses, replace(state, tokens_since_fired_F=since_F))
 
     def encode_chunk(self, x_ND: Tensor, fields: Mapping[str, Tensor]) -> SparseCode:
-        values_NK, indices_NK, _ = self._pursue(x_ND)
+        pays = int(self.n_atoms) < len(x_ND) * self.config.k  # few rows are coded sooner than it is built
+        values_NK, indices_NK, _ = self._pursue(x_ND, gram=self._gram() if pays else None)
         return SparseCode(merged_slots(values_NK, indices_NK), indices_NK, self.config.n_features)
 
     def encode_reference(self, x_ND: Tensor, fields: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -121,33 +122,37 @@ class ITDA(Dictionary, kind="itda"):
         return matching_pursuit(x_ND - self.b_dec_D, atoms, self.config.k, rule="absolute", **options)
 
     @torch.no_grad()
-    def _explain(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pursuit over the Gram matrix that grows with the atoms."""
-        return self._pursue(x_ND, gram=self._gram()) if int(self.n_atoms) else self._pursue(x_ND)
-
-    @torch.no_grad()
     def _add_leaders_(self, x_ND: Tensor, where_N2: Tensor, novel: Tensor, least: int) -> Tensor:
         """Add leaders of the novel rows, as many as there is room for; the rows that are still novel then."""
         n, block = int(self.n_atoms), int(self.block_F.max()) + 1
         chosen = novel[leaders(x_ND[novel], self.config.min_cosine, least)][: self.config.n_features - n]
         if not len(chosen):
             return novel
-        gram, added = self._gram(), slice(n, n + len(chosen))
+        added = slice(n, n + len(chosen))
         self.W_dec_FD[added] = torch.nn.functional.normalize(x_ND[chosen], dim=1)
         self.where_F2[added] = where_N2[chosen].to(self.where_F2)
         self.block_F[added] = block
         self.n_atoms += len(chosen)
-        gram.extend_(self.W_dec_FD[added])
-        left_ND = self._explain(x_ND[novel])[2]
+        left_ND = self._pursue(x_ND[novel], gram=self._gram())[2]
         return novel[cosine_N(x_ND[novel], x_ND[novel] - left_ND) < self.config.min_cosine]
 
-    def _gram(self) -> Gram:
-        """The Gram matrix of the atoms in use. Where weights were loaded, it is extended by the blocks of before: to
-        the same bits, which products of other shapes would not give."""
-        atoms = self.W_dec_FD[: int(self.n_atoms)]
-        if self._extended is None or not torch.equal(self._extended.W_FD, atoms):
-            self._extended = Gram(atoms[:0])
-            sizes = self.block_F[: len(atoms)].unique_consecutive(return_counts=True)[1]
-            for block in atoms.split(sizes.tolist()):
-                self._extended.extend_(block)
-        return self._extended
+    @torch.no_grad()
+    def _gram(self) -> Gram | None:
+        """The Gram matrix of the atoms in use, kept and extended by the blocks that were added since; None where there
+        are none or it would not fit. Where weights were loaded, it is extended by the blocks of before: to the same
+        bits, which products of other shapes would not give."""
+        atoms, kept = self.W_dec_FD[: int(self.n_atoms)], self._extended
+        if not 0 < len(atoms) <= most_atoms():
+            self._extended = None
+            return None
+        if kept is None or not _same(kept.W_FD, atoms[: kept.n_atoms]):
+            kept = Gram(atoms[:0], min(self.config.n_features, most_atoms()))
+        blocks_A = self.block_F[kept.n_atoms : len(atoms)]
+        for block in atoms[kept.n_atoms :].split(blocks_A.unique_consecutive(return_counts=True)[1].tolist()):
+            kept.extend_(block)
+        self._extended = kept
+        return kept
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)

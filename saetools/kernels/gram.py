@@ -1,18 +1,28 @@
 """The Gram matrix of a growing set of atoms: extended by blocks, never rebuilt."""
 
+from math import isqrt
+
 import torch
 from torch import Tensor
+
+GRAM_BYTES = 1 << 30
+"""The largest Gram matrix that is built unasked; beyond it correlations are computed anew in each step."""
+
+
+def most_atoms(n_bytes: int | None = None) -> int:
+    """How many atoms have a float32 Gram matrix of at most so many bytes (None: GRAM_BYTES)."""
+    return isqrt((GRAM_BYTES if n_bytes is None else n_bytes) // 4)
 
 
 class Gram:
     """G = W W^T of the atoms added so far, in memory that doubles when it is full.
 
     `buffer` is [capacity, capacity]; its first n_atoms rows and columns are G. Adding m atoms to n costs one product
-    of 2 m (n + m) D operations.
+    of 2 m (n + m) D operations. Where at most `most` will come, the capacity is no more.
     """
 
-    def __init__(self, W_FD: Tensor) -> None:
-        self.n_atoms = 0
+    def __init__(self, W_FD: Tensor, most: int | None = None) -> None:
+        self.n_atoms, self._most = 0, most
         self._atoms = W_FD.new_empty(0, W_FD.shape[1])
         self.buffer = W_FD.new_empty(0, 0)
         self.extend_(W_FD)
@@ -32,6 +42,7 @@ class Gram:
         before, after = self.n_atoms, self.n_atoms + len(W_MD)
         if after > len(self.buffer):
             capacity = after if before == 0 else max(after, 2 * len(self.buffer))
+            capacity = capacity if self._most is None else max(after, min(capacity, self._most))
             buffer, atoms = W_MD.new_empty(capacity, capacity), W_MD.new_empty(capacity, W_MD.shape[1])
             buffer[:before, :before], atoms[:before] = self.matrix(), self.W_FD
             self.buffer, self._atoms = buffer, atoms

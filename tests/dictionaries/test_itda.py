@@ -10,6 +10,7 @@ from saetools.dictionaries.base import make_dictionary
 from saetools.dictionaries.itda import ITDA
 from saetools.dictionaries.matching_pursuit import MatchingPursuit
 from saetools.functional.directions import cosine_N, direction_error
+from saetools.kernels import gram
 
 D, N_ATOMS = 24, 32
 WHERE = torch.arange(512).view(256, 2)
@@ -130,6 +131,24 @@ def test_going_on_from_saved_weights_gives_the_same_bits() -> None:
     assert torch.equal(straight._gram().matrix(), resumed._gram().matrix())
     assert torch.equal(state.tokens_since_fired_F, other.tokens_since_fired_F)
     assert all(torch.equal(resumed.state_dict()[name], value) for name, value in straight.state_dict().items())
+
+
+@pytest.mark.parametrize("coefficients", ["pursuit", "least_squares"])
+def test_the_gram_matrix_is_kept_for_encoding_and_never_beyond_the_bound(
+    coefficients: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dictionary, x, extended = itda(n_features=100, coefficients=coefficients), normal(64, D, seed=2), []
+    extend = gram.Gram.extend_
+    monkeypatch.setattr(gram.Gram, "extend_", lambda self, W: (extended.append(len(W)), extend(self, W))[1])
+    dictionary.update(normal(256, D), WHERE, dictionary.initial_state())
+    n_extended, n_used = len(extended), int(dictionary.n_atoms)
+    codes = [dictionary.encode(x).to_dense() for _ in range(2)]
+    assert n_used == 100 and len(dictionary._gram().buffer) == 100
+    assert len(extended) == n_extended, "each block is multiplied once"
+    monkeypatch.setattr(gram, "GRAM_BYTES", 4 * n_used**2 - 1)
+    torch.testing.assert_close(dictionary.encode(x).to_dense(), codes[0])
+    dictionary.update(normal(256, D, seed=3), WHERE, dictionary.initial_state())
+    assert len(extended) == n_extended and dictionary._extended is None
 
 
 def test_least_squares_is_orthogonal_pursuit_over_the_atoms_in_use() -> None:

@@ -70,4 +70,5 @@ def test_matching_pursuit(impl: Impl, n: int, d: int, f: int, steps: int, with_g
 @SOME
 @given(n=N, d=st.integers(8, 35), f=F, steps=st.integers(1, 4))
 def test_omp(impl: Impl, n: int, d: int, f: int, steps: int) -> None:
-    omp_cases.verify_case(pursuit_cases.random_case("any", n, d, f, min(steps, f)), impl)
+    for with_gram in (True, False):
+        omp_cases.verify_case(pursuit_cases.random_case("any", n, d, f, min(steps, f)), impl, with_gram)

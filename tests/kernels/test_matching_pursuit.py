@@ -72,6 +72,13 @@ def test_a_gram_matrix_grows_by_blocks() -> None:
         assert torch.equal(got, matching_pursuit(x, W, 4, rule="absolute", gram=None, impl="reference")[1])
 
 
+def test_a_gram_matrix_takes_no_room_for_more_atoms_than_will_come() -> None:
+    gram, room = Gram(torch.randn(20, 7), 35), Gram(torch.randn(20, 7))
+    for grown in (gram, room):
+        grown.extend_(torch.randn(6, 7))
+    assert (len(gram.buffer), len(room.buffer)) == (35, 40)
+
+
 def test_results_do_not_depend_on_threads() -> None:
     case = next(cases.cases())
     results = []

@@ -4,13 +4,29 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from saetools.kernels import gram
+from saetools.kernels.gram import Gram
 from saetools.kernels.matching_pursuit import matching_pursuit
 from saetools.kernels.omp import cases, omp
+from tests.kernels.largest import Largest
+
+
+@pytest.mark.parametrize(("impl", "with_gram"), [("torch", True), ("numba", True), ("torch", False)])
+def test_cases(impl: str, with_gram: bool) -> None:
+    cases.verify(impl, with_gram)
 
 
 @pytest.mark.parametrize("impl", ["torch", "numba"])
-def test_cases(impl: str) -> None:
-    cases.verify(impl)
+def test_no_gram_matrix_is_built_beyond_the_bound(impl: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    g = torch.Generator().manual_seed(0)
+    x, W = torch.randn(120, 16, generator=g), normalize(torch.randn(400, 16, generator=g), dim=1)
+    built = omp(x, W, 5, impl=impl)
+    monkeypatch.setattr(gram, "GRAM_BYTES", 4 * 400**2 - 1)
+    with Largest() as largest:
+        values, indices, residual = omp(x, W, 5, impl=impl)
+    assert largest.n == 120 * 400
+    assert torch.equal(indices, built[1])
+    torch.testing.assert_close((values, residual), built[::2], rtol=1e-4, atol=1e-5)
 
 
 def test_the_gate_sees_coefficients_that_are_not_refitted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,7 +35,7 @@ def test_the_gate_sees_coefficients_that_are_not_refitted(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(cases, "omp", pursuit)
     with pytest.raises(AssertionError, match=r"other atoms|values: error"):
-        cases.verify("torch")
+        cases.verify("torch", True)
 
 
 @pytest.mark.parametrize("impl", ["reference", "torch", "numba"])
@@ -38,7 +54,8 @@ def test_gradcheck() -> None:
     x = torch.randn(3, 5, generator=g, dtype=torch.float64).requires_grad_()
     W = normalize(torch.randn(11, 5, generator=g, dtype=torch.float64), dim=1).requires_grad_()
     for impl in ("reference", "torch"):
-        assert torch.autograd.gradcheck(lambda x, W, impl=impl: omp(x, W, 3, impl=impl)[::2], (x, W))
+        assert torch.autograd.gradcheck(lambda x, W, impl=impl: omp(x, W, 3, gram=None, impl=impl)[::2], (x, W))
+    assert torch.autograd.gradcheck(lambda x, W: omp(x, W, 3, gram=Gram(W.detach()), impl="torch")[::2], (x, W))
 
 
 def test_bad_arguments() -> None:
@@ -54,6 +71,7 @@ def test_not_finite_rows_are_seen() -> None:
     x = case.x_ND.clone()
     x[3, 2] = torch.nan
     for impl in ("torch", "numba"):
-        values, _, residual = omp(x, case.W_FD, 3, impl=impl)
-        assert not residual[3].isfinite().all()
-        assert residual[4:].isfinite().all() and values[4:].isfinite().all()
+        for built in (None, Gram(case.W_FD)):
+            values, _, residual = omp(x, case.W_FD, 3, impl=impl, gram=built)
+            assert not residual[3].isfinite().all()
+            assert residual[4:].isfinite().all() and values[4:].isfinite().all()

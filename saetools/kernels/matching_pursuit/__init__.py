@@ -6,15 +6,13 @@ import torch
 from torch import Tensor
 
 from saetools.kernels.backend import Impl, bf16_units, resolve
-from saetools.kernels.gram import Gram
+from saetools.kernels.gram import Gram, most_atoms
 from saetools.kernels.matching_pursuit import reference, stock
 from saetools.kernels.workspace import Workspace
 
 Rule = Literal["signed", "nonnegative", "absolute"]
-GRAM_BYTES = 1 << 30
-"""The largest Gram matrix that is built unasked; beyond it correlations are computed anew in each step."""
 TRITON_GRAM_BYTES = 1 << 32
-"""The same on a GPU: as many atoms as a program holds correlations of."""
+"""`GRAM_BYTES` of a GPU: as many atoms as a program holds correlations of."""
 SCREENED_GAIN = 13
 """How many times as many steps a Gram matrix must serve before it pays, where steps are screened in bf16 (measured)."""
 
@@ -69,8 +67,7 @@ def matching_pursuit(
 
 def _gram_pays(n_row_steps: int, n_atoms: int, chosen: str) -> bool:
     gain = SCREENED_GAIN if chosen == "numba" and bf16_units() else 1
-    most = TRITON_GRAM_BYTES if chosen == "triton" else GRAM_BYTES
-    return gain * n_atoms < n_row_steps and 4 * n_atoms**2 <= most
+    return gain * n_atoms < n_row_steps and n_atoms <= most_atoms(TRITON_GRAM_BYTES if chosen == "triton" else None)
 
 
 class _MatchingPursuit(torch.autograd.Function):

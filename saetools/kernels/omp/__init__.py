@@ -1,12 +1,12 @@
 """Orthogonal matching pursuit: as matching pursuit, but all coefficients are refitted with each new atom."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from saetools.kernels.backend import Impl, resolve
-from saetools.kernels.gram import Gram
+from saetools.kernels.gram import Gram, most_atoms
 from saetools.kernels.matching_pursuit import Rule
 from saetools.kernels.omp import reference, stock
 from saetools.kernels.workspace import Workspace
@@ -22,7 +22,7 @@ def omp(
     *,
     rule: Rule = "absolute",
     tolerance: float = 0.0,
-    gram: Gram | None = None,
+    gram: Gram | Literal["auto"] | None = "auto",
     workspace: Workspace | None = None,
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -32,6 +32,9 @@ def omp(
     coefficients of x on the atoms chosen so far; r_t = x - values W_S, orthogonal to each of them. A row stops when
     ||r|| <= tolerance, no score is positive, or the atom lies in the span of the others (to 1e-6 of its squared norm);
     slots left over are value 0, index 0. Rules: absolute or nonnegative (coefficients may still be negative).
+
+    `gram`: G = W W^T of the same W; "auto" builds it where it pays and fits (F < N * K, at most 1 GiB); None computes
+    correlations anew in each step, by N K products with W in all.
 
     Differentiable in x and W, choices held fixed: with g = dL/dvalues - W_S dL/dr and u = (W_S W_S^T)^-1 g,
     dx = dL/dr + W_S^T u and dW_S = u r^T - values (dL/dr + W_S^T u)^T. Source: Pati et al. 1993; the progressive
@@ -44,6 +47,10 @@ def omp(
     chosen = resolve(impl, x_ND, W_FD, triton=False)
     if chosen == "reference" or n_steps == 0:
         return reference.omp(x_ND, W_FD, n_steps, rule, tolerance)
+    if gram == "auto":
+        pays = len(W_FD) < len(x_ND) * n_steps and len(W_FD) <= most_atoms()
+        gram = Gram(W_FD.detach()) if pays else None
+    assert gram is None or gram.n_atoms == len(W_FD), "the Gram matrix is that of another dictionary"
     return _OMP.apply(x_ND, W_FD, n_steps, rule, tolerance, gram, workspace or Workspace(), chosen)
 
 
@@ -63,8 +70,9 @@ class _OMP(torch.autograd.Function):
         chosen: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
         x_ND, W_FD = x_ND.contiguous(), W_FD.contiguous()
-        gram = gram or Gram(W_FD)
-        if chosen == "numba":
+        if gram is None:
+            values, indices = stock.omp(x_ND, W_FD, None, n_steps, rule, tolerance)
+        elif chosen == "numba":
             from saetools.kernels.omp import cpu
 
             values, indices = cpu.omp(x_ND, W_FD, gram.buffer, n_steps, rule, tolerance, workspace)

@@ -24,18 +24,18 @@ def cases() -> Iterator[Case]:
     yield Case("not contiguous", base.x_ND.T.contiguous().T, base.W_FD.T.contiguous().T, 3)
 
 
-def verify(impl: Impl, device: str = "cpu", most: int | None = None) -> None:
+def verify(impl: Impl, with_gram: bool, device: str = "cpu", most: int | None = None) -> None:
     """AssertionError at the first case that is worse than the plain reference in float32, gradients included."""
     for case in on(device, cases(), most):
-        verify_case(case, impl)
+        verify_case(case, impl, with_gram)
 
 
-def verify_case(case: Case, impl: Impl) -> None:
+def verify_case(case: Case, impl: Impl, with_gram: bool) -> None:
     """As `verify`, for one case."""
     results = []
     for which, dtype in ((impl, torch.float32), ("reference", torch.float32), ("reference", torch.float64)):
         x, W = (t.to(dtype).requires_grad_() for t in (case.x_ND, case.W_FD))
-        gram = Gram(W.detach()) if which == impl else None
+        gram = Gram(W.detach()) if with_gram and which == impl else None
         values, indices, residual = omp(
             x, W, case.n_steps, **case.options, gram=gram, impl=which, workspace=Workspace(poison=True)
         )
@@ -43,6 +43,7 @@ def verify_case(case: Case, impl: Impl) -> None:
         dx, dW = torch.autograd.grad(loss, (x, W))
         found = {"values": values, "residual": residual, "dx": dx, "dW": dW}
         results.append((indices, {name: t.detach() for name, t in found.items()}))
-    assert torch.equal(results[0][0], results[2][0]), f"{case.name}, {impl}: other atoms are chosen"
+    name = f"{case.name}, {impl}, gram={with_gram}"
+    assert torch.equal(results[0][0], results[2][0]), f"{name}: other atoms are chosen"
     for part in results[0][1]:
-        assert_as_good(f"{case.name}, {impl}: {part}", *(r[1][part] for r in results))
+        assert_as_good(f"{name}: {part}", *(r[1][part] for r in results))

@@ -1,4 +1,4 @@
-"""Orthogonal matching pursuit in compiled loops: the recursion of `stock`, one row at a time, in the core's cache."""
+"""Orthogonal matching pursuit in compiled loops over a Gram matrix: the recursion of `stock`, row by row in cache."""
 
 import numpy as np
 import torch
