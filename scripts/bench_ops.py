@@ -215,7 +215,7 @@ def gate_mp() -> None:
     """AssertionError where a pursuit is wrong."""
     for with_gram in (False, True):
         pursuit_cases.verify("auto", with_gram)
-    omp_cases.verify("auto")
+        omp_cases.verify("auto", with_gram)
 
 
 RUN = {"ops": run_ops, "mp": run_mp, "loader": run_loader}

@@ -57,7 +57,8 @@ class State:
         if set(own) != set(tensors) or any(own[name].shape != tensors[name].shape for name in own):
             raise DataError(
                 f"the saved state has {sorted(tensors)}; {type(self).__name__} needs "
-                f"{ {name: tuple(value.shape) for name, value in own.items()} }"
+                f"{ {name: tuple(value.shape) for name, value in own.items()} }. It is of another config or of another "
+                "version of saetools: go on with the one that wrote it, or begin the run again."
             )
         return replace(self, **tensors)
 

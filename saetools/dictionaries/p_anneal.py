@@ -7,7 +7,8 @@
 
 p falls in equal steps. At each, c_p is multiplied by E[sum code^p before] / E[sum code^p after], measured over about
 the last 10 batches, so that the penalty goes on with the size it had: c_1 = 1, and l1_weight means what it does for
-relu_l1.
+relu_l1. The state knows the p that c_p is for: a step that is skipped as not finite leaves both to the next. Where p
+does not fall by one step alone (a run made longer goes back), the ratio is that of the batch at which it changes.
 
 Source: Karvonen et al. 2024, "Measuring Progress in Dictionary Learning for Language Model Interpretability with
 Board Game Models", arXiv 2408.00113; saprmarks/dictionary_learning for the rescaling. Differs from them
@@ -16,6 +17,7 @@ in: schedules in fractions of the run; a running mean in place of a queue of bat
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import isclose
 
 import torch
 from pydantic import Field
@@ -31,18 +33,20 @@ DECAY = 0.9
 
 @dataclass(frozen=True)
 class AnnealState(State):
-    """Dead counters, the coefficient c_p, and running sums of the penalty at this p and at the next."""
+    """Dead counters, p and its coefficient c_p, and running sums of the penalty at this p and at the next."""
 
+    power: Tensor  # float64
     coefficient: Tensor  # float64
     penalty_sum: Tensor  # float64; both sums have the same weights, which cancel in their ratio
     next_penalty_sum: Tensor  # float64
 
-    def moved_on(self) -> "AnnealState":
-        """The state when p takes its next value."""
+    def moved_on(self, power: float) -> "AnnealState":
+        """The state when p takes the value of which the second sum is."""
         known = self.next_penalty_sum > 0
         ratio = torch.where(known, self.penalty_sum / self.next_penalty_sum.where(known, 1), 1)
         return replace(
             self,
+            power=torch.full_like(self.power, power),
             coefficient=self.coefficient * ratio,
             penalty_sum=torch.zeros_like(self.penalty_sum),
             next_penalty_sum=torch.zeros_like(self.penalty_sum),
@@ -89,17 +93,23 @@ class PAnneal(Dictionary, kind="p_anneal"):
         self, x_ND: Tensor, target_ND: Tensor, fields: Mapping[str, Tensor], state: State, progress: Progress
     ) -> Terms:
         assert isinstance(state, AnnealState)
-        power = self.config.power(progress.step, progress.n_steps)
-        if power != self.config.power(max(0, progress.step - 1), progress.n_steps):
-            state = state.moved_on()
         code_NF = self.encode_reference(x_ND)
+        power, last = self.config.power(progress.step, progress.n_steps), float(state.power)
+
+        def penalty(p: float) -> Tensor:
+            return power_penalty(code_NF, len(x_ND), self.total_variance, p)
+
+        if power != last:
+            if not isclose(power, self.config.next_power(last)):
+                state = replace(state, penalty_sum=penalty(last).detach(), next_penalty_sum=penalty(power).detach())
+            state = state.moved_on(power)
         terms = dense_terms(self, code_NF, x_ND, target_ND, state, progress)
-        penalty = power_penalty(code_NF, len(x_ND), self.total_variance, power)
+        now = penalty(power)
         with torch.no_grad():
-            following = power_penalty(code_NF, len(x_ND), self.total_variance, self.config.next_power(power))
+            following = penalty(self.config.next_power(power))
         assert isinstance(terms.new_state, AnnealState)
-        losses = terms.losses | {"sparsity": penalty * state.coefficient.to(penalty.dtype)}
-        return replace(terms, losses=losses, new_state=terms.new_state.observed(penalty.detach(), following))
+        losses = terms.losses | {"sparsity": now * state.coefficient.to(now.dtype)}
+        return replace(terms, losses=losses, new_state=terms.new_state.observed(now.detach(), following))
 
     def loss_weights(self, progress: Progress) -> dict[str, float]:
         return standard_weights(self.config) | {"sparsity": self.config.l1_weight_at(progress)}
@@ -107,7 +117,7 @@ class PAnneal(Dictionary, kind="p_anneal"):
     def initial_state(self) -> AnnealState:
         since_F = super().initial_state().tokens_since_fired_F
         one = torch.ones((), dtype=torch.float64, device=since_F.device)
-        return AnnealState(since_F, one, torch.zeros_like(one), torch.zeros_like(one))
+        return AnnealState(since_F, one, one.clone(), torch.zeros_like(one), torch.zeros_like(one))
 
     @classmethod
     def examples(cls) -> list[Dictionary.Config]:

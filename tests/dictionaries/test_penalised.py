@@ -1,5 +1,6 @@
 """Kinds whose sparsity is bought by a penalty: a higher price gives fewer features; planted atoms are found."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from saetools.dictionaries.gated import Gated
 from saetools.dictionaries.jumprelu import JumpReLU
 from saetools.dictionaries.p_anneal import PAnneal
 from saetools.dictionaries.relu_l1 import ReluL1
+from saetools.errors import DataError
 from saetools.functional.statistics import l0_N
 
 PRICES = {
@@ -79,13 +81,32 @@ def test_p_falls_in_equal_steps() -> None:
     assert [config.next_power(power) for power in values] == pytest.approx([0.8, 0.6, 0.4, 0.2, 0.2])
 
 
-def test_the_penalty_goes_on_with_the_size_it_had() -> None:
+@pytest.mark.parametrize(
+    ("skipped", "n_steps"),
+    [
+        pytest.param((), lambda step: 20, id="straight"),
+        pytest.param(range(2, 20, 2), lambda step: 20, id="each step at which p changes is skipped"),
+        pytest.param(range(4, 9), lambda step: 20, id="p changes twice while steps are skipped"),
+        pytest.param((), lambda step: 20 if step < 10 else 40, id="the run is made longer, and p goes back"),
+    ],
+)
+def test_the_penalty_goes_on_with_the_size_it_had(skipped: Sequence[int], n_steps: Callable[[int], int]) -> None:
+    """Of a skipped step (its loss or gradient was not finite) the new state is dropped, but it counts."""
     dictionary = make_dictionary(PAnneal.configure(n_features=8, anneal_start=0.0, n_updates=9), 4)
-    state, sizes = dictionary.initial_state(), []
-    for step in range(20):  # p changes at every other step
-        x = torch.randn(200, 4, generator=torch.Generator().manual_seed(step))
-        terms = dictionary.loss_terms(x, x, {}, state, Progress(step, 20, 4000, 1000))
-        state = terms.new_state
+    state, sizes, powers = dictionary.initial_state(), [], []
+    for step in range(20):  # of 20, p changes at every other
+        x = 0.05 * torch.randn(200, 4, generator=torch.Generator().manual_seed(step))  # code^p grows twelvefold
+        terms = dictionary.loss_terms(x, x, {}, state, Progress(step, n_steps(step), 4000, 1000))
+        state = state if step in skipped else terms.new_state
         sizes.append(terms.losses["sparsity"].item())
+        powers.append(float(state.power))
     assert max(sizes) < 1.3 * min(sizes)
     assert state.coefficient.item() != 1
+    assert powers[-1] == dictionary.config.power(19, n_steps(19)) < 1
+
+
+def test_a_state_of_another_version_is_refused() -> None:
+    state = make_dictionary(PAnneal.configure(n_features=8), 4).initial_state()
+    old = {name: tensor for name, tensor in state.tensors().items() if name != "power"}
+    with pytest.raises(DataError, match=r"AnnealState needs .*'power'.* begin the run again"):
+        state.with_tensors(old)
