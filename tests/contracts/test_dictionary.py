@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,11 +10,11 @@ from torch import Tensor
 
 from saetools.activations.calibration import measure
 from saetools.atomic import write_tensors
-from saetools.dictionaries import base
-from saetools.dictionaries.auxiliary import auxk_term
+from saetools.dictionaries import auxiliary, base, matching_pursuit
 from saetools.dictionaries.base import Dictionary, Progress, State, Terms, available_dictionaries, make_dictionary
 from saetools.errors import MismatchError
 from saetools.formats.native import load_dictionary, load_unfolded, save_dictionary
+from saetools.functional import losses
 from saetools.functional.initialise import starting_rows, starting_scale
 from saetools.functional.statistics import firing_counts_F, l0_N
 from saetools.records import PointSpec
@@ -93,10 +94,6 @@ def gradients(dictionary: Dictionary, value: Tensor) -> dict[str, Tensor]:
     found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
     pairs = zip(names, parameters, found, strict=True)
     return {name: torch.zeros_like(p) if g is None else g for name, p, g in pairs}
-
-
-def config_is_signed(dictionary: Dictionary) -> bool:
-    return bool((dictionary.encode(rows()).values < 0).any())
 
 
 def by_gradient(config: Dictionary.Config) -> None:
@@ -278,31 +275,41 @@ def test_what_fires_is_alive_again(config: Dictionary.Config) -> None:
     assert torch.equal(terms.new_state.tokens_since_fired_F[~fired], state.tokens_since_fired_F[~fired] + 64)
 
 
-def test_v5_auxk_reaches_encoder_rows_of_dead_features(config: Dictionary.Config) -> None:
+def test_v5_auxiliary_terms_reach_every_row_of_dead_features(
+    config: Dictionary.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Finite differences: a gradient that stops at the decoder (as in EleutherAI/sparsify) fails here."""
     by_gradient(config)
     dictionary = trained(config)
-    terms = loss(dictionary)
-    if "auxk" not in terms.losses:
-        pytest.skip("trained without AuxK")
-    gradient = gradients(dictionary, terms.losses["auxk"])["W_enc_FD"]
-    assert gradient[1::2].abs().max() == 0, "AuxK must not touch living features"
-    row = int(gradient.abs().sum(1).argmax())
-    column = int(gradient[row].abs().argmax())
-    # The residual is a constant of AuxK, so it is held fixed while the weight moves.
-    h, values = 1e-6, []
-    for sign in (1, -1):
-        moved = copy.deepcopy(dictionary)
-        with torch.no_grad():
-            moved.W_enc_FD[row, column] += sign * h
-        values.append(_auxk_with_residual(moved, terms.residual_ND.detach()))
-    estimate = (values[0] - values[1]) / (2 * h)
-    assert estimate == pytest.approx(float(gradient[row, column]), rel=1e-4)
+    state = half_dead(dictionary)
+    used = {name: torch.ones_like(t) for name, t in state.tensors().items() if name.startswith("density_")}
+    state = state.with_tensors(state.tensors() | used)  # the living fire on every row, so that no share asks for more
+    terms = loss(dictionary, state).losses
+    names = [name for name in terms if "aux" in name]
+    if not names:
+        pytest.skip("trained without an auxiliary term")
+    matrices = ("W_enc_FD", "W_dec_FD") if dictionary.has_encoder else ("W_dec_FD",)
+    living = gradients(dictionary, terms[names[0]])
+    assert all(living[name][1::2].abs().max() == 0 for name in matrices), "living features must not be touched"
+    residual_ND = rows(seed=5)  # a constant of the term, held while weights move, and no zero of a rectifier
 
+    def of_constant(x_ND: Tensor, left_ND: Tensor, *rest: Any) -> Tensor:
+        return losses.auxk(residual_ND if x_ND is left_ND else x_ND, residual_ND, *rest)
 
-def _auxk_with_residual(dictionary: Dictionary, residual_ND: Tensor) -> float:
-    signed = config_is_signed(dictionary)
-    return auxk_term(dictionary, rows(), residual_ND, half_dead(dictionary), progress(), signed)["auxk"].item()
+    for module in (auxiliary, matching_pursuit):
+        monkeypatch.setattr(module, "auxk", of_constant)
+    found = gradients(dictionary, loss(dictionary, state).losses[names[0]])
+    for name in matrices:
+        row = int(found[name].abs().sum(1).argmax())
+        column = int(found[name][row].abs().argmax())
+        h, values = 1e-6, []
+        for sign in (1, -1):
+            moved = copy.deepcopy(dictionary)
+            with torch.no_grad():
+                getattr(moved, name)[row, column] += sign * h
+            values.append(loss(moved, state).losses[names[0]].item())
+        estimate = (values[0] - values[1]) / (2 * h)
+        assert estimate == pytest.approx(float(found[name][row, column]), rel=1e-4), name
 
 
 def test_decode_needs_no_hidden_state(config: Dictionary.Config) -> None:

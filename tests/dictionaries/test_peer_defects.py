@@ -1,6 +1,6 @@
 """Defects that other libraries' dictionaries had, as tests of ours. Named after the library and what went wrong there.
 
-V5 (sparsify loses gradients) is in the contract suite for AuxK and in test_topk.py for MultiTopK.
+V5 (sparsify loses gradients) is in the contract suite for every auxiliary term and in test_topk.py for MultiTopK.
 """
 
 import pytest
