@@ -64,8 +64,9 @@ _REGISTRY: dict[str, type["Evaluation"]] = {}
 class Evaluation(ABC):
     """One way of judging a dictionary: a name, a frozen config, a cost, and a list of figures.
 
-    Figures do not depend on batch size or document order (to 1e-6 relative), memory does not grow with the number of
-    tokens, and sums are accumulated in float64. A subclass says in its module docstring the formula and unit of each
+    Figures do not depend on batch size or document order (to 1e-6 relative; what is read, where that is less than all,
+    is the beginning of the held-out order, which is fixed), memory does not grow with the number of tokens, and sums
+    are accumulated in float64. A subclass says in its module docstring the formula and unit of each
     figure, what it costs and what it cannot tell.
     """
 

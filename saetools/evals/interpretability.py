@@ -49,7 +49,7 @@ class Interpretability(Evaluation, name="interpretability"):
     class Config(Evaluation.Config):
         """Sizes."""
 
-        n_tokens: int = Field(100_000, gt=0, description="held-out tokens read, rounded up to whole host batches")
+        n_tokens: int = Field(100_000, gt=0, description="held-out tokens read, rounded up to whole windows")
         n_features: int = Field(100, gt=0, description="features scored, drawn from those with enough contexts")
         n_top: int = Field(20, gt=1, description="top contexts whose peaks are compared")
         n_explain: int = Field(10, gt=0, description="contexts that an explanation is made from")

@@ -133,9 +133,10 @@ def _rows(
     kept_N, rows = np.zeros(0), [[torch.zeros(0)] * len(points) for _ in hosts]
     read = 0
     for batch in tokens.batches(0):
-        keep_BT = torch.from_numpy(batch.keep_BT)
-        document_BT = np.broadcast_to(batch.document_B[:, None], batch.keep_BT.shape)
-        hash_N = np.r_[kept_N, uniform(DRAW, document_BT[batch.keep_BT], batch.position_BT[batch.keep_BT])]
+        keep = batch.keep_BT & (read + batch.keep_BT.cumsum().reshape(batch.keep_BT.shape) <= config.n_read_tokens)
+        keep_BT = torch.from_numpy(keep)
+        document_BT = np.broadcast_to(batch.document_B[:, None], keep.shape)
+        hash_N = np.r_[kept_N, uniform(DRAW, document_BT[keep], batch.position_BT[keep])]
         order = np.argsort(hash_N, kind="stable")[: config.n_tokens]
         kept_N, chosen = hash_N[order], torch.from_numpy(order)
         for host, parts in zip(hosts, rows, strict=True):
@@ -143,7 +144,7 @@ def _rows(
             for i, point in enumerate(points):
                 x_ND = x_by_point[host.canonical(point)][keep_BT.to(host.device)].cpu()
                 parts[i] = torch.cat([parts[i].reshape(-1, x_ND.shape[1]), x_ND])[chosen]
-        read += int(keep_BT.sum())
+        read += int(keep.sum())
         if read >= config.n_read_tokens:
             break
     return rows

@@ -8,11 +8,12 @@ The host runs with the rows at the point replaced by recon ("spliced"), by 0 ("z
     ce_recovered_zero = (ce_zero - ce_spliced) / (ce_zero - ce_original);  ce_recovered_mean likewise
     kl_recovered_zero = 1 - kl_spliced / kl_zero;                          kl_recovered_mean likewise
 
-Windows are drawn by hash from the first `n_read_tokens` held-out tokens, the same for every dictionary and seed, so
-that few predictions are still of many documents. 1 is no loss, 0 is as bad as the ablation. Zero-ablation is the
-field's reference (SAEBench, dictionary_learning); the mean is the stricter one. Numerators and denominators are sums
-over all predictions. `error_term` puts that share of x - recon back: at 1 the spliced run is the original. `ce_spliced`
-carries quantiles of the loss added per token (over a uniform sample of 65,536 predictions) and the worst ones.
+Windows are drawn by hash from the first `n_read_tokens` held-out tokens (in the plan's order, which is fixed), the same
+for every dictionary and seed, so that few predictions are still of many documents. 1 is no loss, 0 is as bad as the
+ablation. Zero-ablation is the field's reference (SAEBench, dictionary_learning); the mean is the stricter one.
+Numerators and denominators are sums over all predictions. `error_term` puts that share of x - recon back: at 1 the
+spliced run is the original. `ce_spliced` carries quantiles of the loss added per token (over a uniform sample of 65,536
+predictions) and the worst ones.
 
 Cost: four forward passes of the host per token, and one to the point for the mean; where the subject carries
 references (references.py), one pass for every dictionary but the first. Cannot tell: whether the features

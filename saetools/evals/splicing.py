@@ -43,45 +43,46 @@ class Windows:
 
 
 def counted_windows(parts: HostSubject, n_predictions: int, n_read: int) -> Iterator[Windows]:
-    """Held-out windows with n_predictions to count, a few at a time in the plan's order; the last is cut to fit.
+    """Held-out windows with n_predictions to count, a few at a time in the plan's order.
 
-    They are those of least hash among the first n_read tokens' windows (all, where they hold no more predictions), so
-    that neither batches nor the order of documents matter. The text is tokenized twice.
+    They are those of least hash among the windows that begin within the first n_read tokens (all, where these hold no
+    more predictions), and of the one of greatest hash only the first predictions count, as many as are wanted: batches
+    do not matter, nor does the order of documents but for what n_read reaches, in the plan's order, which is fixed.
+    The text is tokenized twice.
     """
     vocabulary = parts.host.unembedding()[0].shape[0]
     n_windows = max(1, LOGIT_BYTES // (4 * vocabulary * parts.tokens.context_tokens))
-    rows_of_batch = _drawn(parts.tokens, n_predictions, n_read)
-    left, waiting = n_predictions, _Waiting()
+    drawn = _drawn(parts.tokens, n_predictions, n_read)
+    waiting = _Waiting()
     for batch in parts.tokens.batches(0):
-        if batch.number > max(rows_of_batch, default=-1):
+        if batch.number > max(drawn, default=-1):
             break
-        waiting.add(batch, rows_of_batch.get(batch.number, []))
+        waiting.add(batch, drawn.get(batch.number, []))
         while len(waiting) >= n_windows:
-            windows = waiting.take(n_windows, left, parts.host.device)
-            left -= len(windows.target_N)
-            yield windows
+            yield waiting.take(n_windows, parts.host.device)
     if len(waiting):
-        yield waiting.take(n_windows, left, parts.host.device)
+        yield waiting.take(n_windows, parts.host.device)
 
 
-def _drawn(plan: TokenPlan, n_predictions: int, n_read: int) -> dict[int, list[int]]:
-    """batch number -> the rows drawn of it, ascending. 32 bytes are held per window read."""
+def _drawn(plan: TokenPlan, n_predictions: int, n_read: int) -> dict[int, list[tuple[int, int]]]:
+    """batch number -> (row, predictions that count) of each window drawn of it. 32 bytes are held per window read."""
     found, read = [], 0
     for batch in plan.batches(0):
-        counts_B = _counted(batch).sum(1)
-        rows = np.flatnonzero(counts_B)
+        counts_B, n_kept_B = _counted(batch).sum(1), batch.keep_BT.sum(1)
+        rows = np.flatnonzero((counts_B > 0) & (read + n_kept_B.cumsum() - n_kept_B < n_read))
         first_B = np.where(batch.keep_BT, batch.position_BT, np.iinfo(np.int64).max).min(1)
         hash_N = uniform(DRAW, batch.document_B[rows], first_B[rows])
         found.append(np.column_stack([hash_N, np.full(len(rows), batch.number), rows, counts_B[rows]]))
-        read += int(batch.keep_BT.sum())
+        read += int(n_kept_B.sum())
         if read >= n_read:
             break
     table = np.concatenate([np.zeros((0, 4)), *found])
     table = table[np.argsort(table[:, 0], kind="stable")]
-    n_taken = int(np.searchsorted(table[:, 3].cumsum(), n_predictions)) + 1
-    drawn: dict[int, list[int]] = {}
-    for number, row in sorted(table[:n_taken, 1:3].astype(int).tolist()):
-        drawn.setdefault(number, []).append(row)
+    before = table[:, 3].cumsum() - table[:, 3]
+    table[:, 3] = np.minimum(table[:, 3], n_predictions - before)
+    drawn: dict[int, list[tuple[int, int]]] = {}
+    for number, row, n_counted in sorted(table[table[:, 3] > 0, 1:].astype(int).tolist()):
+        drawn.setdefault(number, []).append((row, n_counted))
     return drawn
 
 
@@ -101,17 +102,20 @@ class _Waiting:
     def __len__(self) -> int:
         return len(self._parts)
 
-    def add(self, batch: TokenBatch, rows: list[int]) -> None:
-        columns = (batch.ids_BT, batch.keep_BT, _counted(batch), batch.document_B, batch.position_BT)
-        self._parts += [tuple(column[row] for column in columns) for row in rows]
+    def add(self, batch: TokenBatch, drawn: list[tuple[int, int]]) -> None:
+        """Windows of a batch, given as (row, how many of its first predictions count)."""
+        counted_BT = _counted(batch)
+        for row, n_counted in drawn:
+            counted_T = counted_BT[row] & (counted_BT[row].cumsum() <= n_counted)
+            columns = (batch.ids_BT[row], batch.keep_BT[row], counted_T, batch.document_B[row], batch.position_BT[row])
+            self._parts.append(columns)
 
-    def take(self, n: int, limit: int, device: str) -> Windows:
-        """The n that wait longest, of which the first `limit` predictions count."""
+    def take(self, n: int, device: str) -> Windows:
+        """The n that wait longest."""
         taken, self._parts = self._parts[:n], self._parts[n:]
         ids_BT, keep_BT, counted_BT, document_B, position_BT = (
             torch.from_numpy(np.stack(column)) for column in zip(*taken, strict=True)
         )
-        counted_BT &= (counted_BT.flatten().cumsum(0) <= limit).view_as(counted_BT)
         return Windows(
             ids_BT.to(device),
             keep_BT.to(device),

@@ -1,13 +1,14 @@
 """One streaming pass over held-out rows: everything that is known of every feature, in memory independent of length."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from saetools.activations.base import RowSource
+from saetools.activations.base import ActivationBatch, RowSource
 from saetools.dictionaries.base import Dictionary
 from saetools.errors import DataError, MismatchError
 from saetools.features.coactivation import Coactivation
@@ -22,7 +23,7 @@ from saetools.text.packing import TokenPlan
 class CollectSettings(FrozenModel):
     """How much is kept of each feature."""
 
-    n_tokens: int | None = Field(None, gt=0, description="rows to read, rounded up to whole host batches; None: all")
+    n_tokens: int | None = Field(None, gt=0, description="rows to read, rounded up to whole windows; None: all")
     n_top: int = Field(20, ge=0, description="top contexts per feature")
     n_random: int = Field(25, ge=0, description="random contexts per feature in which it fires, shown by fifths")
     n_uniform: int = Field(5, ge=0, description="random places of the corpus, the same for all features")
@@ -81,6 +82,9 @@ def collect(dictionary: Dictionary, source: RowSource, plan: TokenPlan | None, s
     try:
         for number, rows in rows_read:
             tokens = None if plan is None else _tokens_of(number, token_batches)
+            left = None if settings.n_tokens is None else settings.n_tokens - gathered.moments.n_rows
+            if left is not None and len(rows) >= left:
+                rows, tokens = _up_to(left, rows, tokens)
             code = dictionary.encode(_on(dictionary, rows.x_ND), dict(rows.fields))
             row_M, feature_M, value_M = (column.cpu().numpy() for column in code.flat())
             where_N2 = rows.where_N2.cpu().numpy()
@@ -122,6 +126,18 @@ def _tokens_of(number: int, batches: Iterator[TokenBatch]) -> TokenBatch:
         f"the rows have a host batch {number}, but the plan of tokens ends before it: they were made from other text. "
         "Use the corpus and context that the rows came from."
     )
+
+
+def _up_to(n: int, rows: ActivationBatch, tokens: TokenBatch | None) -> tuple[ActivationBatch, TokenBatch | None]:
+    """The first n rows and the others of the window in which the last of them lies, whatever the size of batches."""
+    if tokens is None:
+        return rows.select(slice(0, n)), None
+    document, position = rows.where_N2[n - 1].tolist()
+    end_B = tokens.position_BT.max(1)
+    window = int(((tokens.document_B == document) & (end_B >= position)).argmax())
+    is_of_window_N = (rows.where_N2[n:, 0] == document) & (rows.where_N2[n:, 1] <= int(end_B[window]))
+    keep_BT = tokens.keep_BT & (np.arange(len(end_B)) <= window)[:, None]
+    return rows.select(slice(0, n + int(is_of_window_N.sum()))), replace(tokens, keep_BT=keep_BT)
 
 
 def _name_documents(gathered: Collected, source: RowSource) -> None:

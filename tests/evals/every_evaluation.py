@@ -17,13 +17,25 @@ SETTINGS = {
     "steering": {"n_features": 4, "n_predictions": 10**6, "n_targets": 2, "doses": (0.1, 0.3)},
     "geometry": {"pair_share": 0.5},
 }
+FEW = {
+    "reconstruction": {"n_tokens": 100},
+    "sparsity": {"n_tokens": 100},
+    "geometry": {"n_tokens": 100},
+    "loss_recovered": {"n_tokens": 61, "n_read_tokens": 90, "n_mean_tokens": 90},
+    "steering": {"n_predictions": 61, "n_read_tokens": 90},
+    "interpretability": {"n_tokens": 3000},
+    "probing": {"n_tokens": 6000},
+    "disentangling": {"n_tokens": 6000},
+    "absorption": {"n_tokens": 6000},
+}
+"""Of the held-out text less than there is."""
 LABELLED = ("probing", "disentangling", "absorption", "interpretability")
 NAMES = sorted(available_evaluations())
 
 
-def figures(name, subject):
+def figures(name, subject, **changes):
     try:
-        return by_name(make_evaluation(name, **SETTINGS.get(name, {})).run(subject))
+        return by_name(make_evaluation(name, **{**SETTINGS.get(name, {}), **changes}).run(subject))
     except NotApplicableError:
         return {}
 

@@ -6,7 +6,7 @@ where a figure is about what is changed.
 
 import pytest
 import torch
-from every_evaluation import NAMES, figures, runnable, subject_for
+from every_evaluation import FEW, NAMES, figures, runnable, subject_for
 from small_hosts import LinearHost
 
 UNITS = ("explained_variance_saebench", "logit_influence")
@@ -27,6 +27,24 @@ def test_batches(name):
     assert base, "the evaluation gives figures on this subject"
     for host_batch in (3, 16):
         assert_equal(figures(name, subject_for(name, host_batch=host_batch)), base)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_batches_where_not_all_is_read(name):
+    """Where the text read ends, and what of the last window counts, is decided by tokens and not by batches."""
+    changes = FEW.get(name, {})
+    base = figures(name, runnable(name), **changes)
+    assert base, "the evaluation gives figures on this subject"
+    assert_equal(figures(name, subject_for(name, host_batch=3), **changes), base)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [("loss_recovered", {"n_tokens": 41}), ("steering", {"n_predictions": 41})]
+)
+def test_order_of_documents_where_predictions_are_drawn(name, changes, monkeypatch):
+    base = figures(name, runnable(name), **changes)
+    monkeypatch.setattr("saetools.text.packing.HELDOUT_ORDER", 1)
+    assert_equal(figures(name, subject_for(name), **changes), base)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -96,13 +96,15 @@ def test_itda_takes_the_tokens_that_nothing_before_them_explains():
     assert row[0] == pytest.approx(1) and row[0] > max(row[1:])
 
 
-def test_tokens_are_drawn_from_all_that_is_read_whatever_the_batches():
+@pytest.mark.parametrize("n_read_tokens", [10**6, 301])
+def test_tokens_are_drawn_from_all_that_is_read_whatever_the_batches(n_read_tokens):
+    config = LayerMatchingConfig(n_tokens=200, n_folds=2, n_read_tokens=n_read_tokens)
     seen = {}
     for host_batch in (4, 5):
         tokens = TokenPlan(Texts(30), Letters(), "heldout", 12, host_batch, 0, True)
         rows = seen.setdefault(host_batch, [])
         spy = {"spy": Measure(lambda x, y, rows=rows: rows.append(x) or 0.0)}
-        match_layers(Deep("a", layers(0), turned(0)), Deep("b", layers(0), turned(1)), tokens, POINTS, CONFIG, spy)
+        match_layers(Deep("a", layers(0), turned(0)), Deep("b", layers(0), turned(1)), tokens, POINTS, config, spy)
     assert all(torch.equal(a, b) for a, b in zip(seen[4], seen[5], strict=True))
 
 

@@ -165,12 +165,17 @@ def test_quantiles_split_the_peaks_evenly() -> None:
     assert np.isinf(peak_quantiles(np.zeros(N_BINS, np.uint32))).all()
 
 
-def test_whole_host_batches_are_read() -> None:
+def test_whole_windows_are_read() -> None:
     plan = ToyPlan(n_batches=6)
     source = ToySource(plan)
-    limited = SETTINGS.model_copy(update={"n_tokens": len(source.rows[0]) + 1})
-    collected = collect(SignedDictionary(), source, plan, limited)
-    assert collected.moments.n_rows == len(source.rows[0]) + len(source.rows[1])
+    n_first = len(source.rows[0])
+    in_second = int((source.rows[1].where_N2[:, 0] == source.rows[1].where_N2[0, 0]).sum())
+    for n_tokens, n_read in ((n_first - 1, n_first), (n_first, n_first), (n_first + 1, n_first + in_second)):
+        limited = SETTINGS.model_copy(update={"n_tokens": n_tokens})
+        collected = collect(SignedDictionary(), source, plan, limited)
+        assert collected.moments.n_rows == n_read
+    bare = collect(SignedDictionary(), source, None, limited)
+    assert bare.moments.n_rows == n_first + 1
 
 
 def test_batches_and_their_order_change_nothing() -> None:
