@@ -72,6 +72,8 @@ class Evaluation(ABC):
 
     name: ClassVar[str]
     needs_host: ClassVar[bool] = False
+    uses_others: ClassVar[bool] = False
+    """Whether `Subject.others` decide its figures: those of other evaluations are kept whatever they are."""
     cost: ClassVar[str]
     """What a run costs, in words: passes of the host, of the dictionary."""
 

@@ -1,7 +1,8 @@
 """Running evaluations on a dictionary: what is finished is kept, what cannot be run is said.
 
 Each finished evaluation leaves `evaluations/<name>-<key>.json` in the output directory; the key stands for the
-dictionary's weights, the held-out data, the settings and the package version. Started again, an evaluation whose file
+dictionary's weights, the held-out data, the settings, the package version and, where an evaluation compares with other
+dictionaries, their weights. Started again, an evaluation whose file
 is there is not computed. `eval.json` is the list of all records.
 """
 
@@ -143,17 +144,19 @@ class _Store:
         self.fresh = fresh
         self.directory = None if directory is None else atomic.make_directory(directory / KEPT)
         self.identity: dict[str, Any] = {}
+        self.others: dict[str, str] = {}
         if directory is not None:
             self.identity = {
                 "dictionary": dictionary_fingerprint(subject.dictionary),
-                "others": {name: dictionary_fingerprint(other) for name, other in subject.others.items()},
                 "heldout": subject.heldout.fingerprint(),
                 "seed": subject.seed,
                 "version": saetools.__version__,
             }
+            self.others = {name: dictionary_fingerprint(other) for name, other in subject.others.items()}
 
     def path(self, evaluation: Evaluation) -> Path | None:
-        key = digest({**self.identity, **evaluation.settings()})[:16]
+        others = {"others": self.others} if evaluation.uses_others else {}
+        key = digest({**self.identity, **others, **evaluation.settings()})[:16]
         return None if self.directory is None else self.directory / f"{evaluation.name}-{key}.json"
 
     def read(self, evaluation: Evaluation) -> list[EvalRecord] | None:

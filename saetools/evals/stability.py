@@ -32,6 +32,7 @@ MEASURES = ("matched_cosine", "shared_features", "nearest_cosine")
 class Stability(Evaluation, name="stability"):
     """Atoms shared with other dictionaries, against chance."""
 
+    uses_others = True
     cost = "one assignment of F x F per other dictionary"
 
     class Config(Evaluation.Config):

@@ -4,11 +4,12 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from small_hosts import by_name, host_subject, row_subject
+from small_hosts import D_MODEL, by_name, host_subject, row_subject
 
 from saetools.config import EvaluationConfig
 from saetools.dictionaries.topk import TopK
@@ -104,6 +105,21 @@ def test_other_weights_data_or_settings_are_computed_again(tmp_path):
     with torch.no_grad():
         subject.dictionary.b_dec_D[0] += 1
     assert statuses(subject, small()) == {"computed"}
+
+
+def test_only_what_compares_is_computed_again_beside_others(tmp_path):
+    subject, evaluations = host_subject(), [make_evaluation(name) for name in ("sparsity", "stability")]
+
+    def statuses(**others):
+        outcomes = []
+        run_evaluations(replace(subject, others=others), evaluations, tmp_path, outcomes.append)
+        return {o.name: o.status for o in outcomes}
+
+    other, third = (TopK(TopK.configure(n_features=24, k=3), D_MODEL, seed=seed) for seed in (1, 2))
+    assert statuses() == {"sparsity": "computed", "stability": "skipped"}
+    assert statuses(other=other) == {"sparsity": "kept", "stability": "computed"}
+    assert statuses(other=other) == {"sparsity": "kept", "stability": "kept"}
+    assert statuses(other=third) == {"sparsity": "kept", "stability": "computed"}
 
 
 def test_what_cannot_be_run_is_said(tmp_path, gaussian):
