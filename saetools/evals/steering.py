@@ -222,14 +222,17 @@ class _Bench:
 
     @cached_property
     def living(self) -> list[int]:
-        """Features that fire at some predictions and not at all, in random order. DataError for less than two."""
+        """Features that fire at some predictions and not at all, in random order; two at least."""
         _, feature_M, n_rows = self.fires
         features, n_with = torch.unique(feature_M, return_counts=True)
         living = (
             generator(self.subject.seed, "steering features").permutation(features[n_with < n_rows].numpy()).tolist()
         )
         if len(living) < 2:
-            raise DataError("Fewer than two features fire on the windows to steer on. Raise n_predictions.")
+            raise NotApplicableError(
+                f"{len(living)} features fire at some of the {n_rows:,} predictions but not at every one, and two are "
+                "needed; raise n_predictions"
+            )
         return living
 
     def silent(self, feature: int) -> Tensor:

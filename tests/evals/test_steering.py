@@ -8,9 +8,10 @@ import torch
 from planted_classes import N_CLASSES, Reader, announcing_rows, planted_subject
 from small_hosts import D_MODEL, VOCABULARY, by_name, host_subject, scaled_copy
 
-from saetools.errors import DataError
 from saetools.evals.python_labels import CLASSES
 from saetools.evals.responses import area_under, response_columns
+from saetools.evals.run import run_evaluations
+from saetools.evals.sparsity import Sparsity
 from saetools.evals.steering import Steering
 from saetools.evals.token_classes import read_token_classes
 
@@ -123,12 +124,13 @@ def test_attribution_is_first_order():
     assert record.value > 0.99
 
 
-def test_one_living_feature_is_not_enough():
+def test_one_living_feature_is_not_enough(tmp_path):
     subject = host_subject(scaled_copy(D_MODEL, 0.0))
     with torch.no_grad():
         subject.dictionary.W_enc_FD.zero_()
-    with pytest.raises(DataError, match="n_predictions"):
-        figures(subject)
+    records = by_name(run_evaluations(subject, [Steering(), Sparsity()], tmp_path))
+    assert records["steering"].value is None and "raise n_predictions" in records["steering"].note
+    assert records["dead_fraction"].value == 1, "the others are run all the same"
 
 
 def test_targets_are_tokens_of_the_vocabulary():
