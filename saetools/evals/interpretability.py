@@ -27,6 +27,7 @@ from functools import cached_property
 import numpy as np
 from pydantic import Field
 
+from saetools.errors import ConfigError
 from saetools.evals.base import EvalRecord, Evaluation, NotApplicableError, Subject, Tick, no_tick, with_host
 from saetools.evals.bootstrap import mean_interval
 from saetools.evals.judges import ClassScorer, NgramScorer, Scorer, Shown, Task
@@ -62,13 +63,19 @@ class Interpretability(Evaluation, name="interpretability"):
     def __init__(self, scorers: Sequence[Scorer] | None = None, **settings: object) -> None:
         super().__init__(**settings)
         self.scorers: list[Scorer] = [NgramScorer(), ClassScorer()] if scorers is None else list(scorers)
+        names = [scorer.name for scorer in self.scorers]
+        if len(set(names)) < len(names):
+            raise ConfigError(
+                f"the scorers are called {', '.join(names)}, and figures are told apart by these names: no two may be "
+                "the same. Give each its own, as in TextScorer(ask, name=...)."
+            )
 
     @property
     def n_tokens(self) -> int:
         return self.config.n_tokens
 
     def settings(self) -> dict[str, object]:
-        return {**super().settings(), "scorers": [scorer.name for scorer in self.scorers]}
+        return {**super().settings(), "scorers": [scorer.settings() for scorer in self.scorers]}
 
     def run(self, subject: Subject, tick: Tick = no_tick) -> list[EvalRecord]:
         bench = _Bench(subject, self.config)

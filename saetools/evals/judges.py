@@ -1,7 +1,7 @@
 """Who explains a feature from examples, and judges other examples by the explanation.
 
-An explainer-judge is any object with the two methods of `Scorer`. Shipped: `NgramScorer` (which tokens), `ClassScorer`
-(which labelled class) and `TextScorer`, which asks any callable text -> text, a language model say.
+An explainer-judge is any object with the name and methods of `Scorer`. Shipped: `NgramScorer` (which tokens),
+`ClassScorer` (which labelled class) and `TextScorer`, which asks any callable text -> text, a language model say.
 """
 
 import json
@@ -28,9 +28,13 @@ class Shown:
 
 
 class Scorer(Protocol):
-    """Explains and judges. Both are pure: equal arguments, equal answers."""
+    """Explains and judges. Both are pure: equal arguments and settings, equal answers."""
 
-    name: str
+    name: str  # of its figures; no two scorers of an evaluation have the same
+
+    def settings(self) -> dict[str, object]:
+        """The name and what else decides the answers, as JSON: stored results are kept while it stays the same."""
+        ...
 
     def explain(self, examples: Sequence[Shown]) -> str:
         """What the feature stands for, from examples with the tokens marked at which it fires."""
@@ -51,6 +55,9 @@ class NgramScorer:
 
     def __init__(self, n_kept: int = 20) -> None:
         self.n_kept = n_kept
+
+    def settings(self) -> dict[str, object]:
+        return {"name": self.name, "n_kept": self.n_kept}
 
     def explain(self, examples: Sequence[Shown]) -> str:
         fires, silent = Counter[str](), Counter[str]()
@@ -75,6 +82,9 @@ class ClassScorer:
 
     name = "class"
 
+    def settings(self) -> dict[str, object]:
+        return {"name": self.name}
+
     def explain(self, examples: Sequence[Shown]) -> str:
         marked = np.concatenate([np.array(example.marked, bool) for example in examples])
         best, best_f1 = "", 0.0
@@ -94,14 +104,14 @@ class ClassScorer:
 
 
 class TextScorer:
-    """Asks `ask(prompt) -> answer`. The contract of the prompts:
+    """Asks `ask(prompt) -> answer`. `name` stands for who is asked, in figures and stored results: another one, another
+    name. The contract of the prompts:
 
     explain: the examples, one a line, firing tokens in <<double angle brackets>>; the answer's first line is taken as
     the explanation. judge: the explanation and numbered items (fuzzing: the claimed tokens in <<brackets>>); the answer
     must hold one 0 or 1 per item, in order, e.g. `[1, 0, 1]`; other numbers of them raise ValueError.
     """
 
-    name = "text"
     PROMPTS = {  # noqa: RUF012 - constants
         "explain": "A feature fires at the tokens in <<brackets>>. Say in one line what it responds to.\n\n{items}\n",
         "detection": "A feature responds to: {explanation}\nFor each numbered text: does it fire anywhere in it? "
@@ -110,8 +120,11 @@ class TextScorer:
         "at which it fires? Answer with a list of 0 or 1, one per text.\n\n{items}\n",
     }
 
-    def __init__(self, ask: Callable[[str], str]) -> None:
-        self.ask = ask
+    def __init__(self, ask: Callable[[str], str], name: str) -> None:
+        self.ask, self.name = ask, name
+
+    def settings(self) -> dict[str, object]:
+        return {"name": self.name}
 
     def explain(self, examples: Sequence[Shown]) -> str:
         items = "\n".join(bracketed(example) for example in examples)

@@ -1,14 +1,19 @@
 """Features that stand for planted classes can be explained; features that stand for nothing cannot."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from planted_classes import N_CLASSES, noise, planted_rows, sources
 from small_hosts import by_name, scaled_copy, text_subject
 
+from saetools.errors import ConfigError
 from saetools.evals.base import NotApplicableError
 from saetools.evals.interpretability import Interpretability, auc, purity
+from saetools.evals.judges import NgramScorer, TextScorer
 from saetools.evals.python_labels import CLASSES
+from saetools.evals.run import run_evaluations
 
 SMALL = {"n_features": 40, "n_top": 8, "n_explain": 6, "n_judge": 6, "before": 4, "after": 3}
 
@@ -50,6 +55,9 @@ def test_a_given_judge_is_asked():
 
         name = "oracle"
 
+        def settings(self):
+            return {"name": self.name}
+
         def explain(self, examples):
             return ""
 
@@ -66,7 +74,25 @@ def test_a_given_judge_is_asked():
     evaluation = Interpretability([Keyword()], **SMALL)
     found = by_name(evaluation.run(subject))
     assert found["oracle_fuzzing"].value == 1 and found["oracle_fuzzing"].n == 1
-    assert evaluation.settings()["scorers"] == ["oracle"]
+    assert evaluation.settings()["scorers"] == [{"name": "oracle"}]
+
+
+def test_scorers_are_told_apart(tmp_path):
+    """By name in figures, by all settings in what is stored."""
+
+    def outcome(*scorers):
+        found = []
+        run_evaluations(subject_of(planted_rows, 0.8), [Interpretability(scorers, **SMALL)], tmp_path, found.append)
+        return found[0]
+
+    say_yes, say_no = (
+        TextScorer(lambda prompt, say=say: f"{say} " * len(re.findall(r"^\d+:", prompt, re.M)), name=f"says{say}")
+        for say in (1, 0)
+    )
+    assert outcome(say_yes).status == outcome(say_no).status == "computed" and outcome(say_no).status == "kept"
+    assert outcome(NgramScorer()).status == outcome(NgramScorer(n_kept=1)).status == "computed"
+    with pytest.raises(ConfigError, match="called ngram, ngram"):
+        Interpretability([NgramScorer(), NgramScorer(n_kept=3)])
 
 
 def test_silent_dictionaries_are_skipped():

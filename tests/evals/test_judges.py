@@ -63,7 +63,7 @@ def test_text_judge_keeps_its_contract():
         asked.append(prompt)
         return "cats\nand more" if "Say in one line" in prompt else "Verdicts: [1, 0]"
 
-    scorer = TextScorer(ask)
+    scorer = TextScorer(ask, name="cats")
     assert scorer.explain([shown("a cat", {"cat"})]) == "cats"
     assert "a<<cat>>" in asked[0]
     assert scorer.judge("cats", [quiet("cat"), quiet("dog")], "detection") == [1.0, 0.0]
