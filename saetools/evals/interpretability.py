@@ -10,7 +10,8 @@ For a sample of features that fire in enough contexts (windows), from a uniform 
                       explaining the feature from other contexts; 0.5 is chance
     <judge>_fuzzing   AUC of telling the firing tokens of a context marked from as many others marked
 
-Contexts are drawn by hash of the window's document and position. Means over features, intervals over features.
+Contexts are drawn by hash of the window's document and position. Means over features, intervals over features. Figures
+of labelled classes are of labelled text alone: null where no text is Python.
 Judges: `ngram` and `class` (judges.py); pass others to `Interpretability(scorers=[...])`. Detection and fuzzing: Paulo
 et al. 2024 (arXiv 2410.13928), there judged by a language model and as accuracy; an AUC of 0/1 verdicts is their
 balanced accuracy.
@@ -39,6 +40,7 @@ from saetools.features.records import Example
 from saetools.rng import generator
 
 TASKS: tuple[Task, ...] = ("detection", "fuzzing")
+KINDS = ("token", "bigram", "class")
 
 
 class Interpretability(Evaluation, name="interpretability"):
@@ -80,24 +82,34 @@ class Interpretability(Evaluation, name="interpretability"):
     def run(self, subject: Subject, tick: Tick = no_tick) -> list[EvalRecord]:
         bench = _Bench(subject, self.config)
         tick(bench.gathered.moments.n_rows)
-        found: dict[str, list[float]] = {}
+        found: dict[str, list[float]] = {name: [] for name in self._figures()}
         for feature in bench.chosen:
             numbers = generator(subject.seed, "interpretability", feature)
             shown = bench.shown(feature, numbers)
             for kind, value in purities(shown.peaks).items():
-                found.setdefault(f"{kind}_purity", []).append(value)
+                found[f"{kind}_purity"].append(value)
             chance = [bench.corpus_peaks[i] for i in numbers.permutation(len(bench.corpus_peaks))[: len(shown.peaks)]]
             for kind, value in purities(chance).items():
-                found.setdefault(f"{kind}_purity_chance", []).append(value)
+                found[f"{kind}_purity_chance"].append(value)
             for scorer in self.scorers:
                 for task, value in _judged(scorer, shown).items():
-                    found.setdefault(f"{scorer.name}_{task}", []).append(value)
+                    found[f"{scorer.name}_{task}"].append(value)
         return [self._mean(name, values, subject.seed) for name, values in found.items()]
 
+    def _figures(self) -> list[str]:
+        purities = [f"{kind}_purity{suffix}" for kind in KINDS for suffix in ("", "_chance")]
+        return [*purities, *(f"{scorer.name}_{task}" for scorer in self.scorers for task in TASKS)]
+
     def _mean(self, name: str, values: list[float], seed: int) -> EvalRecord:
-        interval = mean_interval(values, seed)
-        unit = "purity" if "purity" in name else "AUC"
-        return self.record(name, float(np.mean(values)), unit, len(values), n_unit="features", spread=interval)
+        return self.record(
+            name,
+            float(np.mean(values)) if values else None,
+            "purity" if name.removesuffix("_chance").endswith("_purity") else "AUC",
+            len(values),
+            n_unit="features",
+            spread=mean_interval(values, seed),
+            note=None if values else "no feature has contexts to tell apart, with labels where it is of classes",
+        )
 
 
 @dataclass(frozen=True)
@@ -176,7 +188,7 @@ class _Bench:
 
     def _shown(self, example: Example) -> Shown:
         labels = self._labels_of(example)
-        classes = [frozenset[str]()] * len(example.tokens) if labels is None else [_names(row) for row in labels]
+        classes = [] if labels is None else [_names(row) for row in labels]
         return Shown(example.tokens, tuple(value != 0 for value in example.values), tuple(classes))
 
     def _peak(self, example: Example) -> Peak:
@@ -224,14 +236,15 @@ def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
 
 
 def _judged(scorer: Scorer, shown: _Shown) -> dict[Task, float]:
-    """The AUC of each task that has items on both sides."""
+    """The AUC of each task that has items on both sides of which the scorer can tell."""
     explanation = scorer.explain(shown.explain)
     found = {}
     for task in TASKS:
         positive, negative = shown.positive[task], shown.negative[task]
-        if positive and negative:
-            scores = scorer.judge(explanation, [*positive, *negative], task)
-            found[task] = auc(scores[: len(positive)], scores[len(positive) :])
+        scores = np.array(scorer.judge(explanation, [*positive, *negative], task))
+        yes, no = (side[~np.isnan(side)] for side in np.split(scores, [len(positive)]))
+        if len(yes) and len(no):
+            found[task] = auc(yes, no)
     return found
 
 

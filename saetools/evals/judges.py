@@ -17,6 +17,9 @@ from saetools.evals.python_labels import CLASSES
 
 Task = Literal["detection", "fuzzing"]
 
+UNLABELLED = "unlabelled"
+"""ClassScorer's explanation where no example is labelled."""
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -24,7 +27,7 @@ class Shown:
 
     tokens: tuple[str, ...]
     marked: tuple[bool, ...]  # where the feature fires (to explain), is claimed to (fuzzing), nowhere (detection)
-    classes: tuple[frozenset[str], ...]  # labelled classes of each token; empty where unknown
+    classes: tuple[frozenset[str], ...]  # labelled classes of each token; no entries where the text is not labelled
 
 
 class Scorer(Protocol):
@@ -41,7 +44,7 @@ class Scorer(Protocol):
         ...
 
     def judge(self, explanation: str, items: Sequence[Shown], task: Task) -> list[float]:
-        """For each item, how strongly the explanation says yes: any scale, only the order counts.
+        """For each item, how strongly the explanation says yes: any scale, only the order counts; nan: cannot tell.
 
         detection: does the feature fire somewhere in the item? fuzzing: are the marked tokens those where it fires?
         """
@@ -78,7 +81,10 @@ class NgramScorer:
 
 
 class ClassScorer:
-    """A feature is the labelled class whose tokens best agree with where it fires (F1 over the examples' tokens)."""
+    """A feature is the labelled class whose tokens best agree with where it fires (F1 over the examples' tokens).
+
+    Of texts without labels it cannot tell.
+    """
 
     name = "class"
 
@@ -86,10 +92,11 @@ class ClassScorer:
         return {"name": self.name}
 
     def explain(self, examples: Sequence[Shown]) -> str:
-        marked = np.concatenate([np.array(example.marked, bool) for example in examples])
-        best, best_f1 = "", 0.0
+        labelled = [example for example in examples if example.classes]
+        marked = np.array([marked for example in labelled for marked in example.marked], bool)
+        best, best_f1 = "" if labelled else UNLABELLED, 0.0
         for name in CLASSES:
-            inside = np.array([name in classes for example in examples for classes in example.classes], bool)
+            inside = np.array([name in classes for example in labelled for classes in example.classes], bool)
             f1 = 2 * (inside & marked).sum() / max(inside.sum() + marked.sum(), 1)
             best, best_f1 = (name, f1) if f1 > best_f1 else (best, best_f1)
         return best
@@ -97,6 +104,9 @@ class ClassScorer:
     def judge(self, explanation: str, items: Sequence[Shown], task: Task) -> list[float]:
         found = []
         for item in items:
+            if explanation == UNLABELLED or not item.classes:
+                found.append(float("nan"))
+                continue
             inside = [float(explanation in classes) for classes in item.classes]
             # one token of a class is in most stretches: more of them is likelier to hold one that fires
             found.append(float(np.mean(inside)) if task == "detection" else _summary(inside, item.marked, task))

@@ -14,6 +14,7 @@ from saetools.evals.interpretability import Interpretability, auc, purity
 from saetools.evals.judges import NgramScorer, TextScorer
 from saetools.evals.python_labels import CLASSES
 from saetools.evals.run import run_evaluations
+from saetools.text.base import Document
 
 SMALL = {"n_features": 40, "n_top": 8, "n_explain": 6, "n_judge": 6, "before": 4, "after": 3}
 
@@ -93,6 +94,15 @@ def test_scorers_are_told_apart(tmp_path):
     assert outcome(NgramScorer()).status == outcome(NgramScorer(n_kept=1)).status == "computed"
     with pytest.raises(ConfigError, match="called ngram, ngram"):
         Interpretability([NgramScorer(), NgramScorer(n_kept=3)])
+
+
+def test_what_is_not_labelled_is_not_measured_by_classes():
+    subject = subject_of(planted_rows, 0.8)
+    subject.tokens.corpus.items = [Document(d.id, d.text[:-1] + "(") for d in subject.tokens.corpus.items]
+    found = by_name(Interpretability(**SMALL).run(subject))
+    for name in ("class_purity", "class_purity_chance", "class_detection", "class_fuzzing"):
+        assert found[name].value is None and found[name].n == 0 and "labels" in found[name].note, name
+    assert found["token_purity"].value > 0 and found["ngram_fuzzing"].value > 0.6
 
 
 def test_silent_dictionaries_are_skipped():

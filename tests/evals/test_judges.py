@@ -50,6 +50,16 @@ def test_classes():
     assert scorer.judge("number", [shown("if 1", {"if"}, classes.items())], "fuzzing") == [0.0]
 
 
+def test_of_texts_without_labels_classes_cannot_tell():
+    scorer = ClassScorer()
+    labelled = shown("if x 1", {"1"}, {"number": ["1"]}.items())
+    unlabelled = Shown(labelled.tokens, labelled.marked, ())
+    assert scorer.explain([unlabelled, labelled]) == "number"
+    np.testing.assert_equal(scorer.judge("number", [labelled, unlabelled], "fuzzing"), [1.0, np.nan])
+    explanation = scorer.explain([unlabelled])
+    np.testing.assert_equal(scorer.judge(explanation, [labelled, unlabelled], "detection"), [np.nan, np.nan])
+
+
 def test_a_silent_feature_is_judged_indifferently():
     for scorer in (NgramScorer(), ClassScorer()):
         explanation = scorer.explain([quiet("a b")])
