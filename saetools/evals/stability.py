@@ -8,7 +8,8 @@ The atoms of this dictionary and of each other one are paired one to one by cosi
     nearest_cosine       mean over features of the greatest cosine with any atom of the other, several to one allowed
 
 and each again as `..._chance`, with the other's atoms replaced by random ones of the same second moment. Figures are
-means over the others; the series hold each. Intervals are over features.
+means over the others, each counting the same whatever its size; the series hold each. Intervals resample this
+dictionary's features, of which n enter (those with a partner in any other, for matched_cosine).
 
 Cost: one assignment per other (seconds at 4,096 features, minutes at 16,384); no data. Cannot tell: whether features
 with similar atoms fire on the same tokens.
@@ -22,7 +23,7 @@ from torch import Tensor
 from saetools.dictionaries.base import Dictionary
 from saetools.errors import MismatchError
 from saetools.evals.base import EvalRecord, Evaluation, Subject, Tick, no_tick
-from saetools.evals.bootstrap import mean_interval
+from saetools.evals.bootstrap import bootstrap_interval
 from saetools.functional.matching import best_matches, hungarian_match, random_atoms_like
 from saetools.rng import torch_seed
 
@@ -47,7 +48,7 @@ class Stability(Evaluation, name="stability"):
 
     def run(self, subject: Subject, tick: Tick = no_tick) -> list[EvalRecord]:
         own_FD = _in_use(subject.dictionary)
-        n_features, names = len(own_FD), list(subject.others)
+        names = list(subject.others)
         columns, chance = [], []
         for name, other in subject.others.items():
             other_FD = _atoms(name, other, own_FD.shape[1])
@@ -57,16 +58,19 @@ class Stability(Evaluation, name="stability"):
         records = []
         for i, measure in enumerate(MEASURES):
             for suffix, found in (("", columns), ("_chance", chance)):
-                per_other_OF = np.stack([per_feature[i] for per_feature in found])
+                values_FO = np.stack([per_feature[i] for per_feature in found], 1).astype(np.float64)
+                known_FO = np.isfinite(values_FO)
+                sums_FC = np.concatenate([known_FO, np.where(known_FO, values_FO, 0.0)], 1)
+                each_O = _mean_of_each(sums_FC.sum(0)[None])[0]
                 records.append(
                     self.record(
                         f"{measure}{suffix}",
-                        _mean(per_other_OF),
+                        each_O.mean(),
                         "fraction of features" if measure == "shared_features" else "cosine",
-                        n_features,
+                        int(known_FO.any(1).sum()),
                         n_unit="features",
-                        spread=mean_interval(per_other_OF.mean(0), subject.seed),
-                        series={name: [_mean(row)] for name, row in zip(names, per_other_OF, strict=True)},
+                        spread=bootstrap_interval(sums_FC, lambda totals: _mean_of_each(totals).mean(1), subject.seed),
+                        series=dict(zip(names, each_O[:, None].tolist(), strict=True)),
                     )
                 )
         return records
@@ -93,6 +97,7 @@ def _in_use(dictionary: Dictionary) -> Tensor:
     return dictionary.directions()[dictionary.in_use_F()].cpu()
 
 
-def _mean(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(finite.astype(np.float64).mean()) if len(finite) else float("nan")
+def _mean_of_each(totals_RC: np.ndarray) -> np.ndarray:
+    """[R, O]: the mean over features for each other; totals are O numbers of features, then O sums."""
+    n_RO, sum_RO = np.split(totals_RC, 2, axis=1)
+    return np.divide(sum_RO, n_RO, out=np.full_like(sum_RO, np.nan), where=n_RO > 0)

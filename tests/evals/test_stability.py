@@ -46,6 +46,19 @@ def test_a_smaller_one_leaves_features_without_a_partner(gaussian):
     assert found["matched_cosine"].value == pytest.approx(1, abs=1e-5)
 
 
+def test_the_interval_is_of_the_mean_of_means(gaussian):
+    """A small other, whose atoms are found, counts as much as a large one, whose atoms are not."""
+    own = torch.randn(60, 40)
+    found = figures(own, gaussian, small=own[:6], large=torch.randn(60, 40))
+    record = found["matched_cosine"]
+    (small,), (large,) = record.series["small"], record.series["large"]
+    assert small == pytest.approx(1, abs=1e-5) and large < 0.6
+    assert record.value == pytest.approx((small + large) / 2)
+    low, high = record.spread
+    assert low < record.value < high and high - low < 0.1
+    assert record.n == 60 and figures(own, gaussian, small=own[:6])["matched_cosine"].n == 6
+
+
 def test_random_dictionaries_are_at_chance(gaussian):
     found = figures(torch.randn(200, 40), gaussian, other=torch.randn(200, 40))
     for name in ("matched_cosine", "nearest_cosine"):
