@@ -78,7 +78,8 @@ class _Tally:
         self.counts_F += firing_counts_F(rows.code).cpu()
         rows = self._drawn(rows)
         code = rows.code
-        n_chunk = max(1, BLOCK_BYTES // (4 * max(code.values.shape[1], 1) * self.atoms_FD.shape[1]))
+        k = max(code.values.shape[1], 1)
+        n_chunk = max(1, BLOCK_BYTES // (4 * k * max(self.atoms_FD.shape[1], 2 * k)))  # atoms; cosines in float64
         for start in range(0, len(code), n_chunk):
             part = slice(start, start + n_chunk)
             self.pair_sums.add(rows.where_N2[part, 0], self._pair_columns(code.select(part)))

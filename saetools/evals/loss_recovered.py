@@ -75,7 +75,7 @@ class LossRecovered(Evaluation, name="loss_recovered"):
         splicer = Splicer(subject, parts)
         sums, added = DocumentSums(len(COLUMNS)), _Added(subject.seed, self.config.n_worst)
         key = (subject.heldout.fingerprint(), splicer.norm_limit, self.config.model_copy(update={"error_term": 0.0}))
-        for reference in (subject.references or References(0)).read(key, lambda: self._without(subject, parts)):
+        for reference in (subject.references or References(0, 0)).read(key, lambda: self._without(subject, parts)):
             columns_NC = self._with(splicer, reference)
             sums.add(reference.windows.document_N, columns_NC)
             added.add(reference.windows, columns_NC[:, -2] - columns_NC[:, 1])

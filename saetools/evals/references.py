@@ -1,7 +1,7 @@
 """What the host predicts without a dictionary, kept for the next dictionary that is judged on the same windows.
 
 Of the four runs of `loss_recovered.py` three know nothing of the dictionary. A `Subject` that carries `References` has
-them made once: their figures (40 bytes per prediction) and, while they fit, the host's own logits.
+them made once: their windows and figures (about 100 bytes per prediction) and, while they fit, the host's own logits.
 """
 
 from collections.abc import Callable, Hashable, Iterator
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from saetools.evals.splicing import Windows
 
-KEPT_BYTES = 512 << 20
+LOGIT_BYTES, FIGURE_BYTES = 512 << 20, 512 << 20
 
 
 @dataclass(frozen=True)
@@ -22,24 +22,39 @@ class Reference:
     logits_NV: Tensor | None  # the host's own; None where they did not fit
     columns_NC: Tensor  # float64, on the CPU
 
+    @property
+    def figure_bytes(self) -> int:
+        """Of the windows and the columns."""
+        return sum(t.nbytes for t in [*vars(self.windows).values(), self.columns_NC] if isinstance(t, Tensor))
+
 
 class References:
-    """The references of the last key asked for, with logits of `limit_bytes` at most."""
+    """The references of the last key asked for: logits of `logit_bytes` at most, and all or none of the rest.
 
-    def __init__(self, limit_bytes: int = KEPT_BYTES) -> None:
-        self.limit_bytes = limit_bytes
+    Where windows and figures take more than `figure_bytes`, nothing is kept.
+    """
+
+    def __init__(self, logit_bytes: int = LOGIT_BYTES, figure_bytes: int = FIGURE_BYTES) -> None:
+        self.logit_bytes, self.figure_bytes = logit_bytes, figure_bytes
         self._key: Hashable = None
         self._kept: list[Reference] = []
 
     def read(self, key: Hashable, make: Callable[[], Iterator[Reference]]) -> Iterator[Reference]:
-        """Those kept under the key, else what `make` gives, which is kept if it is read to its end."""
+        """Those kept under the key, else what `make` gives, which is kept if it fits and is read to its end."""
         if key == self._key:
             yield from self._kept
             return
-        kept, left = [], self.limit_bytes
+        self._key, self._kept = None, []
+        kept: list[Reference] = []
+        logits_left, figures_left = self.logit_bytes, self.figure_bytes
         for reference in make():
             yield reference
             assert reference.logits_NV is not None
-            left -= reference.logits_NV.numel() * reference.logits_NV.element_size()
-            kept.append(reference if left >= 0 else replace(reference, logits_NV=None))
-        self._key, self._kept = key, kept
+            logits_left -= reference.logits_NV.nbytes
+            figures_left -= reference.figure_bytes
+            if figures_left >= 0:
+                kept.append(reference if logits_left >= 0 else replace(reference, logits_NV=None))
+            else:
+                kept.clear()
+        if figures_left >= 0:
+            self._key, self._kept = key, kept

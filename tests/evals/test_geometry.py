@@ -9,6 +9,7 @@ from saetools.dictionaries.itda import ITDA
 from saetools.dictionaries.topk import TopK
 from saetools.evals.geometry import Geometry
 from saetools.evals.sample import TokenSample
+from saetools.functional.geometry import co_firing_cosines
 
 
 def figures(dictionary, x_ND, n_tokens=10_000, **source):
@@ -60,6 +61,19 @@ def test_batches_do_not_matter(gaussian):
     base = figures(dictionary, gaussian, batch=1000)
     for name, record in figures(dictionary, gaussian, batch=13).items():
         assert record.value == pytest.approx(base[name].value, rel=1e-6), name
+
+
+def test_rows_are_worked_on_in_chunks_whose_cosines_fit(monkeypatch):
+    seen = []
+
+    def watched(values_NK, indices_NK, atoms_FD):
+        seen.append(8 * len(values_NK) * values_NK.shape[1] ** 2)
+        return co_firing_cosines(values_NK, indices_NK, atoms_FD)
+
+    monkeypatch.setattr("saetools.evals.geometry.co_firing_cosines", watched)
+    monkeypatch.setattr("saetools.evals.geometry.BLOCK_BYTES", 1 << 20)
+    figures(Given(torch.rand(20, 200), torch.randn(200, 2)), torch.arange(20.0)[:, None].repeat(1, 2), batch=20)
+    assert max(seen) <= 1 << 20 and len(seen) > 5
 
 
 def test_sample_is_uniform_and_independent_of_order():

@@ -163,13 +163,15 @@ def test_outliers_keep_their_activations():
 def test_what_knows_nothing_of_the_dictionary_is_run_once_for_all():
     first, other = host_subject(), host_subject(scaled_copy(D_MODEL, 0.5))
     alone = {name: record.value for name, record in figures(other).items()}
-    for limit_bytes, n_runs in ((1 << 20, 1), (0, 2)):  # the host's own run again where its logits did not fit
-        references, first.host.n_passes = References(limit_bytes), 0
+    limits = {(1 << 20, 1 << 20): 1, (0, 1 << 20): 2, (1 << 20, 0): 4}  # logits did not fit; nothing did
+    for (logit_bytes, figure_bytes), n_runs in limits.items():
+        references, first.host.n_passes = References(logit_bytes, figure_bytes), 0
         figures(replace(first, references=references))
         n_windows = first.host.n_passes // 4
         for _ in range(2):
             subject = replace(other, host=first.host, references=references)
             assert {name: record.value for name, record in figures(subject).items()} == alone
         assert first.host.n_passes == (4 + 2 * n_runs) * n_windows
+        assert bool(references._kept) == bool(figure_bytes)
     figures(subject, n_mean_tokens=7)
     assert first.host.n_passes == (4 + 2 * n_runs + 4) * n_windows, "another mean is another reference"
