@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from saetools.activations.base import ActivationBatch
 from saetools.evals.base import Evaluation, NotApplicableError, Subject, Tick, with_host
 from saetools.evals.python_labels import CLASSES, labels
 from saetools.evals.sample import TokenSample
@@ -92,17 +93,18 @@ def collect_labelled(
         for group in groups
         for split, size in zip(SPLITS, per_group, strict=True)
     }
-    n_labelled = 0
+    last = None
     for document, _, labels_NC in labelled_documents(subject, labeller, n_tokens):
         split = SPLITS[int(uniform(subject.seed, document)[0] < TEST_SHARE)]
         where = np.column_stack([np.full(len(labels_NC), document), np.arange(len(labels_NC))])
         for group, belongs in groups.items():
             chosen = torch.from_numpy(where[belongs(labels_NC)])
             samples[group, split].add(chosen, chosen)
-        n_labelled += len(labels_NC)
-    if not n_labelled:
+        last = document, len(labels_NC) - 1
+    if last is None:
         raise NotApplicableError("no held-out document can be labelled (its text is unknown or in another language)")
-    return _fetch(subject, {key: sample.columns().astype(np.int64) for key, sample in samples.items()}, tick)
+    wanted = {key: sample.columns().astype(np.int64) for key, sample in samples.items()}
+    return _fetch(subject, wanted, last, tick)
 
 
 def labelled_documents(
@@ -128,25 +130,40 @@ def labelled_documents(
                 return
 
 
-def _fetch(subject: Subject, wanted: dict[tuple[str, str], np.ndarray], tick: Tick) -> LabelledRows:
+def rows_through(subject: Subject, document: int, position: int) -> Iterator[ActivationBatch]:
+    """Held-out rows, batch by batch, until that place has passed, whether its row is there or dropped as an outlier.
+
+    Documents come in the order of `labelled_documents`, each in one piece; where none of its rows are there, the rows
+    are read to the end.
+    """
+    is_met, stream = False, subject.heldout.batches(0)
+    try:
+        for _, rows in stream:
+            yield rows
+            is_met = is_met or bool((rows.where_N2[:, 0] == document).any())
+            if is_met and len(rows):
+                at_document, at_position = rows.where_N2[-1].tolist()
+                if at_document != document or at_position >= position:
+                    break
+    finally:
+        stream.close()
+
+
+def _fetch(
+    subject: Subject, wanted: dict[tuple[str, str], np.ndarray], last: tuple[int, int], tick: Tick
+) -> LabelledRows:
     """The rows at the places wanted; those that the source drops (outliers) are left out."""
     reach = 1 + max((int(places[:, 1].max()) for places in wanted.values() if len(places)), default=0)
     keys = {name: places[:, 0] * reach + places[:, 1] for name, places in wanted.items()}
     every = np.unique(np.concatenate([*keys.values(), np.zeros(0, np.int64)]))
     found_keys, found_rows = [], []
-    stream = subject.heldout.batches(0)
-    try:
-        for _, rows in stream:
-            where = rows.where_N2.cpu().numpy()
-            key = np.where(where[:, 1] < reach, where[:, 0] * reach + where[:, 1], -1)
-            here = np.isin(key, every)
-            found_keys.append(key[here])
-            found_rows.append(rows.x_ND[torch.from_numpy(here).to(rows.x_ND.device)].float().cpu())
-            tick(len(rows))
-            if sum(map(len, found_keys)) == len(every):
-                break
-    finally:
-        stream.close()
+    for rows in rows_through(subject, *last):
+        where = rows.where_N2.cpu().numpy()
+        key = np.where(where[:, 1] < reach, where[:, 0] * reach + where[:, 1], -1)
+        here = np.isin(key, every)
+        found_keys.append(key[here])
+        found_rows.append(rows.x_ND[torch.from_numpy(here).to(rows.x_ND.device)].float().cpu())
+        tick(len(rows))
     key, x_ND = np.concatenate(found_keys), torch.cat(found_rows)
     order = np.argsort(key)
     members = {name: _rows_of(own, key, order) for name, own in keys.items()}

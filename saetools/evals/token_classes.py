@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from saetools.evals.base import Subject
-from saetools.evals.labelled import labelled_documents, python_labeller
+from saetools.evals.labelled import labelled_documents, python_labeller, rows_through
 from saetools.evals.python_labels import CLASSES
 
 
@@ -24,7 +24,7 @@ class TokenClasses:
     """Labels of some held-out documents, and what they say of the vocabulary."""
 
     share_VC: Tensor  # float64
-    labels: dict[int, np.ndarray]  # document number -> bool [tokens, C]
+    labels: dict[int, np.ndarray]  # document number -> bool [tokens, C], in the order they are read in
 
     def members(self, name: str) -> Tensor:
         """float64 [V]: share_vc of one class."""
@@ -34,19 +34,12 @@ class TokenClasses:
     def announced(self, subject: Subject, features: Sequence[int], least_rise: float) -> list[str | None]:
         """The class that each feature announces, by one pass over the labelled rows; None where there is none."""
         counts = _Counts(subject.dictionary.config.n_features, features)
-        left = sum(len(labels) for labels in self.labels.values())
-        stream = subject.heldout.batches(0)
-        try:
-            for _, rows in stream:
-                next_NC, known_N = self._next(rows.where_N2.cpu().numpy())
-                code = subject.dictionary.encode(rows.x_ND.to(subject.dictionary.device, torch.float32))
-                row_M, feature_M, _ = code.flat()
-                counts.add(row_M.cpu(), feature_M.cpu(), next_NC, known_N)
-                left -= len(rows)
-                if left <= 0:
-                    break
-        finally:
-            stream.close()
+        last, labels = list(self.labels.items())[-1]
+        for rows in rows_through(subject, last, len(labels) - 1):
+            next_NC, known_N = self._next(rows.where_N2.cpu().numpy())
+            code = subject.dictionary.encode(rows.x_ND.to(subject.dictionary.device, torch.float32))
+            row_M, feature_M, _ = code.flat()
+            counts.add(row_M.cpu(), feature_M.cpu(), next_NC, known_N)
         best_K, class_K = counts.rise_KC().max(1)
         pairs = zip(best_K.tolist(), class_K.tolist(), strict=True)
         return [CLASSES[c] if best >= least_rise else None for best, c in pairs]

@@ -1,9 +1,11 @@
 """Probes on rows whose labels are planted in known coordinates."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from planted_classes import N_CLASSES, noise, planted_rows, planted_subject
+from planted_classes import N_CLASSES, noise, planted_rows, planted_subject, sources, sparse_copy
 from small_hosts import by_name, scaled_copy, text_subject
 
 from saetools.dictionaries.code import SparseCode
@@ -12,6 +14,7 @@ from saetools.evals.labelled import class_groups, collect_labelled, python_label
 from saetools.evals.probes import Firings, encode_rows, random_dictionary, train_probe
 from saetools.evals.probing import Probing
 from saetools.evals.python_labels import CLASSES
+from saetools.evals.token_classes import read_token_classes
 
 SMALL = {"n_train": 60, "n_test": 40, "min_rows": 20, "ks": (1, 2)}
 
@@ -58,6 +61,35 @@ def test_the_sample_is_uniform_over_the_tokens_allowed():
     order = [d for batch in subject.tokens.batches() for d in batch.document_B.tolist()]
     first = list(dict.fromkeys(order))[:7]
     assert set(few.document_N) <= set(first), "the first thousand characters are in the first documents read"
+
+
+class WithoutOutliers:
+    """The rows of a source but for position 3 of every document, and the documents that were read."""
+
+    def __init__(self, source):
+        self.source, self.documents = source, []
+
+    def batches(self, start=0):
+        for number, rows in self.source.batches(start):
+            self.documents += rows.where_N2[:, 0].tolist()
+            yield number, rows.select(rows.where_N2[:, 1] != 3)
+
+
+@pytest.mark.parametrize("n_tokens", [1000, 10**6])
+def test_rows_are_read_as_far_as_they_are_wanted(n_tokens):
+    """A wanted row that is missing is not looked for to the end; every other document is in another language."""
+    texts = [source if i % 2 else source[:-1] + "(" for i, source in enumerate(sources())]
+    subject = text_subject(texts, planted_rows, sparse_copy())
+    order = list(dict.fromkeys(d for b in subject.tokens.batches() for d in b.document_B.tolist() if d >= 0))
+    subject = replace(subject, heldout=WithoutOutliers(subject.heldout))
+    collect(subject, n_tokens=n_tokens)
+    fetched = set(subject.heldout.documents)
+    subject.heldout.documents.clear()
+    classes = read_token_classes(subject, n_tokens, 256)
+    classes.announced(subject, [0], 0.3)
+    for read in (fetched, set(subject.heldout.documents)):
+        assert set(classes.labels) <= read, "all that is labelled is read"
+        assert not read & set(order[12:]) or n_tokens > 1000
 
 
 def test_other_texts_are_skipped():
