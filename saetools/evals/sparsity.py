@@ -9,9 +9,10 @@
                                     atoms: a place that holds no atom is not a dead feature
     outlier_severity                gamma = ||mean x|| / ||sd x|| of the host's activations; sd by coordinate
 
-dead_fraction carries the curve over numbers of tokens n < N: mean over features of (1 - n/N)^count, which is the
-expected share that a random n of the N tokens would leave dead. It has no bootstrap interval: resampling can only
-kill features, never revive them. `l0_mean` carries quantiles, `rare_fraction` the histogram of log10 density.
+dead_fraction carries the curve over numbers of tokens n = N / 2^i, rounded down: the expected share that a random n of
+the N tokens would leave dead, which is the mean over features of C(N - count, n) / C(N, n). It has no bootstrap
+interval: resampling can only kill features, never revive them. `l0_mean` carries quantiles, `rare_fraction` the
+histogram of log10 density.
 
 Cost: one encode per row. Cannot tell: whether the features that fire mean anything.
 """
@@ -106,10 +107,10 @@ class _Tally:
 
     def _dead_curve(self, counts_F: torch.Tensor) -> dict[str, list[float]]:
         """Expected dead fraction over n tokens, n halved from N down to 1."""
-        tokens = [self.n / 2**i for i in range(int(np.log2(self.n)) + 1)][::-1]
+        tokens = [self.n >> i for i in range(self.n.bit_length())][::-1]
         values, n_with = torch.unique(counts_F, return_counts=True)
-        dead = [float((n_with * (1 - n / self.n) ** values.double()).sum() / n_with.sum()) for n in tokens]
-        return {"tokens": tokens, "dead_fraction": dead}
+        dead = [float((n_with * silent_in(n, self.n, values)).sum() / n_with.sum()) for n in tokens]
+        return {"tokens": [float(n) for n in tokens], "dead_fraction": dead}
 
     def _histogram(self, counts_F: torch.Tensor) -> dict[str, list[float]]:
         """Living features by log10 of their density, in quarter decades from the one that holds 1 / N."""
@@ -161,6 +162,21 @@ class _Tally:
         return self.evaluation.record(
             "outlier_severity", sums.value(severity), "ratio", self.n, spread=sums.interval(severity, self.seed)
         )
+
+
+def silent_in(n_drawn: int, n_tokens: int, counts: torch.Tensor) -> torch.Tensor:
+    """P(none of n_drawn of n_tokens tokens, drawn without replacement, is one of `counts` given ones); float64.
+
+    C(N - count, n) / C(N, n) = exp(ln (N - count)! - ln (N - count - n)! - ln N! + ln (N - n)!); 0 where count > N - n.
+    """
+
+    def log_factorial(n: torch.Tensor) -> torch.Tensor:
+        return torch.lgamma(n.double() + 1)
+
+    others, whole = n_tokens - counts, torch.tensor(n_tokens)
+    left = others - n_drawn
+    log_p = log_factorial(others) - log_factorial(left.clamp_min(0)) - log_factorial(whole)
+    return torch.where(left >= 0, (log_p + log_factorial(whole - n_drawn)).exp(), 0.0)
 
 
 def _share(mask_F: torch.Tensor) -> float:

@@ -1,5 +1,7 @@
 """Sparsity figures on codes that are planted one by one."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from small_hosts import Given, by_name, row_subject
 from saetools.dictionaries.itda import ITDA
 from saetools.dictionaries.topk import TopK
 from saetools.evals.rows import coded_rows
-from saetools.evals.sparsity import Sparsity
+from saetools.evals.sparsity import Sparsity, silent_in
 
 
 def figures(code_NF, n_tokens=10**6, **settings):
@@ -54,6 +56,13 @@ def test_dead_curve_is_the_expectation_over_subsamples():
     drawn = [float((code[generator.permutation(1024)[:512]].sum(0) == 0).double().mean()) for _ in range(200)]
     assert half == pytest.approx(np.mean(drawn), abs=0.01)
     assert series["dead_fraction"][-1] == float((code.sum(0) == 0).double().mean())
+
+
+def test_the_share_left_silent_is_exact():
+    counts = torch.tensor([0, 1, 3, 7, 8, 10])
+    exact = [math.comb(10 - c, 3) / math.comb(10, 3) for c in counts.tolist()]
+    np.testing.assert_allclose(silent_in(3, 10, counts), exact, rtol=1e-12)
+    np.testing.assert_allclose(silent_in(500_000, 1_000_000, torch.tensor([1])), 0.5, rtol=1e-7)
 
 
 def test_planted_law_is_recovered():
