@@ -6,6 +6,7 @@ A class is a set of half-open character spans. `bool_C` of a text at a character
 import ast
 import io
 import keyword
+import re
 import token as token_types
 import tokenize
 from collections.abc import Iterator
@@ -35,6 +36,9 @@ after a dot; call_argument: inside the parentheses of a call; annotation: of par
 on a logical line indented by two levels or more."""
 
 Span = tuple[int, int]
+
+_UP_TO_ARGUMENTS = re.compile(r"(?:[\s)\\]|#[^\n]*+)*+\(")
+"""What may stand between the end of a called expression and its arguments: `(f)(`, `f (`, a comment in between."""
 
 
 def class_spans(text: str) -> dict[str, list[Span]] | None:
@@ -75,7 +79,7 @@ class _Places:
     """Character offsets of (line, column): `tokenize` counts columns in characters, `ast` in UTF-8 bytes."""
 
     def __init__(self, text: str) -> None:
-        self.is_ascii = text.isascii()
+        self.text, self.is_ascii = text, text.isascii()
         self.lines = [line + "\n" for line in text.split("\n")]
         self.starts = [0, *accumulate(len(line) for line in self.lines)]
 
@@ -117,7 +121,9 @@ def _from_tree(tree: ast.AST, place: _Places) -> Iterator[tuple[str, Span]]:
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield "import", place.of_node(node)
         if isinstance(node, ast.Call):
-            yield "call_argument", (place.of_node(node.func)[1] + 1, place.of_node(node)[1] - 1)
+            opened = _UP_TO_ARGUMENTS.match(place.text, place.of_node(node.func)[1])
+            if opened is not None:  # inside an f-string, Python 3.11 gives no exact places
+                yield "call_argument", (opened.end(), place.of_node(node)[1] - 1)
 
 
 def _from_tokens(tokens: list[tokenize.TokenInfo], place: _Places) -> Iterator[tuple[str, Span]]:

@@ -58,6 +58,22 @@ def test_labels_at_characters():
     assert rows == [{"number", "call_argument", "nested"}, {"docstring", "nested"}, set()]
 
 
+@pytest.mark.parametrize(
+    ("text", "argument"),
+    [
+        ("(f)(x)", "x"),
+        ("f (x)", "x"),
+        ("(\n(f) # (no)\n)(x, y)", "x, y"),
+        ("(f # (\n) \\\n (x, y=1)", "x, y=1"),
+        ("f[0](x)", "x"),
+        ("f()", ""),
+        ("('ü')(x)", "x"),
+    ],
+)
+def test_arguments_are_what_is_between_the_parentheses_of_a_call(text, argument):
+    assert pieces("call_argument", text) == [argument]
+
+
 @pytest.mark.parametrize("text", ["def f(:\n", "x = '\n", "if 1:\nx\n", "\0", "  x\n y\n", "x = 1\ry = 2\n"])
 def test_what_is_no_python(text):
     assert class_spans(text) is None and labels(text, np.array([0])) is None
