@@ -9,6 +9,7 @@ matrices are W_enc [D, F] and W_dec [F, D]. What is not linear in a kind (select
 `encode`, so that W_enc is only looked at, never multiplied with. A kind without encoder matrix shows its atoms there.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -103,10 +104,13 @@ class SAEBenchAdapter(nn.Module):
         """The reconstruction of x [..., D]."""
         return self.decode(self.encode(x))
 
-    def to(self, *args: Any, **kwargs: Any) -> "SAEBenchAdapter":
-        """Also keeps `device`, `dtype` and cfg in step; the dictionary inside computes in float32 all the same."""
-        super().to(*args, **kwargs)
-        self.dictionary.float()
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SAEBenchAdapter":
+        """What `to`, `half`, `cuda` ... come to: W_*, b_*, device, dtype and cfg follow; the dictionary moves, no more.
+
+        It is the caller's, and with rounded weights it would give other codes; it computes in float32 all the same.
+        """
+        super()._apply(fn, recurse=False)
+        self.dictionary.to(self.W_dec.device)
         self.device, self.dtype = self.W_dec.device, self.W_dec.dtype
         self.cfg.device, self.cfg.dtype = str(self.device), str(self.dtype).removeprefix("torch.")
         return self

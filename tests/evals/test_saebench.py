@@ -45,9 +45,16 @@ def test_the_matrices_are_not_transposed():
     torch.testing.assert_close(torch.relu((x - sae.b_dec) @ sae.W_enc + sae.b_enc), sae.encode(x), atol=1e-5, rtol=1e-5)
 
 
-def test_to_keeps_dtype_and_config_fresh():
+def test_to_keeps_dtype_and_config_fresh_and_the_dictionary_as_it_is():
     cls = available_dictionaries()["topk"]
-    sae = adapted("topk", cls.examples()[0]).to(dtype=torch.bfloat16)
+    sae = adapted("topk", cls.examples()[0])
+    x, before = torch.randn(3, D), {name: t.clone() for name, t in sae.dictionary.state_dict().items()}
+    codes = sae.encode(x)
+    assert sae.to(dtype=torch.bfloat16) is sae
+    for name, tensor in sae.dictionary.state_dict().items():
+        assert tensor.dtype == before[name].dtype and tensor.equal(before[name]), name
+    assert sae.W_dec.equal(before["W_dec_FD"].bfloat16()) and sae.W_enc.equal(before["W_enc_FD"].T.bfloat16())
+    assert sae.encode(x).equal(codes.bfloat16())
     assert sae.dtype == torch.bfloat16 and sae.cfg.dtype == "bfloat16" and sae.W_dec.dtype == torch.bfloat16
     assert sae(torch.randn(3, D, dtype=torch.bfloat16)).dtype == torch.bfloat16
     assert sae.to(torch.float32).cfg.dtype == "float32"
