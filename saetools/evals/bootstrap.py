@@ -72,6 +72,38 @@ def mean_interval(values: Sequence[float] | np.ndarray, seed: int) -> tuple[floa
     return bootstrap_interval(np.stack([np.ones(len(values_N)), values_N], 1), lambda t: t[:, 1] / t[:, 0], seed)
 
 
+def correlation_interval(pairs_N2: np.ndarray, seed: int) -> tuple[float, float] | None:
+    """The 95 % interval of the Pearson correlation of pairs that were drawn, or could be, independently."""
+    x_N, y_N = (pairs_N2 - pairs_N2.mean(0)).T / pairs_N2.std(0)[:, None]
+
+    def correlation(totals: np.ndarray) -> np.ndarray:
+        x, y, xx, yy, xy = totals[:, 1:].T / totals[:, 0]
+        variances = (xx - x * x) * (yy - y * y)
+        return (xy - x * y) / np.sqrt(np.where(variances > 1e-12, variances, np.nan))
+
+    return bootstrap_interval(np.stack([np.ones_like(x_N), x_N, y_N, x_N**2, y_N**2, x_N * y_N], 1), correlation, seed)
+
+
+def median_interval(values: np.ndarray, groups: np.ndarray, seed: int) -> tuple[float, float] | None:
+    """The 95 % interval of the median of items, by resampling the groups (documents) that they belong to.
+
+    The median of a resample is the least value that at least half of the drawn items do not exceed. Items that are nan
+    are left out; None with fewer than two groups.
+    """
+    order = np.argsort(values, kind="stable")
+    order = order[np.isfinite(values[order])]
+    _, group_N = np.unique(groups[order], return_inverse=True)
+    n_groups = int(group_N.max(initial=-1)) + 1
+    if n_groups < 2:
+        return None
+    generator, shares_G = rng.generator(seed, "bootstrap", n_groups), np.full(n_groups, 1 / n_groups)
+    medians = []
+    for _ in range(N_RESAMPLES):
+        drawn_N = generator.multinomial(n_groups, shares_G)[group_N].cumsum()
+        medians.append(values[order[np.searchsorted(drawn_N, drawn_N[-1] / 2)]])
+    return _middle(np.array(medians))
+
+
 def bootstrap_interval(sums_GC: np.ndarray, statistic: Statistic, seed: int) -> tuple[float, float] | None:
     """The middle 95 % of the statistic over 1000 resamples of the groups; the seed decides the resamples.
 
@@ -91,5 +123,9 @@ def bootstrap_interval(sums_GC: np.ndarray, statistic: Statistic, seed: int) -> 
     finite_R = values_R[np.isfinite(values_R)]
     if 2 * len(finite_R) < N_RESAMPLES:
         return None
-    low, high = np.quantile(finite_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return _middle(finite_R)
+
+
+def _middle(values_R: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

@@ -32,7 +32,7 @@ from pydantic import Field
 
 from saetools.dictionaries.base import SparseCode
 from saetools.evals.base import EvalRecord, Subject
-from saetools.evals.bootstrap import DocumentSums, Statistic
+from saetools.evals.bootstrap import DocumentSums, Statistic, median_interval
 from saetools.evals.rows import CodedRows, RowEvaluation
 from saetools.evals.sample import DRAW, TokenSample
 from saetools.features.sampling import uniform
@@ -72,7 +72,7 @@ class _Tally:
         self.norm_F = torch.linalg.vector_norm(self.atoms_FD.float(), dim=1)
         self.counts_F = torch.zeros(len(self.atoms_FD), dtype=torch.int64)
         self.pair_sums = DocumentSums(4)  # sum of token means, tokens with a pair, sum of next, number of next
-        self.norms = TokenSample(3, subject.seed)  # epsilon, ||z||, ||f||
+        self.norms = TokenSample(4, subject.seed)  # epsilon, ||z||, ||f||, document
 
     def add(self, rows: CodedRows) -> None:
         self.counts_F += firing_counts_F(rows.code).cpu()
@@ -113,7 +113,8 @@ class _Tally:
         z_square_N = (rows.x_ND - self.dictionary.b_dec_D.detach()).cpu().double().square().sum(1)
         epsilon_N = (z_square_N - squares_N).abs() / ((len(self.norm_F) - 1) * squares_N)
         epsilon_N[squares_N == 0] = torch.nan
-        self.norms.add(rows.where_N2, torch.stack([epsilon_N, z_square_N.sqrt(), squares_N.sqrt()], 1))
+        document_N = rows.where_N2[:, 0].double()
+        self.norms.add(rows.where_N2, torch.stack([epsilon_N, z_square_N.sqrt(), squares_N.sqrt(), document_N], 1))
 
     def records(self) -> list[EvalRecord]:
         in_use_F = self.dictionary.in_use_F()
@@ -161,16 +162,24 @@ class _Tally:
         return [*records, chance]
 
     def _of_norms(self) -> list[EvalRecord]:
-        epsilon_z_f = self.norms.columns()
-        points = epsilon_z_f[:ZF_POINTS]
+        epsilon, z, f, document = self.norms.columns().T
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = epsilon_z_f[:, 2] / epsilon_z_f[:, 1]
-        series = {"z_norm": points[:, 1].tolist(), "f_norm": points[:, 2].tolist()}
-        n = len(epsilon_z_f)
+            ratio = f / z
         quantiles = {"quantile": list(QUANTILES), "epsilon": self.norms.quantiles(0, QUANTILES)}
+        points = {"z_norm": z[:ZF_POINTS].tolist(), "f_norm": f[:ZF_POINTS].tolist()}
         return [
-            self.evaluation.record("epsilon_lbo", _median(epsilon_z_f[:, 0]), "cosine", n, series=quantiles),
-            self.evaluation.record("feature_norm_ratio", _median(ratio), "ratio", n, series=series),
+            self.evaluation.record(
+                name,
+                _median(values),
+                unit,
+                len(values),
+                spread=median_interval(values, document, self.seed),
+                series=series,
+            )
+            for name, values, unit, series in (
+                ("epsilon_lbo", epsilon, "cosine", quantiles),
+                ("feature_norm_ratio", ratio, "ratio", points),
+            )
         ]
 
 

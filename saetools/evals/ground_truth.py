@@ -18,6 +18,8 @@ and where the truth has a hierarchy (a child fires only where its parent does), 
                            more than c itself does, by at least `absorbs_at` in cosine
     hierarchy_recovered    share of pairs where m(p) fires at 90 % of m(c)'s tokens or more, but not the reverse
 
+Intervals of means over atoms, features or pairs resample these, the others blocks of rows.
+
 Absorption: Chanin et al. 2024 (arXiv 2409.14507), there measured by probes, here by the truth. Cost: one encode per
 row. Cannot tell: anything about rows that are not sparse sums of independent directions, which real ones may not be.
 """
@@ -54,7 +56,7 @@ class GroundTruth(Evaluation, name="ground_truth"):
     class Config(Evaluation.Config):
         """Sizes and borders."""
 
-        n_tokens: int = Field(16_384, gt=0, description="planted rows, rounded up to whole blocks")
+        n_tokens: int = Field(16_384, gt=0, description="planted rows; fewer where there are fewer")
         recovered_at: float = Field(0.9, gt=0, le=1, description="cosine from which an atom counts as recovered")
         split_at: float = Field(0.7, gt=0, le=1, description="cosine from which a learned feature belongs to an atom")
         absorbs_at: float = Field(0.2, gt=0, le=1, description="extra cosine with the parent that marks absorption")
@@ -76,7 +78,8 @@ class GroundTruth(Evaluation, name="ground_truth"):
         paired = _Paired.of(subject.dictionary.directions().cpu(), truth_GD)
         counts = _Counts(paired, source.planted.parent_F)
         for number, rows in source.batches(0):
-            truth_NG = source.planted.block(number, source.batch_rows, source.split).code_NF
+            rows = rows.select(slice(0, self.config.n_tokens - counts.sums.n_rows))
+            truth_NG = source.planted.block(number, source.batch_rows, source.split).code_NF[: len(rows)]
             code = subject.dictionary.encode(rows.x_ND.to(subject.dictionary.device))
             counts.add(number, truth_NG, paired.values(code))
             counts.fired_F += firing_counts_F(code).cpu()
@@ -85,7 +88,11 @@ class GroundTruth(Evaluation, name="ground_truth"):
                 break
         if not counts.sums.n_rows:
             raise DataError("The planted source has no held-out rows. Raise n_heldout_batches.")
-        return [*self._atoms(subject, paired, counts, truth_GD), *self._support(subject, counts), *self._tree(counts)]
+        return [
+            *self._atoms(subject, paired, counts, truth_GD),
+            *self._support(subject, counts),
+            *self._tree(subject, counts),
+        ]
 
     def _atoms(self, subject: Subject, paired: "_Paired", counts: "_Counts", truth_GD: Tensor) -> list[EvalRecord]:
         learned_FD = subject.dictionary.directions().cpu()
@@ -95,25 +102,34 @@ class GroundTruth(Evaluation, name="ground_truth"):
         best_F, atom_F = best_matches(learned_FD, truth_GD)
         alive_F = counts.fired_F > 0
         belongs_F = alive_F & (best_F >= self.config.split_at)
-        n_atoms, n_alive = len(truth_GD), int(alive_F.sum())
+        n_atoms = len(truth_GD)
         found = torch.unique(atom_F[belongs_F])
         per_atom = float(belongs_F.sum()) / len(found) if len(found) else None
-        spurious = float((alive_F & ~belongs_F).sum()) / n_alive if n_alive else None
-        recovered = float((cosine_G >= self.config.recovered_at).double().mean())
-        chance_mean = float(chance.double().sum()) / n_atoms
-        interval = mean_interval(cosine_G.numpy(), subject.seed)
+        chance_G = torch.nn.functional.pad(chance.double(), (0, n_atoms - len(chance)))
+        recovered_G = (cosine_G >= self.config.recovered_at).double()
         series = {"cosine": cosine_G.sort(descending=True).values.tolist()}
 
-        def record(name: str, value: float | None, unit: str, n: int = n_atoms, **fields: Any) -> EvalRecord:
-            return self.record(name, value, unit, n, **{"n_unit": "planted atoms", **fields})
+        def mean(name: str, values_G: Tensor, unit: str, **fields: Any) -> EvalRecord:
+            return self._mean(name, values_G, unit, "planted atoms", subject.seed, **fields)
 
         return [
-            record("matched_cosine", float(cosine_G.mean()), "cosine", spread=interval, series=series),
-            record("matched_cosine_chance", chance_mean, "cosine", note="random unit atoms"),
-            record("recovered_fraction", recovered, "fraction of planted atoms"),
-            record("spurious_fraction", spurious, "fraction of living features", n_alive, n_unit="features"),
-            record("features_per_atom", per_atom, "features per atom", len(found)),
+            mean("matched_cosine", cosine_G, "cosine", series=series),
+            mean("matched_cosine_chance", chance_G, "cosine", note="random unit atoms"),
+            mean("recovered_fraction", recovered_G, "fraction of planted atoms"),
+            self._mean(
+                "spurious_fraction",
+                (~belongs_F[alive_F]).double(),
+                "fraction of living features",
+                "features",
+                subject.seed,
+            ),
+            self.record("features_per_atom", per_atom, "features per atom", len(found), n_unit="planted atoms"),
         ]
+
+    def _mean(self, name: str, values: Tensor, unit: str, n_unit: str, seed: int, **fields: Any) -> EvalRecord:
+        """The record of a mean of items, None where there are none, with its interval over them."""
+        value, interval = float(values.mean()) if len(values) else None, mean_interval(values.numpy(), seed)
+        return self.record(name, value, unit, len(values), n_unit=n_unit, spread=interval, **fields)
 
     def _support(self, subject: Subject, counts: "_Counts") -> list[EvalRecord]:
         statistics: dict[str, Statistic] = {
@@ -129,10 +145,10 @@ class GroundTruth(Evaluation, name="ground_truth"):
                 self.record(name, counts.sums.value(s), "fraction", n, spread=counts.sums.interval(s, subject.seed))
                 for name, s in statistics.items()
             ),
-            self.record("support_auc", float(auc_G.mean()), "probability", len(auc_G), n_unit="planted atoms"),
+            self._mean("support_auc", auc_G.double(), "probability", "planted atoms", subject.seed),
         ]
 
-    def _tree(self, counts: "_Counts") -> list[EvalRecord]:
+    def _tree(self, subject: Subject, counts: "_Counts") -> list[EvalRecord]:
         tree = counts.tree
         if tree is None:
             return []
@@ -149,12 +165,12 @@ class GroundTruth(Evaluation, name="ground_truth"):
             "hierarchy_recovered": implied.double()[usual],
         }
         return [
-            self.record(
+            self._mean(
                 name,
-                float(values.mean()) if len(values) else None,
+                values,
                 "fraction",
-                len(values),
-                n_unit="parent-child pairs",
+                "parent-child pairs",
+                subject.seed,
                 note=None if len(values) else NOT_RECOVERED,
             )
             for name, values in figures.items()

@@ -58,7 +58,7 @@ class _Tally:
         self.in_use_F = subject.dictionary.in_use_F().cpu() if self.is_constructed else torch.ones(n_features).bool()
         self.counts_F = torch.zeros(n_features, dtype=torch.int64)
         self.l0_counts = torch.zeros(n_features + 1, dtype=torch.int64)  # tokens with so many features
-        self.l0_sums = DocumentSums(2)  # tokens, L0
+        self.l0_sums = DocumentSums(3)  # tokens, L0, L0^2
         self.activation_sums = DocumentSums(2 + d_model)  # tokens, ||x||^2, x
 
     def add(self, rows: CodedRows) -> None:
@@ -66,7 +66,7 @@ class _Tally:
         self.counts_F += firing_counts_F(rows.code).cpu()
         self.l0_counts += torch.bincount(l0, minlength=len(self.l0_counts))
         ones_N = torch.ones(len(l0), dtype=torch.float64)
-        self.l0_sums.add(document_N, torch.stack([ones_N, l0.double()], 1))
+        self.l0_sums.add(document_N, torch.stack([ones_N, l0.double(), l0.double().square()], 1))
         x_ND = rows.x_ND.cpu().double()
         columns = torch.cat([ones_N[:, None], x_ND.square().sum(1, keepdim=True), x_ND], 1)
         self.activation_sums.add(document_N, columns)
@@ -83,16 +83,22 @@ class _Tally:
         def mean(totals: np.ndarray) -> np.ndarray:
             return totals[:, 1] / totals[:, 0]
 
-        value, counts = self.l0_sums.value(mean), self.l0_counts.double()
-        squares = float((counts * (torch.arange(len(counts)).double() - value) ** 2).sum())
-        cumulative = counts.cumsum(0)
+        def sd(totals: np.ndarray) -> np.ndarray:
+            return np.sqrt((totals[:, 2] / totals[:, 0] - mean(totals) ** 2).clip(0))
+
+        cumulative = self.l0_counts.cumsum(0).double()
         at = [int(torch.searchsorted(cumulative, max(1.0, np.ceil(q * self.n)))) for q in QUANTILES]
         quantiles = {"quantile": list(QUANTILES), "l0": [float(i) for i in at]}
-        interval = self.l0_sums.interval(mean, self.seed)
-        record, unit = self.evaluation.record, "features per token"
         return [
-            record("l0_mean", value, unit, self.n, spread=interval, series=quantiles),
-            record("l0_sd", (squares / self.n) ** 0.5, unit, self.n),
+            self.evaluation.record(
+                name,
+                self.l0_sums.value(statistic),
+                "features per token",
+                self.n,
+                spread=self.l0_sums.interval(statistic, self.seed),
+                series=series,
+            )
+            for name, statistic, series in (("l0_mean", mean, quantiles), ("l0_sd", sd, None))
         ]
 
     def _life(self, counts_F: torch.Tensor) -> list[EvalRecord]:

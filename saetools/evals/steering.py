@@ -46,7 +46,7 @@ from saetools.evals.base import (
     no_tick,
     with_host,
 )
-from saetools.evals.bootstrap import mean_interval
+from saetools.evals.bootstrap import correlation_interval, mean_interval
 from saetools.evals.responses import area_under, response_columns
 from saetools.evals.splicing import Splicer, counted_windows, cross_entropy_N
 from saetools.evals.token_classes import read_token_classes
@@ -173,6 +173,7 @@ class Steering(Evaluation, name="steering"):
             "correlation",
             len(pairs),
             n_unit="features",
+            spread=correlation_interval(pairs, bench.subject.seed) if varies else None,
             series={"loss_change": pairs[:, 0].tolist(), "first_order": pairs[:, 1].tolist()},
         )
 

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from saetools.evals.bootstrap import MAX_BYTES, DocumentSums, bootstrap_interval, mean_interval
+from saetools.evals.bootstrap import (
+    MAX_BYTES,
+    DocumentSums,
+    bootstrap_interval,
+    correlation_interval,
+    mean_interval,
+    median_interval,
+)
 
 
 def mean(totals):
@@ -59,3 +66,28 @@ def test_the_mean_of_items_leaves_out_what_is_undefined():
     assert low < values.mean() < high and high - low == pytest.approx(4 * 0.1, rel=0.2)
     assert mean_interval([*values, float("nan")], 0) == (low, high)
     assert mean_interval([1.0, float("nan")], 0) is None
+
+
+def test_the_interval_of_a_median_is_over_groups():
+    """100 groups of 30 equal items: as wide as that of a median of 100, and no narrower with more items each."""
+    numbers = np.random.default_rng(0)
+    of_group = numbers.normal(size=100)
+    values, groups = np.repeat(of_group, 30), np.repeat(np.arange(100), 30)
+    low, high = median_interval(values, groups, 0)
+    drawn = np.median(numbers.choice(of_group, (4000, 100)), axis=1)
+    assert (low, high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.08)
+    order = numbers.permutation(3000)
+    assert median_interval(values[order], groups[order], 0) == (low, high)
+    assert median_interval(np.r_[values, np.nan], np.r_[groups, 7], 0) == (low, high)
+    assert median_interval(values[:30], groups[:30], 0) is None and median_interval(values[:0], groups[:0], 0) is None
+
+
+def test_the_interval_of_a_correlation():
+    """By Fisher's transformation tanh(atanh r +- 1.96 / sqrt(n - 3))."""
+    numbers = np.random.default_rng(0)
+    x = numbers.normal(size=400)
+    pairs = np.stack([1e3 + x, x + numbers.normal(size=400)], 1)
+    r = np.corrcoef(pairs.T)[0, 1]
+    expected = tuple(np.tanh(np.arctanh(r) + sign * 1.96 / 397**0.5) for sign in (-1, 1))
+    assert correlation_interval(pairs, 0) == pytest.approx(expected, abs=0.02)
+    assert correlation_interval(np.stack([x, 2 * x], 1), 0) == pytest.approx((1, 1))

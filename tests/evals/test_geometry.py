@@ -40,6 +40,9 @@ def test_norms_follow_the_definition(gaussian):
     z = (gaussian - 0.3).double().square().sum(1)
     assert found["epsilon_lbo"].value == pytest.approx(float(np.median(((z - f).abs() / (11 * f))[f > 0])), rel=1e-5)
     assert found["feature_norm_ratio"].value == pytest.approx(float(np.median((f / z).sqrt())), rel=1e-5)
+    for name in ("epsilon_lbo", "feature_norm_ratio"):
+        low, high = found[name].spread
+        assert low < found[name].value < high < 1.5 * low, name
 
 
 def test_independent_firing_gives_the_chance_level():

@@ -48,6 +48,7 @@ def test_the_truth_is_perfect():
     assert found["support_auc"].value == 1 and found["spurious_fraction"].value == 0
     assert found["features_per_atom"].value == 1
     assert found["matched_cosine_chance"].value < 0.5
+    assert found["recovered_fraction"].spread == found["support_auc"].spread == (1, 1)
     assert "absorption" not in found
 
 
@@ -59,15 +60,16 @@ class OneDraw(Planted):
         return PlantedBlock(whole.x_ND[rows], whole.code_NF[rows])
 
 
-def test_batches_do_not_matter():
+@pytest.mark.parametrize("n_tokens", [2048, 700])
+def test_batches_do_not_matter(n_tokens):
     law = OneDraw(PlantedConfig(d_model=D, n_features=F, mean_active=3, noise=0.1), seed=0)
     dictionary = TopK(TopK.configure(n_features=2 * F, k=3), D)
     base, *others = (
-        by_name(GroundTruth(n_tokens=2048).run(Subject(dictionary, source.spec, source)))
+        by_name(GroundTruth(n_tokens=n_tokens).run(Subject(dictionary, source.spec, source)))
         for source in (PlantedSource(law, "heldout", 2048 // size, size) for size in (512, 128, 2048))
     )
     known = {name: record for name, record in base.items() if record.value is not None}
-    assert len(known) >= 8
+    assert len(known) >= 8 and known["support_f1"].n == n_tokens
     for found in others:
         for name, record in known.items():
             assert found[name].n == record.n and found[name].value == pytest.approx(record.value, rel=1e-6), name
@@ -136,6 +138,8 @@ def test_random_features_are_at_chance_and_spurious():
 def test_fewer_features_than_atoms():
     law = planted()
     found = figures(FromTruth(law, lambda code: code[:, :4], law.atoms_FD[:4]), law)
+    low, high = found["recovered_fraction"].spread
+    assert 0 <= low < 4 / F < high < 0.6
     assert found["recovered_fraction"].value == pytest.approx(4 / F)
     assert found["support_precision"].value == 1 and found["support_recall"].value < 1
 

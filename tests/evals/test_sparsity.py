@@ -28,6 +28,7 @@ def test_planted_counts():
     assert found["l0_mean"].value == pytest.approx((500 + 2 + 250 + 1) / 1000)
     l0 = (code != 0).sum(1).double()
     assert found["l0_sd"].value == pytest.approx(float(l0.std(correction=0)))
+    assert found["l0_sd"].spread[0] < found["l0_sd"].value < found["l0_sd"].spread[1]
     assert found["dead_fraction"].value == pytest.approx(2 / 6)
     assert found["rare_fraction"].value == pytest.approx(2 / 6)
     assert found["dense_fraction"].value == pytest.approx(1 / 6)
