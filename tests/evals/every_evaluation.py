@@ -13,8 +13,8 @@ SETTINGS = {
     "probing": {"n_train": 60, "n_test": 40, "min_rows": 20, "ks": (1, 2)},
     "disentangling": {"n_train": 60, "n_test": 40, "min_rows": 15, "n_ablated": (2,)},
     "absorption": {"n_train": 60, "n_test": 40, "min_rows": 10},
-    "interpretability": {"n_features": 20, "n_top": 8, "n_explain": 4, "n_judge": 4, "before": 4, "after": 3},
-    "steering": {"n_features": 4, "n_predictions": 10**6, "n_targets": 2, "doses": (0.1, 0.3)},
+    "interpretability": {"n_features": 40, "n_top": 8, "n_explain": 4, "n_judge": 4, "before": 4, "after": 3},
+    "steering": {"n_features": 24, "n_predictions": 10**6, "n_targets": 2, "doses": (0.1, 0.3)},
     "geometry": {"pair_share": 0.5},
 }
 FEW = {
