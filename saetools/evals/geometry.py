@@ -36,6 +36,7 @@ from saetools.evals.bootstrap import DocumentSums, Statistic, median_interval
 from saetools.evals.rows import CodedRows, RowEvaluation
 from saetools.evals.sample import DRAW, TokenSample
 from saetools.features.sampling import uniform
+from saetools.functional.afa import epsilon_lower_bound_N
 from saetools.functional.geometry import BLOCK_BYTES, Angles, angles, co_firing_cosines, row_cosines
 from saetools.functional.statistics import firing_counts_F
 
@@ -111,8 +112,7 @@ class _Tally:
         squares_N = torch.zeros(len(rows.x_ND), dtype=torch.float64)
         squares_N.index_add_(0, row_M.cpu(), (value_M * self.norm_F[feature_M]).cpu().double().square())
         z_square_N = (rows.x_ND - self.dictionary.b_dec_D.detach()).cpu().double().square().sum(1)
-        epsilon_N = (z_square_N - squares_N).abs() / ((len(self.norm_F) - 1) * squares_N)
-        epsilon_N[squares_N == 0] = torch.nan
+        epsilon_N = epsilon_lower_bound_N(z_square_N, squares_N, len(self.norm_F))
         document_N = rows.where_N2[:, 0].double()
         self.norms.add(rows.where_N2, torch.stack([epsilon_N, z_square_N.sqrt(), squares_N.sqrt(), document_N], 1))
 

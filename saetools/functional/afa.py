@@ -26,13 +26,12 @@ def norm_matching_mask(active_NF: Tensor, norms_N: Tensor) -> Tensor:
     return torch.zeros_like(kept_NF).scatter(1, order_NF, kept_NF)
 
 
-def epsilon_lower_bound_N(row_norms_N: Tensor, code_norms_N: Tensor, n_features: int | Tensor) -> Tensor:
+def epsilon_lower_bound_N(row_squares_N: Tensor, code_squares_N: Tensor, n_features: int | Tensor) -> Tensor:
     """eps_LBO of each row: the least coherence that explains the mismatch, | ||z||^2 - ||f||^2 | / ((h - 1) ||f||^2).
 
-    `n_features`: h, the dictionary's size as in the paper, or the row's number of active features, which gives a far
-    larger (tighter) bound. nan where the code is empty or h = 1.
+    row_squares_N: ||z||^2; code_squares_N: ||f||^2. `n_features`: h, the dictionary's size as in the paper, or the
+    row's number of active features, which gives a far larger (tighter) bound. nan where the code is empty or h = 1.
     """
-    squares_N = code_norms_N.square()
-    mismatch_N = (row_norms_N.square() - squares_N).abs()
-    bound_N = mismatch_N / ((torch.as_tensor(n_features, device=squares_N.device) - 1) * squares_N)
+    mismatch_N = (row_squares_N - code_squares_N).abs()
+    bound_N = mismatch_N / ((torch.as_tensor(n_features, device=code_squares_N.device) - 1) * code_squares_N)
     return bound_N.where(bound_N.isfinite(), torch.nan)

@@ -42,18 +42,6 @@ def proximal(u_NF: Tensor, penalty: Penalty, weight: float, step: Tensor | float
     raise ValueError(f"penalty is {penalty!r}; known: soft, hard, cel0")
 
 
-def penalty_NF(z_NF: Tensor, penalty: Penalty, weight: float, norms_F: Tensor) -> Tensor:
-    """weight * R(z), elementwise."""
-    if penalty == "soft":
-        return weight * z_NF.abs()
-    if penalty == "hard":
-        return weight * (z_NF != 0).to(z_NF.dtype)
-    if penalty == "cel0":
-        missing = ((2 * weight) ** 0.5 - norms_F * z_NF.abs()).clamp_min(0)
-        return weight - missing.square() / 2
-    raise ValueError(f"penalty is {penalty!r}; known: soft, hard, cel0")
-
-
 @torch.no_grad()
 def shrinkage_code(
     x_ND: Tensor, W_FD: Tensor, penalty: Penalty, weight: float, n_steps: int = 100, nonnegative: bool = False

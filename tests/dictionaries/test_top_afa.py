@@ -38,7 +38,7 @@ def test_the_norm_loss_brings_code_and_row_to_one_length(planted: Any) -> None:
 
 
 def test_epsilon_lower_bound() -> None:
-    bound = epsilon_lower_bound_N(torch.tensor([2.0, 1.0]), torch.tensor([1.0, 0.0]), 4)
+    bound = epsilon_lower_bound_N(torch.tensor([4.0, 1.0]), torch.tensor([1.0, 0.0]), 4)
     assert bound[0].item() == pytest.approx(1.0) and bound[1].isnan()
-    per_row = epsilon_lower_bound_N(torch.tensor([2.0, 2.0]), torch.tensor([1.0, 1.0]), torch.tensor([2, 1]))
+    per_row = epsilon_lower_bound_N(torch.tensor([4.0, 4.0]), torch.tensor([1.0, 1.0]), torch.tensor([2, 1]))
     assert per_row[0].item() == pytest.approx(3.0) and per_row[1].isnan()

@@ -5,13 +5,21 @@ from itertools import pairwise
 import pytest
 import torch
 
-from saetools.functional.shrinkage import Penalty, penalty_NF, proximal, shrinkage_code
+from saetools.functional.shrinkage import Penalty, proximal, shrinkage_code
 
 PENALTIES: list[Penalty] = ["soft", "hard", "cel0"]
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def penalty_NF(z: torch.Tensor, penalty: Penalty, weight: float, norms: torch.Tensor) -> torch.Tensor:
+    """weight * R(z), elementwise, as the module writes R."""
+    missing = ((2 * weight) ** 0.5 - norms * z.abs()).clamp_min(0)
+    return {"soft": weight * z.abs(), "hard": weight * (z != 0).double(), "cel0": weight - missing.square() / 2}[
+        penalty
+    ]
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
