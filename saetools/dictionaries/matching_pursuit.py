@@ -7,7 +7,8 @@
 Rules: `nonnegative` takes the largest positive c and stops where there is none, `signed` the largest c whatever its
 sign, `absolute` the largest |c| with its sign. Atoms have unit norm, so that ||r_t||^2 = ||r_{t-1}||^2 - v_t^2. With
 `reselect` an atom may be chosen again, so that a row may have fewer than k active features. A row stops early where
-||r|| <= tolerance * sqrt(V), and with `stop_at_repeat` after the first atom that comes a second time (as in SAELens).
+||r|| <= tolerance * sqrt(V), and with `stop_at_repeat` after the first atom that comes a second time (as in SAELens);
+codes are ragged with either.
 Inference may take other steps than training: `inference_steps` at most, and until
 `inference_tolerance`, so that each row has as many as it needs; `with_inference` changes them for given atoms.
 
@@ -83,8 +84,9 @@ class MatchingPursuit(Dictionary, kind="matching_pursuit"):
     config: Config
 
     def encode_chunk(self, x_ND: Tensor, fields: Mapping[str, Tensor]) -> SparseCode:
-        values_NK, indices_NK, _ = self._pursue(x_ND, *self._inference())
-        return self._code(values_NK, indices_NK)
+        n_steps, tolerance = self._inference()
+        values_NK, indices_NK, _ = self._pursue(x_ND, n_steps, tolerance)
+        return self._code(values_NK, indices_NK, tolerance)
 
     def encode_reference(self, x_ND: Tensor, fields: Mapping[str, Tensor] | None = None) -> Tensor:
         values_NK, indices_NK, _ = self._steps(x_ND, *self._inference(), impl="reference")
@@ -106,7 +108,7 @@ class MatchingPursuit(Dictionary, kind="matching_pursuit"):
         self, x_ND: Tensor, target_ND: Tensor, fields: Mapping[str, Tensor], state: State, progress: Progress
     ) -> Terms:
         values_NK, indices_NK, left_ND = self._pursue(x_ND, self.config.k, self.config.tolerance)
-        code = self._code(values_NK.detach(), indices_NK)  # for statistics: losses see the residual alone
+        code = self._code(values_NK.detach(), indices_NK, self.config.tolerance)  # losses see the residual alone
         residual_ND = target_ND - x_ND + left_ND
         losses = {"reconstruction": reconstruction(residual_ND, self.total_variance)}
         if self.config.aux_weight:
@@ -144,12 +146,12 @@ class MatchingPursuit(Dictionary, kind="matching_pursuit"):
             left_ND = x_ND - self.b_dec_D - gather_sum(values_NK, indices_NK, self.W_dec_FD)
         return values_NK, indices_NK, left_ND
 
-    def _code(self, values_NK: Tensor, indices_NK: Tensor) -> SparseCode:
-        """The code of steps: one slot per atom."""
+    def _code(self, values_NK: Tensor, indices_NK: Tensor, tolerance: float) -> SparseCode:
+        """The code of steps: one slot per atom; ragged where rows may end before the last step."""
         if not self.config.selects_once:
             values_NK = merged_slots(values_NK, indices_NK)
         code = SparseCode(values_NK, indices_NK, self.config.n_features)
-        return code.to_ragged() if self.config.stop_at_repeat else code
+        return code.to_ragged() if self.config.stop_at_repeat or tolerance else code
 
     def _steps(self, x_ND: Tensor, n_steps: int, tolerance: float, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
         """values_NK and indices_NK step by step, and the last residual."""
