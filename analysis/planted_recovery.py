@@ -30,7 +30,8 @@ N_STEPS, BATCH_ROWS, LR = 800, 256, 1e-2
 COMMON = {"d_model": 32, "n_features": 64, "mean_active": 3.0, "coefficient_low": 1.0, "coefficient_high": 2.0}
 SETTINGS: dict[str, tuple[type, Any]] = {
     "easy": (Planted, PlantedConfig(**COMMON, zipf_exponent=0)),
-    "single": (Planted, PlantedConfig(**COMMON | {"mean_active": 0.5}, zipf_exponent=0)),  # 77 % of rows have one atom
+    # one atom in 77 % of the rows that are not empty
+    "single": (Planted, PlantedConfig(**COMMON | {"mean_active": 0.5}, zipf_exponent=0)),
     "zipf": (Planted, PlantedConfig(**COMMON, zipf_exponent=1)),
     "correlated": (Planted, PlantedConfig(**COMMON, zipf_exponent=0, group_size=4, correlation=0.8)),
     "hierarchy": (Planted, PlantedConfig(**COMMON | {"mean_active": 8.0}, zipf_exponent=0, children_per_parent=3)),

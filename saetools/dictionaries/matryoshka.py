@@ -7,9 +7,9 @@
 Early features must be useful without the late ones, which keeps them general (less absorption and splitting).
 
 Source: Bussmann et al. 2025, "Learning Multi-Level Features with Matryoshka Sparse Autoencoders", arXiv 2503.17547.
-Differs from it in: the mean over groups (theirs: the sum) keeps the weight of AuxK what it is elsewhere;
-their code has one more term for the bias alone, which no feature can change, and we leave it out; inference by
-the learnt threshold; AuxK as in TopK.
+Differs from it in: the mean over groups (paper: the sum) keeps the weight of AuxK what it is elsewhere; their code
+takes the mean too, over the G groups and one more term, for the bias alone, which we leave out: it trains b_dec and no
+feature; inference by the learnt threshold; AuxK as in TopK.
 """
 
 from collections.abc import Mapping
