@@ -4,24 +4,35 @@ import pytest
 import torch
 from torch import Tensor
 
+from saetools.activations.planted import Planted, PlantedConfig
 from saetools.dictionaries.base import Dictionary, Progress, State, Terms
 from saetools.functional.matching import hungarian_match
 
 
-class Planted:
-    """32 atoms in 24 dimensions, 3 at a time with coefficients uniform in [1, 2]."""
+class PlantedRows:
+    """The easy setting: 32 atoms in 24 dimensions, 3 of a row on average, with coefficients uniform in [1, 2]."""
 
+    LAW = PlantedConfig(
+        d_model=24, n_features=32, mean_active=3.0, zipf_exponent=0.0, coefficient_low=1, coefficient_high=2
+    )
     D, N_ATOMS, ACTIVE = 24, 32, 3
 
     def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.atoms: Tensor = torch.nn.functional.normalize(torch.randn(self.N_ATOMS, self.D, generator=generator))
+        self.planted = Planted(self.LAW)
+        self.sparse = Planted(self.LAW.model_copy(update={"mean_active": 0.35, "noise": 0.02}))
+        self.atoms = self.planted.atoms_FD
 
     def rows(self, n: int, seed: int) -> Tensor:
-        generator = torch.Generator().manual_seed(1000 + seed)
-        chosen = torch.rand(n, self.N_ATOMS, generator=generator).topk(self.ACTIVE, dim=1).indices
-        values = 1 + torch.rand(n, self.ACTIVE, generator=generator)
-        return torch.zeros(n, self.N_ATOMS).scatter(1, chosen, values) @ self.atoms
+        """n rows, others for each seed; those of a negative one are never trained on."""
+        return self.planted.block(abs(seed), n, "heldout" if seed < 0 else "train").x_ND
+
+    def nearly_single(self, n: int, seed: int) -> Tensor:
+        """n rows of the same atoms, of which at least three quarters have one alone and none is empty; little noise."""
+        block = self.sparse.block(seed, 5 * n)
+        active_N = block.code_NF.count_nonzero(1)
+        kept_N = active_N.nonzero()[:n, 0]
+        assert len(kept_N) == n and (active_N[kept_N] == 1).float().mean() >= 0.75
+        return block.x_ND[kept_N]
 
     def train(self, dictionary: Dictionary, steps: int = 300, n: int = 256, lr: float = 2e-2) -> tuple[State, Terms]:
         """Adam with linear decay over the last half, on fresh rows each step; absorbs the state at the end."""
@@ -43,11 +54,16 @@ class Planted:
         dictionary.absorb_(state)
         return state, terms
 
-    def recovered(self, dictionary: Dictionary) -> float:
-        """The fraction of atoms whose direction, paired one to one (Hungarian), has a cosine above 0.9."""
-        return float(hungarian_match(self.atoms, dictionary.directions()).cosine_P.gt(0.9).float().mean())
+    def recovered(self, dictionary: Dictionary, signed: bool = False) -> float:
+        """The fraction of atoms whose direction, paired one to one (Hungarian), has a cosine above 0.9.
+
+        `signed`: of either sign, for kinds whose codes are.
+        """
+        directions = dictionary.directions()
+        either = torch.cat([directions, -directions]) if signed else directions
+        return float(hungarian_match(self.atoms, either).cosine_P.gt(0.9).float().mean())
 
 
 @pytest.fixture(scope="session")
-def planted() -> Planted:
-    return Planted()
+def planted() -> PlantedRows:
+    return PlantedRows()

@@ -12,7 +12,7 @@ from saetools.dictionaries.matching_pursuit import MatchingPursuit
 from saetools.functional.directions import cosine_N, direction_error
 from saetools.kernels import gram
 
-D, N_ATOMS = 24, 32
+D = 24
 WHERE = torch.arange(512).view(256, 2)
 
 
@@ -24,18 +24,6 @@ def itda(**settings: Any) -> ITDA:
     dictionary = make_dictionary(ITDA.configure(**{"n_features": 60, "k": 4, **settings}), D)
     assert isinstance(dictionary, ITDA)
     return dictionary
-
-
-def mostly_single(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rows, atoms): three quarters are one atom, the others sums of three; coefficients in [1, 2]; little noise."""
-    atoms = torch.nn.functional.normalize(normal(N_ATOMS, D))
-    generator = torch.Generator().manual_seed(100 + seed)
-    chosen = torch.rand(n, N_ATOMS, generator=generator).topk(3, dim=1).indices
-    values = 1 + torch.rand(n, 3, generator=generator)
-    values[: 3 * n // 4, 1:] = 0
-    noise = 0.02 * torch.randn(n, D, generator=generator)
-    x = torch.zeros(n, N_ATOMS).scatter(1, chosen, values) @ atoms + noise
-    return x[torch.randperm(n, generator=generator)], atoms
 
 
 def test_error_is_that_of_unit_vectors() -> None:
@@ -68,14 +56,12 @@ def test_an_empty_dictionary_codes_nothing() -> None:
     assert not dictionary(normal(5, D)).any()
 
 
-def test_atoms_are_found_where_most_rows_are_single() -> None:
-    dictionary = itda(n_features=64, min_cosine=0.95)
+def test_atoms_are_found_where_most_rows_are_single(planted: Any) -> None:
+    dictionary = make_dictionary(ITDA.configure(n_features=64, k=4, min_cosine=0.95), planted.D)
     state = dictionary.initial_state()
     for batch in range(8):
-        x, atoms = mostly_single(256, batch)
-        state = dictionary.update(x, WHERE, state).new_state
-    matched = (atoms @ dictionary.directions().T).abs().max(dim=1).values > 0.9
-    assert matched.float().mean() >= 0.9
+        state = dictionary.update(planted.nearly_single(256, batch), WHERE, state).new_state
+    assert planted.recovered(dictionary, signed=True) >= 0.9
 
 
 def test_no_twins_within_a_batch_and_frequent_directions_first() -> None:

@@ -17,7 +17,7 @@ from saetools.functional.statistics import l0_N
 PRICES = {
     "relu_l1": ("l1_weight", 0.1, 0.4),
     "gated": ("l1_weight", 0.2, 0.8),
-    "jumprelu": ("l0_weight", 0.01, 0.1),
+    "jumprelu": ("l0_weight", 0.01, 0.05),
     "p_anneal": ("l1_weight", 0.1, 0.4),
 }
 
