@@ -13,7 +13,7 @@ from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 from saetools.dashboard.export import facts
 from saetools.dashboard.inline import asset, plotly_script
 from saetools.dashboard.live import browse, model_tabs, panels_tabs
-from saetools.dashboard.live.guard import LOOPBACK, Guard, check_address, policy
+from saetools.dashboard.live.guard import Guard, check_address, names_of, policy, reachable
 from saetools.dashboard.live.subject import Subject
 
 INDEX = """<!doctype html>
@@ -84,13 +84,11 @@ def _without_environment() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def make_guarded(
-    subject: Subject, host: str = "127.0.0.1", token: str | None = None, names: frozenset[str] = frozenset()
-) -> Guard:
-    """The app behind its guard. `names`: further names by which other machines know this one."""
+def make_guarded(subject: Subject, host: str = "127.0.0.1", token: str | None = None) -> Guard:
+    """The app behind its guard."""
     check_address(host, token)
     app = make_app(subject)
-    return Guard(app.server, LOOPBACK | names | {host}, policy(app.csp_hashes()), token)
+    return Guard(app.server, names_of(host), policy(app.csp_hashes()), token)
 
 
 def serve(
@@ -98,12 +96,12 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8050,
     token: str | None = None,
-    names: frozenset[str] = frozenset(),
     started: Callable[[str], None] = lambda address: None,
 ) -> None:
     """Serve until interrupted. `started` is called with the address. Environment variables change nothing."""
-    server = listen(make_guarded(subject, host, token, names), host, port)
-    shown = f"http://{'[' + host + ']' if ':' in host else host}:{server.server_port}/"
+    server = listen(make_guarded(subject, host, token), host, port)
+    name = reachable(host)
+    shown = f"http://{f'[{name}]' if ':' in name else name}:{server.server_port}/"
     started(f"{shown}?token={token}" if token else shown)
     try:
         server.serve_forever()

@@ -2,6 +2,7 @@
 
 import hmac
 import secrets
+import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
@@ -11,6 +12,8 @@ from urllib.parse import parse_qs, urlsplit
 from saetools.errors import ConfigError
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+EVERYWHERE = frozenset({"", "0.0.0.0", "::"})
+"""Hosts by which a server listens at every address of this machine."""
 MAX_BODY_BYTES = 4 << 20  # the map's largest selection, sent with each page of the table
 COOKIE = "saetools_token"
 
@@ -26,6 +29,24 @@ def check_address(host: str, token: str | None) -> None:
             f"the dashboard would listen on {host}, where other machines reach it. Give a token (--token auto makes "
             "one), or leave the host at 127.0.0.1."
         )
+
+
+def names_of(host: str) -> frozenset[str]:
+    """Names under which the app may be asked for; besides these, by the address that a connection came to."""
+    return LOOPBACK | {socket.gethostname().lower() if host in EVERYWHERE else host.lower()}
+
+
+def reachable(host: str) -> str:
+    """What to ask for to reach a server that listens on `host`: of all addresses that of the way to other machines."""
+    if host not in EVERYWHERE:
+        return host
+    family, far = (socket.AF_INET6, "2001:db8::1") if ":" in host else (socket.AF_INET, "192.0.2.1")
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as way:
+            way.connect((far, 9))  # of a datagram socket: it chooses the way and sends nothing
+            return str(way.getsockname()[0])
+    except OSError:  # no network
+        return socket.gethostname()
 
 
 def new_token() -> str:
@@ -54,9 +75,10 @@ def policy(script_hashes: Iterable[str]) -> str:
 class Guard:
     """A WSGI application around another one.
 
-    421 for a Host that is not ours (DNS rebinding), 403 for another site's Origin and for a body that is not JSON
-    (which another site's form could send), 413 for one over 4 MiB, 401 without the token where one is set. The token
-    comes once as ?token=... and then as a cookie that scripts cannot read.
+    421 for a Host that is neither a name of ours nor the address that the connection came to (DNS rebinding), 403 for
+    another site's Origin and for a body that is not JSON (which another site's form could send), 413 for one over
+    4 MiB, 401 without the token where one is set. The token comes once as ?token=... and then as a cookie that scripts
+    cannot read.
     """
 
     app: Wsgi
@@ -81,7 +103,7 @@ class Guard:
 
     def _refusal(self, environ: Environ) -> tuple[str, str] | None:
         own = environ.get("HTTP_HOST", "")
-        if _name(own) not in self.hosts:
+        if _name(own) not in self.hosts | _came_to(environ):
             return "421 Misdirected Request", "this server is not known by that name"
         origin = environ.get("HTTP_ORIGIN")
         if origin is not None and urlsplit(origin).netloc != own:
@@ -114,9 +136,16 @@ class Guard:
 
 def _name(host: str) -> str:
     """The name in a Host header, without port: `[::1]:8050` -> `::1`."""
+    host = host.lower()
     if host.startswith("["):
         return host[1:].split("]")[0]
     return host.rsplit(":", 1)[0] if ":" in host else host
+
+
+def _came_to(environ: Environ) -> frozenset[str]:
+    """Our own address in this connection, where the server tells it; an IPv4 one as such, also on an IPv6 socket."""
+    connection = environ.get("werkzeug.socket")
+    return frozenset() if connection is None else frozenset({connection.getsockname()[0].removeprefix("::ffff:")})
 
 
 def _query_token(environ: Environ) -> str | None:

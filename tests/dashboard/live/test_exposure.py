@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from unittest import mock
 import psutil
 import pytest
 
-from saetools.dashboard.live.app import make_app, make_guarded
+from saetools.dashboard.live.app import listen, make_app, make_guarded
+from saetools.dashboard.live.guard import reachable
 from saetools.dashboard.live.subject import Subject
 from saetools.errors import ConfigError
 
@@ -120,3 +122,29 @@ def test_a_server_is_reached_at_one_address_and_asks_for_nothing(store_path: Pat
         assert refused.value.code == status
     assert json.loads(child.stdout.readline()) == []
     assert child.wait(timeout=60) == 0
+
+
+def test_a_server_for_other_machines_is_reached_by_each_of_its_addresses(subject: Subject) -> None:
+    """With the token alone, and by its own addresses alone: a foreign name is refused though it leads here."""
+    server = listen(make_guarded(subject, "0.0.0.0", "secret"), "0.0.0.0", 0)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+
+    def ask(address: str, name: str, cookie: str = "saetools_token=secret") -> int:
+        headers = {"Host": f"{name}:{server.server_port}", "Cookie": cookie}
+        asked = urllib.request.Request(f"http://{address}:{server.server_port}/view/1", headers=headers)
+        try:
+            with urllib.request.urlopen(asked, timeout=60) as answer:
+                return answer.status
+        except urllib.error.HTTPError as refused:
+            return refused.code
+
+    for address in ("127.0.0.1", *other_addresses()):
+        assert [ask(address, name) for name in (address, socket.gethostname().upper())] == [200, 200]
+        assert [ask(address, name) for name in ("evil.test", "192.0.2.1", "0.0.0.0")] == [421] * 3
+        assert ask(address, address, cookie="") == 401
+    assert reachable("192.0.2.7") == "192.0.2.7"
+    assert reachable("0.0.0.0") in {*other_addresses(), socket.gethostname()}
+    server.shutdown()
+    thread.join()
+    server.server_close()
