@@ -92,9 +92,7 @@ class Guard:
             return _answer(start_response, *refusal)
         if self.token is not None and _query_token(environ) is not None:
             cookie = f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"
-            return _answer(
-                start_response, "303 See Other", "", [("Location", environ["PATH_INFO"] or "/"), ("Set-Cookie", cookie)]
-            )
+            return _answer(start_response, "303 See Other", "", [("Location", "/"), ("Set-Cookie", cookie)])
 
         def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
             return start_response(status, [*headers, *self._headers()], *rest)

@@ -67,8 +67,9 @@ def test_a_token_is_asked_for_and_becomes_a_cookie() -> None:
     assert ask(token)[0].startswith("401")
     assert ask(token, QUERY_STRING="token=wrong")[0].startswith("401")
     assert ask(token, HTTP_COOKIE="saetools_token=wrong")[0].startswith("401")
-    status, headers, _ = ask(token, QUERY_STRING=f"token={token}")
-    assert status.startswith("303") and headers["Location"] == "/"
+    for path in ("/", "", "//evil.test/x", "/\r\nSet-Cookie: a=b"):
+        status, headers, _ = ask(token, QUERY_STRING=f"token={token}", PATH_INFO=path)
+        assert status.startswith("303") and headers["Location"] == "/", "not to another site, and no further header"
     assert "HttpOnly" in headers["Set-Cookie"] and "SameSite=Strict" in headers["Set-Cookie"]
     cookie = headers["Set-Cookie"].split(";")[0]
     assert ask(token, HTTP_COOKIE=cookie)[0] == "200 OK"
