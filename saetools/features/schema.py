@@ -8,7 +8,8 @@
 
 DATABASE = "features.sqlite"
 ANNOTATIONS_SUFFIX = ".annotations.sqlite"
-SHARD_BYTES = 16 << 20
+SHARDS = "examples-*.bin"
+SHARD_BYTES = 128 << 20  # a reader keeps all of them open: 80 at a million features of 10 kB
 
 SORTABLE = (
     "feature",

@@ -1,6 +1,7 @@
 """The reading side of a feature store, and what people write beside it. No torch here: pages are made without it."""
 
 import json
+import os
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
@@ -8,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import xxhash
@@ -18,7 +19,7 @@ from saetools.atomic import MANIFEST, hash_file
 from saetools.errors import DataError, FormatError, RunError
 from saetools.features.filters import Filter, checked_column, conditions
 from saetools.features.records import Example, FeatureRecord, StoreInfo
-from saetools.features.schema import ANNOTATIONS_SUFFIX, CREATE_ANNOTATIONS, DATABASE, SORTABLE, SUMMARY
+from saetools.features.schema import ANNOTATIONS_SUFFIX, CREATE_ANNOTATIONS, DATABASE, SHARDS, SORTABLE, SUMMARY
 from saetools.rng import generator
 from saetools.safeio import read_json
 
@@ -54,6 +55,7 @@ class TablePage:
 class FeatureStore:
     """What is known of every feature. Threads may share one object.
 
+    Its files stay open, so that it reads what it was opened on though the store is made anew at the same path.
     Labels, notes and lists are kept in a second file beside the store, made at the first of them; all else is
     read only.
     """
@@ -61,9 +63,11 @@ class FeatureStore:
     sortable = SORTABLE
     """Columns of numbers by which tables are sorted and filtered."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, info: StoreInfo) -> None:
+    def __init__(
+        self, path: Path, connection: sqlite3.Connection, shards: dict[str, BinaryIO], info: StoreInfo
+    ) -> None:
         self.path, self.info = path, info
-        self._connection, self._lock = connection, RLock()
+        self._connection, self._shards, self._lock = connection, shards, RLock()
         self._has_annotations = False
         self._attach_annotations(create=False)
 
@@ -76,6 +80,8 @@ class FeatureStore:
             raise FormatError(
                 f"{path} is not a feature store: it has no {DATABASE}. `saetools dashboard RUN` makes one."
             )
+        place = path.stat().st_ino
+        shards: dict[str, BinaryIO] = {file.name: file.open("rb", buffering=0) for file in path.glob(SHARDS)}
         _verify(path)
         with _sqlite_errors(database):
             address = f"{database.resolve().as_uri()}?mode=ro&immutable=1"
@@ -85,11 +91,15 @@ class FeatureStore:
             info = StoreInfo.model_validate_json(row[0] if row else "")
         except ValidationError as error:
             raise FormatError(f"{database} is of another version: {error.errors()[0]['msg']}. Make it anew.") from None
-        return FeatureStore(path, connection, info)
+        if path.stat().st_ino != place:
+            raise RunError(f"{path} was made anew while it was being opened. Open it again.")
+        return FeatureStore(path, connection, shards, info)
 
     def close(self) -> None:
-        """Close the database."""
+        """Close its files."""
         self._connection.close()
+        for file in self._shards.values():
+            file.close()
 
     # --- features -------------------------------------------------------------------------------------------
 
@@ -108,13 +118,10 @@ class FeatureStore:
             self._one("SELECT 1 FROM features WHERE feature = ?", feature)
             return []
         shard, start, length, expected = found[0]
-        file = self.path / Path(shard).name
-        try:
-            with file.open("rb") as handle:
-                handle.seek(start)
-                data = handle.read(length)
-        except OSError as error:
-            raise FormatError(f"cannot read {file}: {error.strerror or error}.") from error
+        file = self.path / shard
+        if shard not in self._shards:
+            raise FormatError(f"{file} is missing. Make the store anew.")
+        data = os.pread(self._shards[shard].fileno(), length, start)  # threads share the file, so no seek
         if len(data) != length or xxhash.xxh3_128(data).hexdigest() != expected:
             raise FormatError(f"{file}: the examples of feature {feature} are not what was written: damaged.")
         return [Example.of_json(entry) for entry in json.loads(_decompress(data, file))]

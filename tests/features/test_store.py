@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from toy import SPEC, WORDS, SignedDictionary, ToyHost, ToyPlan, ToySource
 
-from saetools.errors import DataError, FormatError
+from saetools.errors import DataError, FormatError, RunError
 from saetools.features.collect import CollectSettings, collect
 from saetools.features.entries import Description, describe
 from saetools.features.records import FeatureRecord, StoreInfo
@@ -120,6 +120,25 @@ def test_labels_survive_a_new_store(written: tuple[Path, StoreInfo, list[Entry]]
     assert FeatureStore.open(tmp_path / "s").annotation(2) == ("kept", "")
 
 
+def test_an_open_store_outlives_a_new_one(
+    written: tuple[Path, StoreInfo, list[Entry]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on with what it was opened on; who opens now gets the new one."""
+    _, info, entries = written
+    write_store(tmp_path / "s", info, entries)
+    before = FeatureStore.open(tmp_path / "s")
+    write_store(tmp_path / "s", info, [Entry(entry.record, entry.examples[::-1]) for entry in entries])
+    after = FeatureStore.open(tmp_path / "s")
+    for entry in entries:
+        assert before.examples(entry.record.feature) == entry.examples
+        assert after.examples(entry.record.feature) == entry.examples[::-1]
+        assert before.feature(entry.record.feature) == entry.record
+    before.close()
+    monkeypatch.setattr("saetools.features.store._verify", lambda path: write_store(path, info, entries))
+    with pytest.raises(RunError, match="Open it again"):
+        FeatureStore.open(tmp_path / "s")
+
+
 def test_unknown_features_and_damage_are_named(written: tuple[Path, StoreInfo, list[Entry]], tmp_path: Path) -> None:
     _, info, entries = written
     path = tmp_path / "s"
@@ -129,6 +148,10 @@ def test_unknown_features_and_damage_are_named(written: tuple[Path, StoreInfo, l
         with pytest.raises(DataError, match="0 to 11"):
             call(12)
     shard = path / "examples-00000.bin"
+    shard.rename(tmp_path / "elsewhere")
+    with pytest.raises(FormatError, match=r"examples-00000\.bin is missing"):
+        FeatureStore.open(path).examples(0)
+    (tmp_path / "elsewhere").rename(shard)
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
