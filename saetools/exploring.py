@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from saetools import pipeline
-from saetools.errors import ConfigError, FormatError
+from saetools.errors import ConfigError, FormatError, MismatchError
 
 if TYPE_CHECKING:
     from saetools.dashboard.comparison import Comparison
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 METRICS, STORE = "metrics.jsonl", "features"
 MAX_FIRING = 2000  # features that a prompt lists
 MAX_STEERING_SECONDS = 60.0
+Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True)
@@ -54,46 +57,101 @@ def explore(source: Path | str | Dictionary, config: Any = None) -> Explorer:
     if not isinstance(source, str | Path):
         if config is None:
             raise ConfigError("a loaded dictionary knows no text: name one by explore(dictionary, config='runs/mine').")
-        path = Path(tempfile.mkdtemp(prefix="saetools-")) / STORE
-        _collect(source, config, path, Collecting(), "dictionary")
-        model, loaded = _Model(source, config) if config.activations.source != "rows" else None, source
+        folder, loaded = Path(tempfile.mkdtemp(prefix="saetools-")), source
+        subject = pipeline.load_subject(loaded, config)
+        _collect(subject, "", config, folder / STORE, Collecting(), "dictionary")
+        store = _open(folder / STORE)
+        weakref.finalize(store, shutil.rmtree, folder, ignore_errors=True)
+        model = _model(lambda: subject, config)
         return Explorer(
-            _open(path), None, model.fire if model else None, lambda other: _comparison(loaded, other, config)
+            store, None, model.fire if model else None, lambda other: _comparison(lambda: loaded, other, config)
         )
     source = pipeline.local_source(source)
     if (source / "features.sqlite").exists():
         return Explorer(_open(source))
-    store = open_store(source, config)
     config = config or pipeline.config_of(source)
-    model = _Model(source, config) if config.activations.source != "rows" else None
+    weights = _Weights.of(source)
+    store = _store_of(weights, config, Collecting())
+    model = _model(lambda: weights.subject(config), config)
     return Explorer(
-        store, _metrics(source), model.fire if model else None, lambda other: _comparison(source, other, config)
+        store,
+        _metrics(source),
+        model.fire if model else None,
+        lambda other: _comparison(weights.dictionary, other, config),
     )
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The dictionary that a source had when it was opened: a run that trains saves others, and removes some, meanwhile.
+
+    Store, model and comparison of one look at a source take it from here, so that they are of the same weights.
+    """
+
+    source: Path  # as it was named: its results belong there
+    directory: Path  # what of it is loaded
+    hash: str  # of its manifest, which lists the weights' hash; empty: there is none
+
+    @staticmethod
+    def of(source: Path) -> _Weights:
+        """Those that `load` would read now."""
+        from saetools.formats.run import CHECKPOINTS, DICTIONARY, checkpoint_directories
+        from saetools.safeio import verify_directory
+
+        for directory in (source, source / DICTIONARY):
+            if found := _manifest_hash(directory):
+                return _Weights(source, directory, found)
+        for checkpoint in checkpoint_directories(source) if (source / CHECKPOINTS).is_dir() else ():
+            directory = checkpoint / DICTIONARY
+            try:
+                verify_directory(directory)
+            except FormatError:
+                continue
+            return _Weights(source, directory, _manifest_hash(directory))
+        return _Weights(source, source, "")
+
+    def dictionary(self) -> Dictionary:
+        """The dictionary."""
+        from saetools.formats.load import load
+
+        return self._loaded(load)
+
+    def subject(self, config: Any) -> Any:
+        """The dictionary with the host and the held-out rows of a config."""
+        return self._loaded(lambda directory: pipeline.load_subject(directory, config))
+
+    def _loaded(self, load: Callable[[Path], Loaded]) -> Loaded:
+        try:
+            return load(self.directory)
+        finally:
+            if _manifest_hash(self.directory) != self.hash:
+                raise MismatchError(f"{self.source} has other weights than when it was opened. Open it again.")
 
 
 def open_store(source: Path, config: Any = None, how: Collecting | None = None) -> FeatureStore:
     """The feature store of a run or dictionary; collected where it is missing or of older weights."""
-    how = how or Collecting()
-    path = pipeline.run_directory(source) / STORE
+    return _store_of(_Weights.of(source), config, how or Collecting())
+
+
+def _store_of(weights: _Weights, config: Any, how: Collecting) -> FeatureStore:
+    path = pipeline.run_directory(weights.source) / STORE
     if path.exists() and not how.fresh:
         store = _open(path)
-        now = _dictionary_hash(source)
-        if store.info.dictionary_hash in ("", now) or not now:
+        if store.info.dictionary_hash in ("", weights.hash) or not weights.hash:
             return store
         store.close()
         log.info("the features at %s are of other weights than the dictionary now has: collecting them again", path)
-    _collect(source, config or pipeline.config_of(source), path, how, path.parent.name)
+    config = config or pipeline.config_of(weights.source)
+    _collect(weights.subject(config), weights.hash, config, path, how, path.parent.name)
     return _open(path)
 
 
-def _collect(source: Path | Dictionary, config: Any, path: Path, how: Collecting, title: str) -> None:
+def _collect(subject: Any, dictionary_hash: str, config: Any, path: Path, how: Collecting, title: str) -> None:
     """Read held-out rows once and write the feature store of a dictionary to `path`."""
     from saetools.features.collect import CollectSettings, collect
     from saetools.features.entries import Description, describe
     from saetools.features.write import write_store
 
-    subject = pipeline.load_subject(source, config)
-    dictionary_hash = _dictionary_hash(source) if isinstance(source, Path) else ""
     settings = CollectSettings(n_tokens=config.evaluation.n_tokens, seed=config.run.seed)
     collected = collect(subject.dictionary, subject.heldout, subject.tokens, settings)
     wanted = Description(
@@ -125,12 +183,13 @@ def export(
 
     target = target or pipeline.run_directory(source) / "dashboard.html"
     is_page = target.suffix.lower() in (".html", ".htm")
-    store, metrics = open_store(source, config, how), _metrics(source)
+    weights, metrics = _Weights.of(source), _metrics(source)
+    store = _store_of(weights, config, how or Collecting())
     contents = Contents(
         store,
         n_features=n_features or (config.evaluation.n_features if is_page else None),
         curves=training_curves(read_metrics(metrics)) if metrics else (),
-        comparison=_comparison(source, compare, config) if compare else None,
+        comparison=_comparison(weights.dictionary, compare, config) if compare else None,
         seed=config.run.seed,
     )
     try:
@@ -150,14 +209,15 @@ def live_subject(source: Path, config: Any, compare: Path | None = None, how: Co
     """
     from saetools.dashboard.live.subject import Subject as LiveSubject
 
-    if not _dictionary_hash(source) and _metrics(source):
+    weights = _Weights.of(source)
+    if not weights.hash and _metrics(source):
         return LiveSubject(None, title=source.name, metrics=_metrics(source))
-    model = _Model(source, config) if config.activations.source != "rows" else None
+    model = _model(lambda: weights.subject(config), config)
     return LiveSubject(
-        open_store(source, config, how),
+        _store_of(weights, config, how or Collecting()),
         fire=model.fire if model else None,
         steer=model.steer if model else None,
-        comparison=_comparison(source, compare, config) if compare else None,
+        comparison=_comparison(weights.dictionary, compare, config) if compare else None,
         metrics=_metrics(source),
     )
 
@@ -185,11 +245,16 @@ def serve(
     app.serve(live_subject(source, config, compare, how), host, port, token, started=started)
 
 
+def _model(load: Callable[[], Any], config: Any) -> _Model | None:
+    """What fires and steers; None for rows without a host."""
+    return _Model(load) if config.activations.source != "rows" else None
+
+
 class _Model:
     """Host and dictionary, loaded when first needed; the app lets one request in at a time."""
 
-    def __init__(self, source: Path | Dictionary, config: Any) -> None:
-        self._source, self._config = source, config
+    def __init__(self, load: Callable[[], Any]) -> None:
+        self._load = load
         self._lock = threading.Lock()
         self._loaded: Any = None
         self._baseline: tuple[Any, str] = (None, "")  # (what was asked for last, its continuation)
@@ -197,7 +262,7 @@ class _Model:
     def _subject(self) -> Any:
         with self._lock:
             if self._loaded is None:
-                self._loaded = pipeline.load_subject(self._source, self._config)
+                self._loaded = self._load()
             return self._loaded
 
     def fire(self, text: str) -> PromptFirings:
@@ -230,23 +295,22 @@ class _Model:
             return self._baseline[1], subject.host.generate(*options, until=until)
 
 
-def _comparison(source: Path | Dictionary, other: Path | str, config: Any) -> Comparison:
+def _comparison(ours: Callable[[], Dictionary], other: Path | str, config: Any) -> Comparison:
     """The features of another run, checkpoint or dictionary matched with ours, and their store.
 
     Those of one that belongs to no run are collected on the text of `config`, our own.
     """
     from saetools.dashboard.comparison import Comparison
     from saetools.features.compare import match_features
-    from saetools.formats.load import load
 
     other = _dictionary_directory(pipeline.local_source(other))
-    ours = load(source) if isinstance(source, Path) else source
-    partners = match_features(ours.directions().cpu(), load(other).directions())
+    weights = _Weights.of(other)
+    partners = match_features(ours().directions().cpu(), weights.dictionary().directions())
     try:
         theirs = pipeline.config_of(other)
     except FormatError:
         theirs = config
-    store = open_store(other, theirs)
+    store = _store_of(weights, theirs, Collecting())
     return Comparison(_name(other), partners.partner_F, partners.cosine_F, store, partners.how)
 
 
@@ -262,17 +326,11 @@ def _dictionary_directory(source: Path) -> Path:
     return source / pipeline.DICTIONARY if pipeline.is_checkpoint(source) else source
 
 
-def _dictionary_hash(source: Path) -> str:
-    """A hash of the manifest of the dictionary that `load` reads: it lists the weights' hash. Empty: there is none."""
-    from saetools.formats.run import CHECKPOINTS, DICTIONARY, checkpoint_directories
-
-    candidates = [source, source / DICTIONARY]
-    if (source / CHECKPOINTS).is_dir():
-        candidates += [directory / DICTIONARY for directory in checkpoint_directories(source)]
-    for directory in candidates:
-        manifest = directory / "manifest.json"
-        if (directory / "model.safetensors").exists() and manifest.exists():
-            return hashlib.sha256(manifest.read_bytes()).hexdigest()[:32]
+def _manifest_hash(directory: Path) -> str:
+    """A hash of the manifest of a dictionary of ours: it lists the weights' hash. Empty: there is none."""
+    manifest = directory / "manifest.json"
+    if (directory / "model.safetensors").exists() and manifest.exists():
+        return hashlib.sha256(manifest.read_bytes()).hexdigest()[:32]
     return ""
 
 

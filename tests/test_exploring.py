@@ -1,5 +1,6 @@
 """From a run on the embedded host to panels, prompt firing and steering: what the live app and notebooks use."""
 
+import gc
 import random
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import saetools
 from saetools import exploring, pipeline
 from saetools.cli import main
 from saetools.dashboard.live.subject import Steering, Subject
-from saetools.errors import ConfigError, DataError, FormatError
+from saetools.errors import ConfigError, DataError, FormatError, MismatchError
 from saetools.exploring import live_subject
 from saetools.features.store import sample_of_firing
 from saetools.formats.load import save_as
@@ -169,6 +170,11 @@ def test_a_loaded_dictionary(run: Path) -> None:
     explorer = saetools.explore(dictionary, config=run)
     assert explorer.store.info.n_features == 256 and not explorer.store.path.is_relative_to(run)
     assert [cosine for _, _, cosine in explorer.partners(run)] == pytest.approx([1.0] * 256, abs=1e-3)
+    folder = explorer.store.path.parent
+    assert folder.is_dir()
+    del explorer
+    gc.collect()
+    assert not folder.exists(), "for this session alone"
 
 
 def test_a_run_that_trains(run: Path, tmp_path: Path) -> None:
@@ -184,6 +190,29 @@ def test_a_run_that_trains(run: Path, tmp_path: Path) -> None:
     assert exploring.live_subject(copy, pipeline.config_of(copy), compare=copy / "checkpoints" / newest).comparison
     verify_directory(copy / "checkpoints" / newest)
     assert (copy / "checkpoint_results" / newest / "features").is_dir()
+
+
+def test_a_checkpoint_that_comes_later_is_not_mixed_in(run: Path, tmp_path: Path) -> None:
+    """What fires is of the weights that the features are of, as long as these are there; then that is said."""
+    copy, text = tmp_path / "copy", "def load(path):"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("dictionary", "features", "checkpoints"))
+    newest = max((run / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    shown = shutil.copytree(newest, copy / "checkpoints" / "1000000")
+    subject, late = (live_subject(copy, pipeline.config_of(copy)) for _ in range(2))
+    other = saetools.load(run)
+    with torch.no_grad():
+        other.get_parameter("W_enc_FD").neg_()
+    later = shutil.copytree(newest, copy / "checkpoints" / "2000000", ignore=shutil.ignore_patterns("dictionary"))
+    save_dictionary(other, later / "dictionary", other.spec, other.calibration, scale=1.0)
+    assert subject.fire is not None and late.fire is not None
+    found = subject.fire(text)
+    assert found == live_subject(shown, pipeline.config_of(copy)).fire(text)
+    assert found != live_subject(later, pipeline.config_of(copy)).fire(text)
+    shutil.rmtree(shown)
+    with pytest.raises(MismatchError, match="Open it again"):
+        late.fire(text)
+    assert subject.fire(text) == found, "loaded already"
+    assert exploring.open_store(copy).info.dictionary_hash != subject.store.info.dictionary_hash
 
 
 def test_dictionaries_that_belong_to_no_run(run: Path, tmp_path: Path) -> None:
