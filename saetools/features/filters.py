@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from saetools.errors import DataError, nearest
@@ -17,9 +17,9 @@ SHORT = {"max": "max_value", "fires": "count", "contexts": "n_contexts"}
 class Filter:
     """Which features a table shows; all conditions hold."""
 
-    text: str = ""  # words that begin in labels, notes, logit tokens or top contexts; one number is that feature;
-    #                 density>0.01, max<=5 and the like hold of a column
-    ranges: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)  # column: inclusive ends
+    text: str = ""  # words that begin in labels, notes, logit tokens or top contexts; signs without a letter or digit
+    #                 that stand in the top token or logit; one number is that feature; density>0.01, max<=5 and the
+    #                 like hold of a column
     features: Sequence[int] | None = None
     list_name: str | None = None
 
@@ -28,11 +28,6 @@ def conditions(wanted: Filter, has_annotations: bool) -> tuple[str, list[Any]]:
     """The WHERE clause of a filter, with its values. DataError at an unknown column."""
     clauses: list[str] = []
     values: list[Any] = []
-    for name, (low, high) in wanted.ranges.items():
-        for bound, sign in ((low, ">="), (high, "<=")):
-            if bound is not None:
-                clauses.append(f"features.{checked_column(name)} {sign} ?")
-                values.append(bound)
     if wanted.features is not None:
         clauses.append("features.feature IN (SELECT value FROM json_each(?))")
         values.append(json.dumps([int(feature) for feature in wanted.features]))
@@ -60,9 +55,22 @@ def conditions(wanted: Filter, has_annotations: bool) -> tuple[str, list[Any]]:
 
 
 def _words(words: list[str], has_annotations: bool) -> tuple[str, list[str]]:
-    """All words begin in the text of the store, or all occur in label and note."""
-    quoted = ['"' + word.replace('"', '""').replace("\0", "") + '"*' for word in words]
-    matching, values = "SELECT rowid FROM words WHERE words MATCH ?", [" ".join(quoted)]
+    """All words are found in the store, or all occur in label and note.
+
+    Full-text search knows letters, digits and _ alone: a word without any is looked for as it is, where it tells
+    features apart.
+    """
+    spelled = [word for word in words if re.search(r"\w", word)]
+    signs = [word for word in words if word not in spelled]
+    found, values = [], []
+    if spelled:
+        found.append("SELECT rowid FROM words WHERE words MATCH ?")
+        values.append(" ".join('"' + word.replace('"', '""').replace("\0", "") + '"*' for word in spelled))
+    if signs:
+        there = " AND ".join(["(instr(peak_token, ?) OR instr(top_logit, ?))"] * len(signs))
+        found.append(f"SELECT feature FROM features WHERE {there}")
+        values += [sign for sign in signs for _ in range(2)]
+    matching = " INTERSECT ".join(found)
     if has_annotations:
         pieces = " AND ".join(["instr(lower(label || ' ' || note), lower(?)) > 0"] * len(words))
         matching += f" UNION SELECT feature FROM notes.labels WHERE {pieces}"

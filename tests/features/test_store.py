@@ -59,12 +59,10 @@ def test_a_table_is_sorted_filtered_and_paged(
             pages = [store.table(prefix + name, offset=offset, limit=5) for offset in (0, 5, 10)]
             assert [row.feature for page in pages for row in page.rows] == expected
             assert all(page.total == len(records) for page in pages)
-    dense = Filter(ranges={"density": (0.2, None), "count": (None, 10**6)})
+    dense = Filter(text="density>=0.2 max<1e3 count<=1000000")
     assert {r.feature for r in store.table(filter=dense).rows} == {r.feature for r in records if r.density >= 0.2}
     assert store.table(filter=dense).total == sum(r.density >= 0.2 for r in records)
     assert [r.feature for r in store.table("feature", Filter(features=[3, 1])).rows] == [1, 3]
-    typed = Filter(text="density>=0.2 max<1e3 count<=1000000")
-    assert {r.feature for r in store.table(filter=typed).rows} == {r.feature for r in records if r.density >= 0.2}
     assert store.table(filter=Filter(text="density<0 e")).total == 0
     assert store.table(filter=Filter(text="densty<0")).total == 0, "of no column: words"
     with pytest.raises(DataError, match="Did you mean"):
@@ -110,6 +108,24 @@ def test_search_finds_contexts_and_labels(written: tuple[Path, StoreInfo, list[E
     assert [row.feature for row in store.table("feature", Filter(list_name="odd")).rows] == [1, 3]
     store.set_list("odd", [])
     assert store.lists() == {}
+
+
+def test_search_finds_signs_where_they_tell_features_apart(
+    written: tuple[Path, StoreInfo, list[Entry]], store: FeatureStore
+) -> None:
+    """In the top token and the top logit, as they are; `=` and `<b>` are of the toy's words."""
+    rows = store.table(limit=100).rows
+    for sign in ("=", "<", "%"):
+        expected = {row.feature for row in rows if sign in f"{row.peak_token} {row.top_logit}"}
+        assert {row.feature for row in store.table(filter=Filter(text=sign)).rows} == expected
+        assert (sign == "%") == (not expected)
+        both = store.table(filter=Filter(text=f"{sign} _name")).rows
+        assert {row.feature for row in both} == expected & {
+            row.feature for row in store.table(filter=Filter(text="_name")).rows
+        }
+    store.annotate(4, "%")
+    assert [row.feature for row in store.table(filter=Filter(text="%")).rows] == [4]
+    store.annotate(4, "")
 
 
 def test_labels_survive_a_new_store(written: tuple[Path, StoreInfo, list[Entry]], tmp_path: Path) -> None:
