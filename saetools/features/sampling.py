@@ -60,7 +60,7 @@ class Bank:
 
         The caller overwrites what it stores at (feature, slot).
         """
-        hopeful = np.flatnonzero(items.priority > self.priority_FS.min(axis=1)[items.feature])
+        hopeful = np.flatnonzero(items.priority >= self.priority_FS.min(axis=1, initial=np.inf)[items.feature])
         if not len(hopeful):
             return hopeful, hopeful, hopeful
         n_slots = self.priority_FS.shape[1]

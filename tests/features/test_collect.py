@@ -180,7 +180,7 @@ def test_whole_windows_are_read() -> None:
 
 def test_batches_and_their_order_change_nothing() -> None:
     """The same windows one by one and backwards give the same examples, ties and draws included."""
-    plan = ToyPlan(n_batches=6)
+    plan = ToyPlan(n_batches=30)
     source = ToySource(plan)
     whole = collect(SignedDictionary(), source, plan, SETTINGS)
     single, rows = ToyPlan(n_batches=0, host_batch=1), []
@@ -196,6 +196,15 @@ def test_batches_and_their_order_change_nothing() -> None:
     texts, other = (each.window_texts(ToyHost().token_texts) for each in (whole, again))
     for feature in range(12):
         assert again.contexts.examples(feature, other) == whole.contexts.examples(feature, texts)
+
+
+@pytest.mark.parametrize("none", ["n_top", "n_random", "n_uniform"])
+def test_any_of_the_samples_may_be_empty(none: str) -> None:
+    plan = ToyPlan()
+    collected = collect(SignedDictionary(), ToySource(plan), plan, SETTINGS.model_copy(update={none: 0}))
+    assert collected.contexts is not None
+    bands = {e.band[0] for f in range(12) for e in examples_of((collected, None), f)}  # type: ignore[arg-type]
+    assert bands == {"t", "q", "u"} - {none[2].replace("r", "q")}
 
 
 def test_rows_without_tokens_have_statistics_and_no_contexts() -> None:
