@@ -118,7 +118,7 @@ def curves_layout() -> html.Div:
 
 
 def register_curves(app: Dash, metrics: Path) -> None:
-    """Curves are sent when the file has grown: a run that trains is followed, one that ended costs nothing."""
+    """Curves are sent when the file was written to: a run that trains is followed, one that ended costs nothing."""
 
     @app.callback(
         Output("curves-panels", "data"),
@@ -129,18 +129,26 @@ def register_curves(app: Dash, metrics: Path) -> None:
         State("curves-drawn", "data"),
         prevent_initial_call=True,
     )
-    def draw(_: int | None, tab: str, drawn: int | None) -> Any:
-        if tab != "Training":
+    def draw(_: int | None, tab: str, drawn: str | None) -> Any:
+        written = _written(metrics)
+        if tab != "Training" or written == drawn:
             return no_update, no_update, no_update
         try:
             records = read_metrics(metrics)
         except SaetoolsError as error:
             return no_update, str(error), no_update
-        if len(records) == drawn:
-            return no_update, no_update, no_update
         status = "" if records else "The run has not logged a step yet; this view looks again every 5 seconds."
-        return [panel.to_json() for panel in training_curves(records)], status, len(records)
+        return [panel.to_json() for panel in training_curves(records)], status, written
 
     app.clientside_callback(
         ClientsideFunction("saetools", "drawCurves"), Output("curves-shown", "data"), Input("curves-panels", "data")
     )
+
+
+def _written(file: Path) -> str:
+    """Another text after each write to the file."""
+    try:
+        found = file.stat()
+    except OSError:
+        return ""
+    return f"{found.st_size} {found.st_mtime_ns}"
