@@ -68,8 +68,7 @@ class FeatureStore:
     ) -> None:
         self.path, self.info = path, info
         self._connection, self._shards, self._lock = connection, shards, RLock()
-        self._has_annotations = False
-        self._attach_annotations(create=False)
+        self._attached = False
 
     @staticmethod
     def open(path: Path | str) -> "FeatureStore":
@@ -211,15 +210,21 @@ class FeatureStore:
     def _annotations_path(self) -> Path:
         return self.path.with_name(self.path.name + ANNOTATIONS_SUFFIX)
 
+    @property
+    def _has_annotations(self) -> bool:
+        """Whether anyone has written any, of whatever process."""
+        self._attach_annotations(create=False)
+        return self._attached
+
     def _attach_annotations(self, create: bool) -> None:
         path = self._annotations_path
         with self._lock:
-            if self._has_annotations or not (create or path.exists()):
+            if self._attached or not (create or path.exists()):
                 return
             with _sqlite_errors(path):
                 self._connection.execute("ATTACH DATABASE ? AS notes", (f"{path.resolve().as_uri()}?mode=rwc",))
                 self._connection.executescript(CREATE_ANNOTATIONS)
-            self._has_annotations = True
+            self._attached = True
 
     # --- queries --------------------------------------------------------------------------------------------
 

@@ -136,6 +136,18 @@ def test_labels_survive_a_new_store(written: tuple[Path, StoreInfo, list[Entry]]
     assert FeatureStore.open(tmp_path / "s").annotation(2) == ("kept", "")
 
 
+def test_labels_of_another_are_seen_at_once(written: tuple[Path, StoreInfo, list[Entry]], tmp_path: Path) -> None:
+    """Also the first, by a store that was opened before there was any."""
+    _, info, entries = written
+    write_store(tmp_path / "s", info, entries)
+    mine, other = (FeatureStore.open(tmp_path / "s") for _ in range(2))
+    assert mine.annotations() == {} and mine.annotation(2) == ("", "") and not list(tmp_path.glob("*annotations*"))
+    other.annotate(2, "theirs")
+    assert mine.annotation(2) == ("theirs", "") and mine.table("-label").rows[0].label == "theirs"
+    mine.set_list("few", [1])
+    assert other.lists() == {"few": [1]}
+
+
 def test_an_open_store_outlives_a_new_one(
     written: tuple[Path, StoreInfo, list[Entry]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
