@@ -118,11 +118,13 @@ def test_prompt_firing_equals_encoding_the_prompt(run: Path, subject: Subject) -
     point = loaded.spec.point
     x_ND = host.activations(torch.tensor([ids]), [point])[point][0, 1:]
     code_NF = loaded.dictionary.encode(x_ND).to_dense()
-    for row, entries in enumerate(found.top):
-        values = code_NF[row].abs().sort(descending=True).values
-        assert [abs(value) for _, value in entries] == pytest.approx(values[: len(entries)].tolist(), rel=1e-4)
-    for feature, pairs in found.features[:5]:
+    strongest = [max(abs(value) for _, value in pairs) for _, pairs in found.features]
+    assert strongest == sorted(strongest, reverse=True)
+    assert {feature for feature, _ in found.features} == set(code_NF.nonzero()[:, 1].tolist())
+    for feature, pairs in found.features:
         assert [at for at, _ in pairs] == code_NF[:, feature].nonzero()[:, 0].tolist()
+        values = code_NF[[at for at, _ in pairs], feature].tolist()
+        assert [value for _, value in pairs] == pytest.approx(values, rel=1e-4)
     with pytest.raises(DataError, match="1 to"):
         subject.fire("")
 

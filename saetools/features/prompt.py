@@ -25,10 +25,8 @@ def prompt_ids(host: Host, text: str) -> tuple[list[int], list[int]]:
 
 
 @torch.no_grad()
-def fire_on_prompt(
-    dictionary: Dictionary, host: Host, point: str, text: str, per_token: int = 10, n_features: int = 50
-) -> PromptFirings:
-    """The code of each token of `text`, BOS left out: the strongest features per token and over the whole text.
+def fire_on_prompt(dictionary: Dictionary, host: Host, point: str, text: str, n_features: int = 50) -> PromptFirings:
+    """The code of each token of `text`, BOS left out: the strongest features over the whole text.
 
     `dictionary` is for raw rows. Raises DataError as `prompt_ids` does.
     """
@@ -38,15 +36,11 @@ def fire_on_prompt(
     code = dictionary.encode(x_ND.to(dictionary.device, torch.float32))
     row_M, feature_M, value_M = (column.cpu().numpy() for column in code.flat())
     order = np.argsort(-np.abs(value_M), kind="stable")
-    top: list[list[tuple[int, float]]] = [[] for _ in ids]
     features: dict[int, list[tuple[int, float]]] = {}
     for row, feature, value in zip(row_M[order].tolist(), feature_M[order].tolist(), value_M[order].tolist()):
-        if len(top[row]) < per_token:
-            top[row].append((feature, value))
         if feature in features or len(features) < n_features:
             features.setdefault(feature, []).append((row, value))
     return PromptFirings(
         tuple(host.token_texts(ids)),
-        tuple(tuple(entries) for entries in top),
         tuple((feature, tuple(sorted(pairs))) for feature, pairs in features.items()),
     )

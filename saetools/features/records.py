@@ -145,7 +145,6 @@ class PromptFirings:
     """Which features fire at the tokens of a prompt; `tokens` concatenate to it."""
 
     tokens: tuple[str, ...]
-    top: tuple[tuple[tuple[int, float], ...], ...]  # per token: (feature, value), greatest magnitude first
     features: tuple[
         tuple[int, tuple[tuple[int, float], ...]], ...
     ]  # (feature, its (token, value) pairs), strongest first

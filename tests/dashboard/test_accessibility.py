@@ -64,7 +64,7 @@ def test_exported_page(browser: Any, store_path: Path, tmp_path: Path, scheme: s
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_frames_of_notebooks(browser: Any, store_path: Path, tmp_path: Path, scheme: str) -> None:
-    firings = PromptFirings(("def ", "f"), (((1, 2.0),), ()), ((1, ((0, 2.0),)),))
+    firings = PromptFirings(("def ", "f"), ((1, ((0, 2.0),)),))
     explorer = Explorer(FeatureStore.open(store_path), None, lambda text: firings)
     for shown in (explorer.feature(2), explorer.prompt("def f")):
         (document,) = re.findall('srcdoc="([^"]*)"', shown._repr_html_())  # axe-core cannot look into a sandbox

@@ -43,7 +43,7 @@ def hostile_figures() -> list[dict[str, Any]]:
     weights = tuple(TokenWeight(token=text[:200], weight=1.0) for text in PAYLOADS)
     record = FeatureRecord(feature=0, count=1, density=0.1, logits=LogitEffect(top=weights, bottom=weights[:1]))
     tokens = tuple(text[:200] for text in PAYLOADS)
-    firings = PromptFirings(tokens, ((),) * len(tokens), ((3, ((0, 1.0),)),))
+    firings = PromptFirings(tokens, ((3, ((0, 1.0),)),))
     figures = [logits_bars(record).figure, firings_heatmap(firings, 5).figure]
     return [json.loads(figure.to_json()) for figure in figures]
 

@@ -30,7 +30,7 @@ def explorer(store_path: Path) -> Explorer:
 def test_every_panel_has_a_figure(explorer: Explorer) -> None:
     feature = explorer.feature(2)
     matched = Comparison("other", np.array([0, -1]), np.array([0.5, -0.5]))
-    firings = PromptFirings(("a", "<b>"), (((1, 2.0),), ()), ((1, ((0, 2.0),)), (4, ((0, -1.0), (1, 1.5)))))
+    firings = PromptFirings(("a", "<b>"), ((1, ((0, 2.0),)), (4, ((0, -1.0), (1, 1.5)))))
     model = Explorer(explorer.store, None, lambda text: firings, lambda other: matched)
     panels = [explorer.density(), explorer.map(), feature, feature.activations(), feature.logits()]
     panels += [explorer.table(), model.prompt("a<b>"), model.compare("other")]
@@ -91,7 +91,7 @@ def test_frames_of_prompts_are_small(explorer: Explorer) -> None:
     for n_tokens in (3, 400):
         tokens = tuple(f"{draw.random()}<b>" for _ in range(n_tokens))
         pairs = [tuple((at, draw.random()) for at in range(n_tokens)) for _ in range(30)]
-        firings = PromptFirings(tokens, ((),) * n_tokens, tuple(enumerate(pairs)))
+        firings = PromptFirings(tokens, tuple(enumerate(pairs)))
         shown = Explorer(explorer.store, None, lambda text, firings=firings: firings).prompt("")._repr_html_()
         assert len(shown.encode()) <= 20_000
         bands = json.loads(said(shown).split("\0")[2])["bands"]

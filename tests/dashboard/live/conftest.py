@@ -24,10 +24,9 @@ from saetools.dashboard.live.subject import Steering, Subject  # noqa: E402
 def fire(text: str) -> PromptFirings:
     """Token i fires feature i mod 5 with value i + 1."""
     tokens = tuple(word + " " for word in text.split(" "))
-    top = tuple(((place % 5, place + 1.0),) for place in range(len(tokens)))
     places = range(len(tokens))
     features = tuple((f, tuple((i, i + 1.0) for i in places if i % 5 == f)) for f in range(min(5, len(tokens))))
-    return PromptFirings(tokens, top, features)
+    return PromptFirings(tokens, features)
 
 
 def steer(request: Steering) -> tuple[str, str]:
