@@ -1,6 +1,6 @@
 """Pages that need no server: one HTML file that can be mailed, or a folder for thousands of features. No torch here."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def export_page(contents: Contents, path: Path | str) -> None:
     """
     rows = contents.rows()
     parts = {row.feature: contents.of_feature(row.feature) for row in rows}
-    lines = [_line(line, parts[line["feature"]]["view"]) for line in table_rows(rows)]
+    lines = [_line(row, parts[row.feature]["view"]) for row in rows]
     data = [packed_element(f"sae-feature-{feature}", part) for feature, part in parts.items()]
     write_text(path, _page(contents, lines, data, None))
 
@@ -100,18 +100,20 @@ def _is_ours(path: Path) -> bool:
 
 def _write_features(contents: Contents, rows: Sequence[TableRow], folder: Path) -> Iterator[dict[str, Any]]:
     folder.mkdir()
-    for row, line in zip(rows, table_rows(rows), strict=True):
+    for row in rows:
         part = contents.of_feature(row.feature)
         script = f'SaePage.receive({row.feature},"{packed(part)}");'
         (folder / f"{row.feature}.js").write_text(script, encoding="utf-8")
-        yield _line(line, part["view"])
+        yield _line(row, part["view"])
 
 
 def _page(contents: Contents, lines: list[dict[str, Any]], data: list[str], folder: str | None) -> str:
-    store, shown = contents.store, [line["feature"] for line in lines]
+    store, shown, lists = contents.store, [line["feature"] for line in lines], contents.store.lists()
     page = {
         "columns": [column for column in COLUMNS if column[0] != "label" or any(line["label"] for line in lines)],
         "rows": lines,
+        "bound": {"form": store.bound, "columns": store.bounded},
+        "lists": {name: sorted({*own} & {*shown}) for name, own in lists.items()},
         "density": density_histogram(store).to_json(),
         "map": map_points(store),
         "curves": [panel.to_json() for panel in contents.curves],
@@ -129,12 +131,22 @@ def _page(contents: Contents, lines: list[dict[str, Any]], data: list[str], fold
         title=escaped(store.info.title),
         facts="".join(f"<li>{name} <b>{escaped(value)}</b></li>" for name, value in facts(store)),
         selection=contents.selection(len(lines)),
+        lists=_list_choice(lists),
         tabs="".join(_tab(name, name == "Feature") for name in names),
         help=asset("help.html"),
         style=asset("style.css"),
         data="\n".join([data_element("sae-page", page), *data]),
         scripts="\n".join(f"<script>{script}</script>" for script in scripts),
     )
+
+
+def _list_choice(names: Iterable[str]) -> str:
+    """A field for the name of a list, where there are any."""
+    options = "".join(f'<option value="{escaped(name)}"></option>' for name in names)
+    field = (
+        '<input type="text" id="list-choice" class="sae-list" list="list-names" placeholder="List" aria-label="List">'
+    )
+    return f'{field}<datalist id="list-names">{options}</datalist>' if options else ""
 
 
 def _tab(name: str, chosen: bool) -> str:
@@ -156,8 +168,10 @@ def facts(store: FeatureStore) -> list[tuple[str, str]]:
     ]
 
 
-def _line(line: dict[str, Any], view: dict[str, Any]) -> dict[str, Any]:
-    """A line of the table with what its search looks through: logit tokens and the text of the strongest contexts."""
+def _line(row: TableRow, view: dict[str, Any]) -> dict[str, Any]:
+    """A line of the table with what its search looks through: numbers, note, logit tokens, strongest contexts."""
     logits = view["logits"] or {"top": []}
     contexts = ["".join(example["tokens"]) for band in view["bands"][:1] for example in band["examples"][:3]]
-    return line | {"search": " ".join([*(token for token, _ in logits["top"]), *contexts])[:600]}
+    words = " ".join([*(token for token, _ in logits["top"]), *contexts])[:600]
+    numbers = {name: getattr(row, name) for name in FeatureStore.sortable}
+    return numbers | table_rows([row])[0] | {"note": view["note"], "search": words}

@@ -10,7 +10,8 @@ from saetools.errors import DataError, nearest
 from saetools.features.schema import SORTABLE
 
 BOUND = re.compile(r"(\w+)(<=|>=|<|>)(-?(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)")
-SHORT = {"max": "max_value", "fires": "count", "contexts": "n_contexts"}
+BOUNDED = {name: name for name in SORTABLE} | {"max": "max_value", "fires": "count", "contexts": "n_contexts"}
+"""The column that a name stands for in a bound such as max<=5; pages know the same."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,8 @@ def conditions(wanted: Filter, has_annotations: bool) -> tuple[str, list[Any]]:
     words = []
     for word in wanted.text.split():
         found = BOUND.fullmatch(word)
-        column = SHORT.get(found[1], found[1]) if found else ""
-        if found and column in SORTABLE:
-            clauses.append(f"features.{column} {found[2]} ?")
+        if found and found[1] in BOUNDED:
+            clauses.append(f"features.{BOUNDED[found[1]]} {found[2]} ?")
             values.append(float(found[3]))
         else:
             words.append(word)

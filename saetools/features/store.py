@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from saetools.atomic import MANIFEST, hash_file
 from saetools.errors import DataError, FormatError, RunError
-from saetools.features.filters import Filter, checked_column, conditions
+from saetools.features.filters import BOUND, BOUNDED, Filter, checked_column, conditions
 from saetools.features.records import Example, FeatureRecord, StoreInfo
 from saetools.features.schema import ANNOTATIONS_SUFFIX, CREATE_ANNOTATIONS, DATABASE, SHARDS, SORTABLE, SUMMARY
 from saetools.rng import generator
@@ -62,6 +62,8 @@ class FeatureStore:
 
     sortable = SORTABLE
     """Columns of numbers by which tables are sorted and filtered."""
+    bound, bounded = BOUND.pattern, BOUNDED
+    """The form of a bound such as max<=5 in a search, and the column that each name in it stands for."""
 
     def __init__(
         self, path: Path, connection: sqlite3.Connection, shards: dict[str, BinaryIO], info: StoreInfo

@@ -14,7 +14,7 @@ from payloads import PAYLOADS
 from saetools.dashboard.export import Contents, export_page
 from saetools.dashboard.inline import fill, inline_json
 from saetools.errors import DataError
-from saetools.features.store import FeatureStore
+from saetools.features.store import FeatureStore, Filter
 
 ROOT = Path(__file__).parents[2]
 BLOCKED = ("torch", "transformer_lens", "transformers", "datasets", "dash", "numba")
@@ -100,6 +100,49 @@ def test_the_page_works(watched: Any, page_path: Path) -> None:
     page.locator(".sae-numbers").first.wait_for()
     assert page.locator(".sae-numbers tr").count() > 3
     watched.check()
+
+
+ASKED = ["count<=8", "fires>400", "contexts>=50", "n_contexts<9 kurtosis>2", "skewness<0", "mean_square>=0.25", "max<0"]
+ASKED += [
+    "(",
+    "</",
+    "%{",
+    "${",
+    "=",
+    "zebra",
+    "stripes <",
+    "density>0.001 17",
+    "17",
+    "1e5",
+    "COUNT<3",
+    "max_value>1e0 </",
+]
+
+
+@pytest.mark.browser
+def test_it_is_searched_as_the_live_app_is(watched: Any, store_path: Path, tmp_path: Path) -> None:
+    """By every column of numbers, by signs, notes and lists."""
+    store = FeatureStore.open(store_path)
+    store.annotate(5, "striped", "Zebra <stripes>")
+    store.set_list("<b>few", [3, 1, 5])
+    export_page(Contents(store, features=range(N_FEATURES)), tmp_path / "page.html")
+    page = watched.page
+    page.goto((tmp_path / "page.html").as_uri())
+    page.wait_for_selector(".sae-token")
+    rows = "[...document.querySelectorAll('#sae-rows tr')].map(row => Number(row.dataset.feature))"
+    for text in ASKED:
+        page.fill("#sae-search", text)
+        expected = [row.feature for row in store.table(filter=Filter(text=text), limit=N_FEATURES).rows]
+        assert page.evaluate(rows) == expected, text
+    page.fill("#sae-search", "")
+    for name, expected in (("<b>few", [5, 3, 1]), ("<b>fe", []), ("__proto__", [])):
+        page.fill("#list-choice", name)
+        assert page.evaluate(rows) == expected
+    page.fill("#list-choice", "")
+    assert len(page.evaluate(rows)) == N_FEATURES
+    watched.check()
+    store.annotate(5, "")
+    store.set_list("<b>few", [])
 
 
 @pytest.mark.browser

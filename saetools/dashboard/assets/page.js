@@ -7,7 +7,11 @@
   const page = data("sae-page");
   const by = (id) => document.getElementById(id);
   const known = new Map(page.rows.map((row) => [row.feature, row]));
-  page.rows.forEach((row) => { row.text = `${row.feature} ${row.label} ${row.search}`.toLowerCase(); });
+  const lists = new Map(Object.entries(page.lists));
+  page.rows.forEach((row) => {
+    row.text = `${row.feature} ${row.label} ${row.note} ${row.search}`.toLowerCase();
+    row.signs = `${row.peak_token || ""}\n${row.top_logit || ""}\n${row.label} ${row.note}`;
+  });
   const state = { sort: "density", descending: true, query: "", listed: null, feature: null, shown: [], drawn: [0, 0], tab: "Feature", map: null, pair: null };
 
   const compare = (a, b) => {
@@ -18,18 +22,22 @@
     return (state.descending ? -order : order) || a.feature - b.feature;
   };
 
-  const BOUND = /^(density|max|mean|kurtosis)(<=|>=|<|>)(-?[\d.]+(?:e-?\d+)?)$/;
-  const matches = (row) => {
-    if (state.listed && !state.listed.has(row.feature)) return false;
-    const words = state.query.toLowerCase().split(/\s+/).filter(Boolean);
-    if (words.length === 1 && /^\d+$/.test(words[0])) return String(row.feature) === words[0];
-    return words.every((word) => {
-      const [, name, sign, bound] = word.match(BOUND) || [];
-      const column = name && page.columns.find(([key]) => key === name || key.startsWith(`${name}_`));
-      if (!column) return row.text.includes(word);
-      const value = row[column[0]];
-      return value !== null && { "<": value < bound, ">": value > bound, "<=": value <= bound, ">=": value >= bound }[sign];
+  const BOUND = new RegExp(`^${page.bound.form}$`);
+  const columns = new Map(Object.entries(page.bound.columns));
+  const HOLDS = { "<": (a, b) => a < b, ">": (a, b) => a > b, "<=": (a, b) => a <= b, ">=": (a, b) => a >= b };
+  /** Whether a row is on the list, within the bounds and has the words that are asked for, as in the live app: a word
+      without a letter or digit is looked for where it tells features apart. */
+  const matcher = () => {
+    const asked = state.query.split(/\s+/).filter(Boolean).map((word) => [word, word.match(BOUND) || []]);
+    const isBound = ([, [, name]]) => columns.has(name);
+    const words = asked.filter((each) => !isBound(each)).map(([word]) => word);
+    const tests = asked.filter(isBound).map(([, [, name, sign, bound]]) => {
+      const column = columns.get(name);
+      return (row) => row[column] !== null && HOLDS[sign](row[column], Number(bound));
     });
+    if (words.length === 1 && /^\d+$/.test(words[0])) tests.push((row) => row.feature === Number(words[0]));
+    else tests.push(...words.map((word) => (/[\p{L}\p{N}_]/u.test(word) ? (row) => row.text.includes(word.toLowerCase()) : (row) => row.signs.includes(word))));
+    return (row) => (!state.listed || state.listed.has(row.feature)) && tests.every((test) => test(row));
   };
 
   const cell = (row, name) => {
@@ -85,7 +93,7 @@
   };
 
   const drawTable = () => {
-    state.shown = page.rows.filter(matches).sort(compare);
+    state.shown = page.rows.filter(matcher()).sort(compare);
     drawRows();
     by("sae-count").textContent = `${state.shown.length.toLocaleString("en")} of ${page.rows.length.toLocaleString("en")} shown`;
   };
@@ -236,6 +244,7 @@
     drawTable();
     by("sae-table-box").addEventListener("scroll", onScroll, { passive: true });
     by("sae-search").addEventListener("input", (event) => { state.query = event.target.value; by("sae-table-box").scrollTop = 0; drawTable(); });
+    by("list-choice")?.addEventListener("input", ({ target }) => { state.listed = target.value ? new Set(lists.get(target.value)) : null; drawTable(); });
     by("sae-rows").addEventListener("click", (event) => {
       const row = event.target.closest("tr[data-feature]");
       if (!row) return;
