@@ -43,7 +43,7 @@ window.SaeMap = (() => {
   };
 
   /** Draw a map into root. on: {select(features or null), open(feature), has(feature)}: points that `has` denies are
-      faint and cannot be chosen. Returns {mark(feature), redraw()}. */
+      faint and cannot be chosen. Returns {mark(feature), rename(tokens), redraw()}. */
   const draw = (root, panel, on) => {
     const points = columns(panel);
     const n = points.feature.length;
@@ -254,7 +254,7 @@ window.SaeMap = (() => {
     new ResizeObserver(repaint).observe(canvas);
     paint();
     root.dataset.points = String(n);
-    return { mark: (feature) => { state.current = feature; repaint(); }, redraw: repaint };
+    return { mark: (feature) => { state.current = feature; repaint(); }, rename: (tokens) => { points.tokens = tokens; }, redraw: repaint };
   };
 
   return { draw };

@@ -37,7 +37,7 @@ def map_layout() -> html.Div:
 
 
 def register_map(app: Dash, store: FeatureStore) -> None:
-    made: list[dict[str, Any]] = []
+    made: dict[str, dict[str, Any]] = {}  # by what its names are of: the points of the newest labels
 
     @app.callback(
         Output("map-points", "data"),
@@ -45,12 +45,14 @@ def register_map(app: Dash, store: FeatureStore) -> None:
         Input("tab", "data"),
         State("map-drawn", "data"),
     )
-    def show(tab: str, drawn: int | None) -> Any:
-        if tab != "Map" or drawn is not None:
+    def show(tab: str, drawn: str | None) -> Any:
+        names = str(hash(tuple(store.annotations().items())))
+        if tab != "Map" or drawn == names:
             return no_update, no_update
-        if not made:
-            made.append(map_points(store))
-        return made[0], made[0]["title"]
+        points = made.get(names) or map_points(store) | {"names": names}
+        made.clear()
+        made[names] = points
+        return points, points["title"]
 
     app.clientside_callback(
         ClientsideFunction("saetools", "drawMap"), Output("map-drawn", "data"), Input("map-points", "data")
