@@ -32,22 +32,29 @@ window.dash_clientside.saetools = (() => {
     listen(node);
   };
 
-  /** Fetch what is known of a feature and draw it: past Dash's stores and React, which would take longer than drawing. */
+  /** The one way to a feature, whoever asks for it: view, address and row of the table follow. */
   let wanted = null;
-  const showFeature = (feature) => {
-    if (feature === null || feature === undefined) return same();
+  const go = (feature) => {
     wanted = feature;
+    showFeature(feature);
+    mark();
+    location.hash = String(feature);
+    window.dash_clientside.set_props("selected", { data: feature });
+  };
+  /** Fetch what is known of a feature and draw it: past Dash's stores and React, which would take longer than drawing. */
+  const showFeature = (feature) => {
     fetch(`/view/${feature}`)
       .then((answer) => answer.json())
       .catch(() => ({ error: "The server does not answer. Is it still running?" }))
       .then((view) => { if (wanted === feature) when("sae-feature", (node) => drawFeature(node, view)); });
-    return same();
   };
 
   let shownView = null;
   const drawFeature = (node, view) => {
     if (view.error) {
       node.replaceChildren(element("p", "sae-note", view.error));
+      by("sae-feature-title").textContent = "No feature";
+      shownView = null;
       return;
     }
     by("sae-feature-title").textContent = `Feature ${view.feature}`;
@@ -85,7 +92,7 @@ window.dash_clientside.saetools = (() => {
       drawPanels("sae-cosines")([view.histogram]);
       by("sae-compared").addEventListener("click", (event) => {
         const row = event.target.closest("tr[data-feature]");
-        if (row) open(Number(row.dataset.feature));
+        if (row) go(Number(row.dataset.feature));
       });
       listenOnce(by("sae-own"));
       listenOnce(by("sae-partner"));
@@ -125,8 +132,9 @@ window.dash_clientside.saetools = (() => {
   const drawMap = (points) => {
     if (!points) return same();
     const select = (features) => window.dash_clientside.set_props("list-filter", { data: features });
-    map = window.SaeMap.draw(by("sae-map"), points, { select, open, has: options.has });
-    return 1;
+    if (map) map.rename(points.tokens); // labels are what can have changed: place and selection stay
+    else map = window.SaeMap.draw(by("sae-map"), points, { select, open: go, has: options.has });
+    return points.names;
   };
 
   // --- which features fire on a prompt ------------------------------------------------------------------------
@@ -224,32 +232,46 @@ window.dash_clientside.saetools = (() => {
   /** A label that was saved, in the table and above the contexts. */
   const showSaved = (saved) => {
     if (!saved) return same();
-    if (saved.label) grid().setColumnsVisible(["label"], true);
-    grid().refreshInfiniteCache();
-    return saved.feature === wanted ? showFeature(wanted) : same();
+    if (saved.label) grid.setColumnsVisible(["label"], true);
+    grid.refreshInfiniteCache();
+    if (saved.feature === wanted) showFeature(wanted);
+    return 1;
   };
 
-  const grid = () => window.dash_ag_grid && window.dash_ag_grid.getApi("table");
-  const selectRow = (rows) => {
-    if (!rows || !rows.length) return same();
-    window.SaeShell.reveal();
-    return rows[0].feature;
+  // --- the table ----------------------------------------------------------------------------------------------
+
+  let grid = null; // once it is there
+  /** The row of the feature that is shown is the selected one, once it has been loaded; there is no other. */
+  const mark = () => {
+    if (!grid || wanted === null) return;
+    const row = grid.getRowNode(String(wanted));
+    if (!row) grid.deselectAll();
+    else if (!row.isSelected()) row.setSelected(true, true);
   };
-  const refetch = () => {
-    const api = grid();
-    if (api) api.purgeInfiniteCache();
+  const listenGrid = (api) => {
+    grid = api;
+    mark();
+    grid.addEventListener("modelUpdated", mark);
+    grid.addEventListener("rowSelected", ({ node, source }) => {
+      if (source === "api" || !node.isSelected()) return; // what `mark` did
+      window.SaeShell.reveal();
+      go(node.data.feature);
+    });
+  };
+  let listed = null; // features of the list or the lasso that the table shows
+  const refetch = (_, features) => {
+    listed = features || null;
+    if (grid) grid.purgeInfiniteCache();
     return same();
   };
 
-  const open = (feature) => window.dash_clientside.set_props("selected", { data: feature });
   const step = (by_) => {
-    const api = grid();
-    if (!api) return;
-    const current = api.getSelectedNodes()[0];
-    const next = api.getDisplayedRowAtIndex(Math.max(0, (current ? current.rowIndex : -1) + by_));
+    if (!grid) return;
+    const current = grid.getRowNode(String(wanted));
+    const next = grid.getDisplayedRowAtIndex(Math.max(0, (current ? current.rowIndex : -1) + by_));
     if (!next || !next.data) return;
-    next.setSelected(true, true);
-    api.ensureNodeVisible(next);
+    grid.ensureNodeVisible(next);
+    go(next.data.feature);
   };
 
   const choose = (name) => window.dash_clientside.set_props("tab", { data: name });
@@ -261,7 +283,7 @@ window.dash_clientside.saetools = (() => {
   window.SaeShell.listenTabs(choose);
   const PAUSE = 200; // milliseconds without a key, after which the table follows the search
   /** A field of the browser's own: those of Dash put back an older text, or the cursor, while one is typing. */
-  when("sae-search-box", (node) => {
+  const drawSearch = (node) => {
     const field = element("input", "");
     Object.assign(field, { id: "sae-search", type: "search", placeholder: "Search: tokens, labels, density>0.01", spellcheck: false });
     field.setAttribute("aria-label", "Search features");
@@ -271,32 +293,44 @@ window.dash_clientside.saetools = (() => {
       waiting = setTimeout(() => window.dash_clientside.set_props("search", { data: field.value }), PAUSE);
     });
     node.replaceChildren(field);
-  });
+  };
 
-  /** The feature of a number, or the first that a search finds in the order of the table. */
+  /** The feature of a number, or the first that a search finds among those listed, in the order of the table. */
   const openFound = (text) => {
-    if (/^\d+$/.test(text)) return open(Number(text));
-    const column = grid() && grid().getColumnState().find(({ sort }) => sort);
+    if (/^\d{1,15}$/.test(text)) return go(Number(text));
+    const column = grid && grid.getColumnState().find(({ sort }) => sort);
     const sort = column ? (column.sort === "desc" ? "-" : "") + column.colId : "-density";
-    return fetch(`/find?${new URLSearchParams({ text, sort, list: by("list-choice").value })}`)
+    return fetch("/find", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ text, sort, features: listed }) })
       .then((answer) => answer.json())
-      .then(({ feature }) => { if (feature !== null) open(feature); });
+      .then(({ feature }) => { if (feature !== null) go(feature); });
   };
   window.SaeShell.listenKeys(step, choose, openFound);
 
-  const fromHash = () => {
-    const feature = Number.parseInt(location.hash.slice(1), 10);
-    if (Number.isInteger(feature)) {
-      open(feature);
-      choose("Feature");
-    }
+  /** A link to a feature, or its number in the address: its view, whatever tab is open. */
+  const follow = (hash) => {
+    if (!/^#\d{1,15}$/.test(hash)) return;
+    go(Number(hash.slice(1)));
+    choose("Feature");
   };
-  window.addEventListener("hashchange", fromHash);
-  when("sae-feature", fromHash);
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("a[href^='#']");
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault(); // a link to where the address leads already would do nothing
+    follow(link.getAttribute("href"));
+  });
+  window.addEventListener("hashchange", () => { if (location.hash !== `#${wanted}`) follow(location.hash); });
+
+  /** Called once where there is a store. */
+  const start = () => {
+    when("sae-search-box", drawSearch);
+    when("table", () => window.dash_ag_grid.getApiAsync("table").then(listenGrid));
+    when("sae-feature", () => follow(location.hash));
+    return 1;
+  };
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { window.SaeFeature.redraw(document); if (map) map.redraw(); });
 
   return {
-    showFeature, toSave, showSaved, drawPartner, drawPrompt, drawSteering, drawWays, drawMap, drawComparison, selectRow, refetch, showTab, text: String,
+    start, toSave, showSaved, drawPartner, drawPrompt, drawSteering, drawWays, drawMap, drawComparison, refetch, showTab, text: String,
     drawDensity: drawPanels("sae-density"), drawCurves: drawPanels("sae-curves"),
   };
 })();

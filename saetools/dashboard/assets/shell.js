@@ -35,7 +35,7 @@ window.SaeShell = (() => {
   const help = () => {
     if (!by("sae-help").open) by("sae-help").showModal();
   };
-  const focusSearch = () => { by("sae-search").focus(); by("sae-search").select(); };
+  const focusSearch = () => { by("sae-search")?.focus(); by("sae-search")?.select(); };
 
   /** j k / g ? and digits for tabs; while a text is typed only Escape, which leaves the field, and Enter in the search,
       which opens what was found. */

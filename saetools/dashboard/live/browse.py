@@ -110,7 +110,7 @@ def feature_layout() -> html.Div:
             ),
             html.Div(id="sae-feature", className="sae-feature"),
             dcc.Store(id="selected"),
-            dcc.Store(id="drawn"),
+            dcc.Store(id="started"),
             dcc.Store(id="to-save"),
             dcc.Store(id="saved"),
             dcc.Store(id="saved-shown"),
@@ -151,13 +151,12 @@ def register(app: Dash, store: FeatureStore) -> None:
         text = json.dumps(shown, separators=(",", ":"), allow_nan=False)
         return Response(text, mimetype="application/json", headers={"Cache-Control": "no-store"})
 
-    @app.server.get("/find")
+    @app.server.post("/find")
     def find() -> dict[str, int | None]:
         """The first feature that a search finds; null where there is none."""
-        asked = request.args
-        wanted = Filter(asked.get("text", ""), list_name=asked.get("list") or None)
+        asked = request.get_json()
         try:
-            rows = store.table(asked.get("sort", "-density"), wanted, limit=1).rows
+            rows = store.table(asked["sort"], Filter(asked["text"], features=asked["features"]), limit=1).rows
         except SaetoolsError:
             rows = ()
         return {"feature": rows[0].feature if rows else None}
@@ -188,12 +187,7 @@ def register(app: Dash, store: FeatureStore) -> None:
             return {"content": labels_csv(store), "filename": "labels.csv", "type": "text/csv"}
         return {"content": labels_json(store), "filename": "labels.json", "type": "application/json"}
 
-    app.clientside_callback(
-        ClientsideFunction("saetools", "selectRow"), Output("selected", "data"), Input("table", "selectedRows")
-    )
-    app.clientside_callback(
-        ClientsideFunction("saetools", "showFeature"), Output("drawn", "data"), Input("selected", "data")
-    )
+    app.clientside_callback(ClientsideFunction("saetools", "start"), Output("started", "data"), Input("table", "id"))
     app.clientside_callback(
         ClientsideFunction("saetools", "toSave"),
         Output("to-save", "data"),

@@ -14,6 +14,7 @@ from saetools.dashboard.live.app import make_app
 from saetools.dashboard.live.subject import MAX_PER_MINUTE, MAX_WAITING, OneAtATime, Subject
 from saetools.dashboard.views import feature_view
 from saetools.errors import DataError
+from saetools.features.store import FeatureStore
 
 ROW = ".ag-row[row-id]"  # one that has been loaded: rows that wait for the server have no id
 SURROGATE = re.compile("[\ud800-\udfff]")  # SQLite's UTF-8 holds none
@@ -50,16 +51,16 @@ def test_a_feature_is_handed_out_and_its_absence_told(subject: Subject) -> None:
 
 def test_the_first_that_a_search_finds(subject: Subject) -> None:
     client = make_app(subject).server.test_client()
-    subject.store.set_list("few", [3, 5])
     for asked, feature in (
         ({"text": "count<=8", "sort": "-density"}, 1),
         ({"text": "count<=8", "sort": "feature"}, 0),
-        ({"text": "", "sort": "-density", "list": "few"}, 5),
+        ({"text": "", "sort": "-density", "features": [3, 5]}, 5),
         ({"text": "density>2"}, None),
         ({"text": "", "sort": "nothing; DROP TABLE features"}, None),
     ):
-        assert client.get("/find", query_string=asked).get_json() == {"feature": feature}
-    subject.store.set_list("few", [])
+        assert client.post("/find", json={"sort": "-density", "features": None} | asked).get_json() == {
+            "feature": feature
+        }
 
 
 def test_prompt_and_steering(call: Any) -> None:
@@ -81,10 +82,27 @@ def test_prompt_and_steering(call: Any) -> None:
     assert answer["steer-view"]["data"] == ["<b>p", "<b>p"]
 
 
-def test_curves_and_partner(call: Any) -> None:
-    assert len(call("curves-panels.data", tab__data="Training")["curves-panels"]["data"]) == 2
+def test_curves_and_partner(call: Any, subject: Subject) -> None:
+    assert subject.metrics is not None
+    first = call("curves-panels.data", tab__data="Training")
+    assert len(first["curves-panels"]["data"]) == 2
+    drawn = {"tab__data": "Training", "curves_drawn__data": first["curves-drawn"]["data"]}
+    assert call("curves-panels.data", **drawn) == {}
+    subject.metrics.write_text(subject.metrics.read_text())
+    assert len(call("curves-panels.data", **drawn)["curves-panels"]["data"]) == 2, "written again with as many lines"
     found = call("partner-view.data", selected__data=4, tab__data="Compare")["partner-view"]["data"]
     assert found["feature"] == 4 and found["partner"]["view"]["feature"] == 3
+
+
+def test_the_map_is_sent_again_with_new_labels(call: Any, subject: Subject) -> None:
+    assert subject.store is not None
+    drawn = None
+    for label in ("", "mine", "theirs", ""):
+        FeatureStore.open(subject.store.path).annotate(2, label)  # as another process would
+        sent = call("map-points.data", tab__data="Map", map_drawn__data=drawn)["map-points"]["data"]
+        assert sent["tokens"][2] == (label or subject.store.table("feature").rows[2].peak_token)
+        drawn = sent["names"]
+        assert call("map-points.data", tab__data="Map", map_drawn__data=drawn) == {}
 
 
 def test_the_model_is_used_by_one_and_waited_for_by_few() -> None:
@@ -199,6 +217,8 @@ def test_a_run_without_a_checkpoint_shows_its_curves(watched: Any, subject: Subj
         page = watched.page
         page.goto(address)
         page.wait_for_selector("#sae-curves .main-svg")
+        for key in "/gjk":
+            page.keyboard.press(key)
         assert page.locator("h1").inner_text() == "<b>young" and page.locator("#tabs button").count() == 1
         watched.check()
 
@@ -321,6 +341,46 @@ def test_going_to_a_feature_by_number_or_by_words(watched: Any, address: str, su
     page.keyboard.type("count<=8")
     page.keyboard.press("Enter")
     page.wait_for_selector("#sae-feature[data-feature='1'] .sae-token")  # fires 8 times: the densest of those
+    watched.check()
+
+
+def selected(page: Any, feature: int) -> None:
+    """Wait until the table's one selected row is that of the feature, and the address and the view are of it."""
+    page.wait_for_selector(f"#sae-feature[data-feature='{feature}'] .sae-token")
+    rows = "window.dash_ag_grid.getApi('table').getSelectedNodes().map(row => row.data.feature).join()"
+    page.wait_for_function(f"{rows} === '{feature}' && location.hash === '#{feature}'")
+
+
+@pytest.mark.browser
+def test_table_address_and_view_are_of_one_feature(watched: Any, address: str, subject: Subject) -> None:
+    """However it was asked for; features are in the order of density, which grows with the number."""
+    assert subject.store is not None
+    page, third = watched.page, subject.store.info.n_features - 4
+    page.goto(address)
+    page.click(f"{ROW}[row-index='2']")
+    selected(page, third)
+    page.evaluate("location.hash = '17'")
+    selected(page, 17)
+    for key, feature in (("j", 16), ("k", 17)):
+        page.keyboard.press(key)
+        selected(page, feature)
+    page.click(f"{ROW}[row-index='2']")
+    selected(page, third)
+    page.click("#tab-Prompt")
+    page.click("#prompt-run")
+    for _ in range(2):  # the second time the address leads there already
+        page.click("#prompt-result .sae-chip >> nth=0")
+        page.wait_for_selector("#panel-Feature:not([hidden])")
+        selected(page, 0)
+        page.click("#tab-Prompt")
+    page.keyboard.press("1")
+    page.evaluate("window.dash_clientside.set_props('list-filter', { data: [9, 3, 5] })")
+    page.wait_for_selector("#sae-count:has-text('3 of')")
+    page.keyboard.press("/")
+    page.keyboard.press("Enter")
+    selected(page, 9)
+    page.keyboard.press("j")
+    selected(page, 5)
     watched.check()
 
 

@@ -65,7 +65,7 @@ def test_twenty_clients_while_the_model_is_busy(subject: Subject, serve: Any) ->
             waiting = [clients.submit(steering, address) for _ in range(N_CLIENTS)]
             answers = list(clients.map(feature, range(N_CLIENTS)))
             assert answers == [[(client + i) % 70 for i in range(REQUESTS)] for client in range(N_CLIENTS)]
-            assert ask(f"{address}find?text=5") == {"feature": 5}
+            assert ask(f"{address}find", {"text": "5", "sort": "feature", "features": None}) == {"feature": 5}
             refused = list(islice(as_completed(waiting, timeout=300), N_CLIENTS - MAX_WAITING))
             assert len(refused) == N_CLIENTS - MAX_WAITING
             assert not first.done(), "all were answered while the model was at work"
