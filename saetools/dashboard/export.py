@@ -17,7 +17,7 @@ from saetools.dashboard.inline import (
     plotly_script,
     policy,
 )
-from saetools.dashboard.panel import CONFIG, Panel
+from saetools.dashboard.panel import Panel
 from saetools.dashboard.panels import density_histogram, map_points
 from saetools.dashboard.views import COLUMNS, feature_view, table_rows
 from saetools.errors import DataError, RunError
@@ -118,7 +118,6 @@ def _page(contents: Contents, lines: list[dict[str, Any]], data: list[str], fold
         "map": map_points(store),
         "curves": [panel.to_json() for panel in contents.curves],
         "comparison": None if contents.comparison is None else comparison_view(contents.comparison, store, shown),
-        "config": CONFIG,
         "whole": len(shown) == store.info.n_features,
         "folder": folder,
     }

@@ -12,6 +12,8 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from saetools.dashboard.panel import CONFIG
+
 
 def policy(scripts: Sequence[str], own_files: bool = False) -> str:
     """Content security policy: these scripts, known by their hash, and nothing else; no request to anywhere.
@@ -75,5 +77,6 @@ def asset(name: str) -> str:
 
 @cache
 def plotly_script() -> str:
-    """plotly.js with line ends as an HTML parser makes them: the policy's hash is of what the parser hands on."""
-    return get_plotlyjs().replace("\r\n", "\n").replace("\r", "\n")
+    """plotly.js with our settings; line ends as an HTML parser makes them: the policy's hash is of what that reads."""
+    script = get_plotlyjs().replace("\r\n", "\n").replace("\r", "\n")
+    return f"{script}\nPlotly.setPlotConfig({json.dumps(CONFIG)});"

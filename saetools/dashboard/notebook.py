@@ -36,7 +36,7 @@ SHARES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.1, 0.0)
 
 FEATURE_SCRIPTS = ("token.js", "bars.js", "feature.js")
 DRAW_FEATURE = """
-window.SaeFeature.draw(root, view, { config: {}, has: () => false });
+window.SaeFeature.draw(root, view, { has: () => false });
 window.SaeTokens.listen(root);
 """
 DRAW_PROMPT = """

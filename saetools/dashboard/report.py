@@ -6,7 +6,7 @@ from pathlib import Path
 
 from saetools.atomic import write_text
 from saetools.dashboard.inline import asset, escaped, fill, inline_json, plotly_script, policy
-from saetools.dashboard.panel import CONFIG, Panel
+from saetools.dashboard.panel import Panel
 
 SCRIPTS = ("token.js", "bars.js", "feature.js", "report.js")
 
@@ -32,7 +32,7 @@ class Section:
 def report_page(title: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section], path: Path | str) -> None:
     """Write the page: 4.8 MB for plotly, and the numbers. RunError where it cannot be written; an old file stays."""
     scripts = [plotly_script(), *(asset(name) for name in SCRIPTS)]
-    page = {"panels": [[panel.to_json() for panel in section.panels] for section in sections], "config": CONFIG}
+    page = {"panels": [[panel.to_json() for panel in section.panels] for section in sections]}
     text = fill(
         asset("report.html"),
         policy=policy(scripts),

@@ -48,13 +48,13 @@ window.SaeFeature = (() => {
     return node;
   };
 
-  const plotted = (plot, panel, config) => {
+  const plotted = (plot, panel) => {
     const layout = { ...themed(panel.layout), height: plot.clientHeight || panel.layout.height };
-    window.Plotly.react(plot, panel.data, layout, config);
+    window.Plotly.react(plot, panel.data, layout);
   };
 
   /** A chart with its numbers as a table behind a disclosure. */
-  const chart = (panel, config) => {
+  const chart = (panel) => {
     const figure = element("figure", "sae-chart");
     const caption = element("figcaption", "", panel.title);
     const note = element("span", "sae-note", panel.note);
@@ -76,7 +76,7 @@ window.SaeFeature = (() => {
     if (ours) window.SaeBars.listen(plot, () => figure.sae.panel);
     const draw = () => {
       note.textContent = figure.sae.panel.note;
-      return (ours ? window.SaeBars.draw : plotted)(plot, figure.sae.panel, config);
+      return (ours ? window.SaeBars.draw : plotted)(plot, figure.sae.panel);
     };
     figure.sae = { panel, draw, fill };
     return figure;
@@ -170,11 +170,11 @@ window.SaeFeature = (() => {
     return [0, window.innerHeight].map((edge, i) => Math.max(0, Math.ceil((edge - top) / LEAST_HEIGHT) + (i ? 4 : -4)));
   };
 
-  /** Draw a feature view into root. options: {config, has(feature) -> bool}. Contexts further down than can be seen are
+  /** Draw a feature view into root. options: {has(feature) -> bool}. Contexts further down than can be seen are
       laid out a moment later, so that stepping through features does not wait for them. */
   const draw = (root, view, options) => {
     const visible = inView(root);
-    const figures = reused(root, view.charts) || view.charts.map((panel) => chart(panel, options.config));
+    const figures = reused(root, view.charts) || view.charts.map((panel) => chart(panel));
     const parts = [];
     if (view.note) parts.push(element("p", "sae-annotation", view.note));
     parts.push(statistics(view.statistics));

@@ -3,8 +3,7 @@
 window.dash_clientside = window.dash_clientside || {};
 window.dash_clientside.saetools = (() => {
   const { element, write, context, listen, format, label } = window.SaeTokens;
-  const CONFIG = { displaylogo: false, showSendToCloud: false, plotlyServerURL: "", responsive: true, displayModeBar: false };
-  const options = { config: CONFIG, has: () => true };
+  const options = { has: () => true };
   const by = (id) => document.getElementById(id);
   const same = () => window.dash_clientside.no_update; // known once the renderer has been loaded
 
@@ -120,7 +119,7 @@ window.dash_clientside.saetools = (() => {
       if (old.length === panels.length) old.forEach((figure, i) => { figure.sae.panel = panels[i]; figure.sae.fill(); });
       else {
         node.querySelectorAll(".js-plotly-plot").forEach((plot) => window.Plotly.purge(plot));
-        node.replaceChildren(...panels.map((panel) => window.SaeFeature.chart(panel, CONFIG)));
+        node.replaceChildren(...panels.map((panel) => window.SaeFeature.chart(panel)));
       }
       window.SaeFeature.redraw(node);
     };

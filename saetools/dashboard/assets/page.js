@@ -140,7 +140,7 @@
     by("sae-head").replaceChildren(row);
   };
 
-  const options = { config: page.config, has: (feature) => known.has(feature) };
+  const options = { has: (feature) => known.has(feature) };
 
   /** What Python packed: JSON as zlib in base64. */
   const unpack = async (text) => {
@@ -216,7 +216,7 @@
   };
   const drawOnce = (root, panels) => {
     if (root.childElementCount) return;
-    root.append(...panels.map((panel) => window.SaeFeature.chart(panel, page.config)));
+    root.append(...panels.map((panel) => window.SaeFeature.chart(panel)));
     window.SaeFeature.redraw(root);
   };
   const drawMap = () => {
@@ -236,7 +236,7 @@
   };
 
   const start = () => {
-    const density = window.SaeFeature.chart(page.density, page.config);
+    const density = window.SaeFeature.chart(page.density);
     by("sae-density").append(density);
     density.sae.draw();
     drawComparison();

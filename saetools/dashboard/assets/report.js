@@ -15,7 +15,7 @@
   for (const box of document.querySelectorAll(".sae-report-charts")) {
     for (const panel of page.panels[Number(box.dataset.section)]) {
       if (!panel.rows.length) panel.rows = points(panel);
-      const figure = window.SaeFeature.chart(panel, page.config);
+      const figure = window.SaeFeature.chart(panel);
       figure.querySelector(".sae-plot").style.height = `${panel.layout.height}px`;
       box.append(figure);
       seen.observe(figure);
