@@ -258,7 +258,7 @@ SWITCH = """feature => new Promise(done => {
   });
   observer.observe(node, { attributes: true });
   if (feature === null) document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "j", bubbles: true }));
-  else window.dash_clientside.set_props("selected", { data: feature });
+  else location.hash = String(feature);
 })"""
 
 
