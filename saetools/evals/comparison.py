@@ -9,16 +9,30 @@ from saetools.records import EvalRecord
 
 Named = Mapping[str, Sequence[EvalRecord]]
 """Name of a dictionary -> its records."""
+UNLIKE = (
+    "\n* not judged on the same held-out rows, or not with the same settings, for all: evaluate them alike to compare"
+)
 
 
 def comparison_table(named: Named) -> str:
-    """A plain text table of every figure that any dictionary has, in the order of first mention; `-` where missing."""
+    """A plain text table of every figure that any dictionary has, in the order of first mention; `-` where missing.
+
+    A figure that was not judged on the same rows and with the same settings for all is marked with a star.
+    """
     columns = [("figure", "left"), *((name, "right") for name in named), ("unit", "left")]
     rows = []
     for figure, unit in _figures(named):
         values = [_value(records, figure) for records in named.values()]
-        rows.append([figure, *("-" if value is None else number(value) for value in values), unit])
-    return plain_table("comparison on held-out data", columns, rows)
+        star = "" if _alike(named, figure) else "*"
+        rows.append([figure + star, *("-" if value is None else number(value) for value in values), unit])
+    starred = any(row[0].endswith("*") for row in rows)
+    return plain_table("comparison on held-out data", columns, rows) + (UNLIKE if starred else "")
+
+
+def _alike(named: Named, figure: str) -> bool:
+    """Whether all dictionaries that have the figure were judged on the same rows with the same settings."""
+    found = [r for records in named.values() for r in records if r.name == figure and r.value is not None]
+    return all((r.heldout, r.config) == (found[0].heldout, found[0].config) for r in found)
 
 
 def comparison_csv(named: Named) -> str:

@@ -84,6 +84,7 @@ def run_evaluations(
     store = _Store(directory, subject, fresh)
     if subject.host is not None and not isinstance(subject.heldout, KeptRows):
         subject = replace(subject, heldout=KeptRows(subject.heldout))
+    heldout = subject.heldout.fingerprint()
     outcomes: dict[int, Outcome] = {}
 
     def done(i: int, outcome: Outcome) -> None:
@@ -115,6 +116,7 @@ def run_evaluations(
             continue
         for (i, evaluation), records in zip(group, results, strict=True):
             records = [*records, _cost_record(evaluation, cost, [m.name for m in members])]
+            records = [record.model_copy(update={"heldout": heldout}) for record in records]
             store.write(evaluation, records)
             done(i, Outcome(evaluation.name, records, "computed", str(cost)))
     records = [record for i in range(len(evaluations)) for record in outcomes[i].records]

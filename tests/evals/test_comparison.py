@@ -3,6 +3,8 @@
 import csv
 import io
 
+import pytest
+
 from saetools.evals.comparison import comparison_csv, comparison_table
 from saetools.evals.table import number, table
 from saetools.records import EvalRecord
@@ -24,6 +26,16 @@ def test_every_figure_of_any_dictionary():
     assert lines[2].split() == ["fvu", "0.2500", "0.5000", "fraction"]
     assert lines[3].split() == ["dead_fraction", "-", "0.0000", "fraction"]
     assert len(lines) == 4
+
+
+@pytest.mark.parametrize("changed", [{"heldout": "other text"}, {"config": {"n_tokens": 5}}])
+def test_figures_judged_otherwise_are_marked(changed):
+    alike = {"heldout": "text", "config": {"n_tokens": 9}}
+    named = {"a": [record("fvu", 0.2, **alike)], "b": [record("fvu", 0.3, **alike | changed), record("l0", 3, **alike)]}
+    lines = comparison_table(named).splitlines()
+    assert lines[2].split()[0] == "fvu*" and lines[3].split()[0] == "l0"
+    assert "same held-out rows" in lines[-1]
+    assert "*" not in comparison_table({"a": named["a"], "b": [record("fvu", 0.3, **alike)]})
 
 
 def test_csv_keeps_everything():
