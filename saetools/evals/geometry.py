@@ -26,6 +26,8 @@ Cost: one encode per row, N K^2 D for the pairs of that share, F^2 D for the ato
 are redundant or the two sides of a hierarchy.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from pydantic import Field
@@ -66,6 +68,20 @@ class Geometry(RowEvaluation, name="geometry"):
         return _Tally(self, subject)
 
 
+def _chunks(code: SparseCode, d_model: int) -> Iterator[tuple[torch.Tensor, SparseCode]]:
+    """(rows, their code) in blocks of bounded memory, the fullest rows first: none is as wide as the fullest of all."""
+    slots_K = torch.arange(1, code.values.shape[1] + 1, device=code.values.device)
+    last_NK = torch.nn.functional.pad((code.values != 0) * slots_K, (1, 0))  # a code without slots has width 0
+    width_N, order_N = last_NK.amax(1).sort(descending=True)
+    start = 0
+    while start < len(code):
+        k = max(int(width_N[start]), 1)
+        n_rows = max(1, BLOCK_BYTES // (4 * k * max(d_model, 2 * k)))  # atoms; cosines in float64
+        part = order_N[start : start + n_rows]
+        yield part.cpu(), SparseCode(code.values[part, :k], code.indices[part, :k], code.n_features)
+        start += n_rows
+
+
 class _Tally:
     def __init__(self, evaluation: Geometry, subject: Subject) -> None:
         self.evaluation, self.seed, self.dictionary = evaluation, subject.seed, subject.dictionary
@@ -78,12 +94,8 @@ class _Tally:
     def add(self, rows: CodedRows) -> None:
         self.counts_F += firing_counts_F(rows.code).cpu()
         rows = self._drawn(rows)
-        code = rows.code
-        k = max(code.values.shape[1], 1)
-        n_chunk = max(1, BLOCK_BYTES // (4 * k * max(self.atoms_FD.shape[1], 2 * k)))  # atoms; cosines in float64
-        for start in range(0, len(code), n_chunk):
-            part = slice(start, start + n_chunk)
-            self.pair_sums.add(rows.where_N2[part, 0], self._pair_columns(code.select(part)))
+        for part, code in _chunks(rows.code, self.atoms_FD.shape[1]):
+            self.pair_sums.add(rows.where_N2[part, 0], self._pair_columns(code))
         self._add_norms(rows)
 
     def _drawn(self, rows: CodedRows) -> CodedRows:

@@ -5,9 +5,10 @@ import pytest
 import torch
 from small_hosts import Given, by_name, row_subject, scaled_copy
 
+from saetools.dictionaries.base import SparseCode
 from saetools.dictionaries.itda import ITDA
 from saetools.dictionaries.topk import TopK
-from saetools.evals.geometry import Geometry
+from saetools.evals.geometry import Geometry, _chunks
 from saetools.evals.sample import TokenSample
 from saetools.functional.geometry import co_firing_cosines
 
@@ -100,3 +101,16 @@ def test_places_without_an_atom_take_no_part():
     found = by_name(Geometry().run(row_subject(dictionary, torch.randn(50, 2))))
     assert found["near_duplicates"].value == pytest.approx(2 / 3) and found["near_duplicates"].n == 3
     assert found["mean_cosine"].value == pytest.approx(1 / 3)
+
+
+def test_one_full_row_does_not_make_the_others_wide():
+    width_N = torch.tensor([1, 3, 400, 2, 0, 3])
+    values_NK = (torch.arange(400) < width_N[:, None]).float()
+    code = SparseCode(values_NK, torch.zeros(6, 400, dtype=torch.int32), 500)
+    blocks = list(_chunks(code, d_model=8))
+    assert sorted(torch.cat([rows for rows, _ in blocks]).tolist()) == list(range(6)), "each row once"
+    for rows, part in blocks:
+        assert torch.equal(part.values, values_NK[rows, : part.values.shape[1]])
+        assert part.values.shape[1] == width_N[rows].max()
+    wide_rows = [part.values.shape for _, part in _chunks(SparseCode(values_NK, code.indices, 500), d_model=10**7)]
+    assert wide_rows == [(1, 400), (1, 3), (1, 3), (1, 2), (1, 1), (1, 1)]
