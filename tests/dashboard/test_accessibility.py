@@ -44,7 +44,9 @@ def opened(browser: Any, scheme: str, width: int, path: Path) -> Any:
     return page
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 400)])
+@pytest.mark.parametrize(
+    ("scheme", "width"), [pytest.param("light", 1280, marks=pytest.mark.slow), ("dark", 1280), ("light", 400)]
+)
 def test_exported_page(browser: Any, store_path: Path, tmp_path: Path, scheme: str, width: int) -> None:
     store = FeatureStore.open(store_path)
     lines = [{"n_tokens": 1000 * i + 1000, "loss": 1 / (i + 1), "l0": 32.0} for i in range(5)]

@@ -259,6 +259,7 @@ def test_steps_are_the_plain_ones(clip: str) -> None:
     assert_same(step, plain)
 
 
+@pytest.mark.slow
 def test_dead_features_without_room_for_auxk_are_flagged_and_done_again() -> None:
     """From the first on all are flagged, and doing them again in turn is as if there had always been room."""
     plain = PlainSteps(SETTINGS)
@@ -300,7 +301,7 @@ def state_of(step: DeviceStep) -> list[Tensor]:
     return [*p.weights, *p.first, *p.second, step.since_F, *(step.low or ())]
 
 
-@pytest.mark.parametrize("clip", ["exact", "lagged"])
+@pytest.mark.parametrize("clip", ["exact", pytest.param("lagged", marks=pytest.mark.slow)])
 def test_a_batch_that_is_not_finite_changes_nothing(clip: str) -> None:
     step = DeviceStep(*start(), replace(SETTINGS, clip=clip), N)
     for bad in (torch.nan, torch.inf):
