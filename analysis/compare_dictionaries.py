@@ -95,7 +95,7 @@ def units(seeds: tuple[int, ...] = SEEDS, targets: tuple[int, ...] = TARGETS) ->
     for seed in seeds:
         for target in targets:
             for label in VARIANTS:
-                if label != "top_afa" or target == targets[0]:
+                if label != "top_afa" or target == TARGETS[0]:
                     yield Unit(label, target, seed)
         yield from (Unit(label, target, seed) for label, target in RIVALS)
 
@@ -136,9 +136,10 @@ class Comparison:
         settings = dict(VARIANTS[unit.label][1])
         if unit.penalty is not None:
             begun = (directory / "config.yaml").exists()
-            settings[unit.penalty] = (
-                getattr(config_of(directory).dictionary, unit.penalty) if begun else self._weight(unit)
-            )
+            with FileLock(atomic.make_directory(self.runs / "probes") / f".{unit.label}.lock"):
+                settings[unit.penalty] = (
+                    getattr(config_of(directory).dictionary, unit.penalty) if begun else self._weight(unit)
+                )
         elif unit.kind != "top_afa":
             settings["k"] = unit.target
         self._store(unit_config(unit, self.runs, directory, N_TOKENS, settings))
