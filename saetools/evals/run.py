@@ -81,10 +81,10 @@ def run_evaluations(
     `fresh` computes again what is there; `progress` shows a bar per
     pass on stderr; `on_done` is told of each evaluation as it ends.
     """
-    store = _Store(directory, subject, fresh)
+    heldout = subject.heldout.fingerprint()
+    store = _Store(directory, subject, heldout, fresh)
     if subject.host is not None and not isinstance(subject.heldout, KeptRows):
         subject = replace(subject, heldout=KeptRows(subject.heldout))
-    heldout = subject.heldout.fingerprint()
     outcomes: dict[int, Outcome] = {}
 
     def done(i: int, outcome: Outcome) -> None:
@@ -142,7 +142,7 @@ def dictionary_fingerprint(dictionary: Dictionary) -> str:
 class _Store:
     """Records of finished evaluations on disk; forgets everything without a directory."""
 
-    def __init__(self, directory: Path | None, subject: Subject, fresh: bool) -> None:
+    def __init__(self, directory: Path | None, subject: Subject, heldout: str, fresh: bool) -> None:
         self.fresh = fresh
         self.directory = None if directory is None else atomic.make_directory(directory / KEPT)
         self.identity: dict[str, Any] = {}
@@ -150,7 +150,7 @@ class _Store:
         if directory is not None:
             self.identity = {
                 "dictionary": dictionary_fingerprint(subject.dictionary),
-                "heldout": subject.heldout.fingerprint(),
+                "heldout": heldout,
                 "seed": subject.seed,
                 "version": saetools.__version__,
             }

@@ -86,7 +86,8 @@ class Contexts:
         peak = firings.peaks()
         feature, window, column = firings.feature_M[peak], firings.window_M[peak], firings.column_M[peak]
         magnitude = np.abs(firings.value_M[peak]).astype(np.float64)
-        number = window_numbers(tokens)[window]
+        number_B = window_numbers(tokens)
+        number = number_B[window]
         np.add.at(self.peak_counts_FB, (feature, bin_of(magnitude)), 1)
         offers = {
             "top": Candidates(feature, magnitude, number, _grams(tokens.ids_BT, window, column)),
@@ -98,15 +99,14 @@ class Contexts:
             around = firings.values_at(owner[:, None], window[index, None], column[index, None] + offsets)
             self.values[name][owner, slot] = around
             self.columns[name][owner, slot] = column[index]
-            self._need(np.unique(window[index]), tokens)
-        self._need(self.uniform.add(firings, tokens), tokens)
+            self._need(np.unique(window[index]), tokens, number_B)
+        self._need(self.uniform.add(firings, tokens, number_B), tokens, number_B)
         self._forget_unused()
 
-    def _need(self, windows: np.ndarray, tokens: TokenBatch) -> None:
-        numbers = window_numbers(tokens).tolist()
+    def _need(self, windows: np.ndarray, tokens: TokenBatch, number_B: np.ndarray) -> None:
         for row in windows.tolist():
             ids, positions = tokens.ids_BT[row].astype(np.int32), tokens.position_BT[row].astype(np.int32)
-            self.windows[numbers[row]] = Window(ids, int(tokens.document_B[row]), positions)
+            self.windows[int(number_B[row])] = Window(ids, int(tokens.document_B[row]), positions)
 
     def _forget_unused(self) -> None:
         """Drop windows that no slot refers to, once they are half of those kept and those are many."""
@@ -156,10 +156,10 @@ class _UniformPlaces:
         self.n_places, self.seed = n_places, seed
         self._kept: list[tuple[float, int, int, Firings]] = []  # (priority, number, column, firings of the window)
 
-    def add(self, firings: Firings, tokens: TokenBatch) -> np.ndarray:
+    def add(self, firings: Firings, tokens: TokenBatch, number_B: np.ndarray) -> np.ndarray:
         """Windows of the batch that now are in the sample."""
         window, column = np.nonzero(tokens.keep_BT)
-        number = window_numbers(tokens)[window]
+        number = number_B[window]
         priority = uniform(self.seed, 1, number, column)
         entered = []
         for index in np.argsort(-priority)[: self.n_places].tolist():

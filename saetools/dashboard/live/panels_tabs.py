@@ -46,8 +46,10 @@ def register_map(app: Dash, store: FeatureStore) -> None:
         State("map-drawn", "data"),
     )
     def show(tab: str, drawn: str | None) -> Any:
+        if tab != "Map":
+            return no_update, no_update
         names = str(hash(tuple(store.annotations().items())))
-        if tab != "Map" or drawn == names:
+        if drawn == names:
             return no_update, no_update
         points = made.get(names) or map_points(store) | {"names": names}
         made.clear()
@@ -132,8 +134,7 @@ def register_curves(app: Dash, metrics: Path) -> None:
         prevent_initial_call=True,
     )
     def draw(_: int | None, tab: str, drawn: str | None) -> Any:
-        written = _written(metrics)
-        if tab != "Training" or written == drawn:
+        if tab != "Training" or (written := _written(metrics)) == drawn:
             return no_update, no_update, no_update
         try:
             records = read_metrics(metrics)
