@@ -17,7 +17,7 @@ MAX_GROUPS = 4096
 MAX_BYTES = 64 << 20
 N_RESAMPLES = 1000
 RESAMPLED_BYTES = 4 << 20
-"""Counts of drawn groups that are held at a time: 1000 resamples of 4096 groups would take 31 MiB, twice."""
+"""Counts of drawn groups, or totals of columns, that are held at a time: 1000 resamples of 4096 would take 31 MiB."""
 LEVEL = 0.95
 
 Statistic = Callable[[np.ndarray], np.ndarray]
@@ -43,6 +43,13 @@ class DocumentSums:
         self.sums_GC.index_add_(0, group_N, columns_NC)
         self.n_rows_G += torch.bincount(group_N, minlength=self.n_groups)
 
+    def add_counts(self, document_N: Tensor, row_M: Tensor, column_M: Tensor) -> None:
+        """As `add` of rows that are 0 but for a 1 in column column_M of row row_M, for each of M pairs."""
+        group_N, n_columns = document_N.cpu() % self.n_groups, self.sums_GC.shape[1]
+        place_M = group_N[row_M.cpu()] * n_columns + column_M.cpu()
+        self.sums_GC.view(-1).index_add_(0, place_M, torch.ones(len(place_M), dtype=torch.float64))
+        self.n_rows_G += torch.bincount(group_N, minlength=self.n_groups)
+
     @property
     def n_rows(self) -> int:
         """Rows of all documents."""
@@ -57,9 +64,9 @@ class DocumentSums:
         with np.errstate(divide="ignore", invalid="ignore"):
             return float(statistic(self.totals()[None])[0])
 
-    def interval(self, statistic: Statistic, seed: int) -> tuple[float, float] | None:
+    def interval(self, statistic: Statistic, seed: int, n_resamples: int = N_RESAMPLES) -> tuple[float, float] | None:
         """The statistic's 95 % interval over documents; None with fewer than two groups or where it is undefined."""
-        return bootstrap_interval(self.sums_GC[self.n_rows_G > 0].numpy(), statistic, seed)
+        return bootstrap_interval(self.sums_GC[self.n_rows_G > 0].numpy(), statistic, seed, n_resamples)
 
 
 def mean_interval(values: Sequence[float] | np.ndarray, seed: int) -> tuple[float, float] | None:
@@ -104,24 +111,27 @@ def median_interval(values: np.ndarray, groups: np.ndarray, seed: int) -> tuple[
     return _middle(np.array(medians))
 
 
-def bootstrap_interval(sums_GC: np.ndarray, statistic: Statistic, seed: int) -> tuple[float, float] | None:
-    """The middle 95 % of the statistic over 1000 resamples of the groups; the seed decides the resamples.
+def bootstrap_interval(
+    sums_GC: np.ndarray, statistic: Statistic, seed: int, n_resamples: int = N_RESAMPLES
+) -> tuple[float, float] | None:
+    """The middle 95 % of the statistic over resamples of the groups; the seed decides the resamples.
 
     Resamples where the statistic is not finite are left out; None where fewer than half remain or G < 2.
     """
-    n_groups = len(sums_GC)
+    n_groups, n_columns = sums_GC.shape
     if n_groups < 2:
         return None
     generator = rng.generator(seed, "bootstrap", n_groups)
-    shares_G, n_chunk = np.full(n_groups, 1 / n_groups), max(1, RESAMPLED_BYTES // (8 * n_groups))
+    shares_G = np.full(n_groups, 1 / n_groups)
+    n_chunk = max(1, RESAMPLED_BYTES // (8 * max(n_groups, n_columns)))
     parts = []
-    for start in range(0, N_RESAMPLES, n_chunk):
-        counts_RG = generator.multinomial(n_groups, shares_G, min(n_chunk, N_RESAMPLES - start))
-        parts.append(counts_RG.astype(np.float64) @ sums_GC)
     with np.errstate(divide="ignore", invalid="ignore"):
-        values_R = statistic(np.concatenate(parts))
+        for start in range(0, n_resamples, n_chunk):
+            counts_RG = generator.multinomial(n_groups, shares_G, min(n_chunk, n_resamples - start))
+            parts.append(statistic(counts_RG.astype(np.float64) @ sums_GC))
+    values_R = np.concatenate(parts)
     finite_R = values_R[np.isfinite(values_R)]
-    if 2 * len(finite_R) < N_RESAMPLES:
+    if 2 * len(finite_R) < n_resamples:
         return None
     return _middle(finite_R)
 

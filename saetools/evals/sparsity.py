@@ -11,7 +11,8 @@
 
 dead_fraction carries the curve over numbers of tokens n = N / 2^i, rounded down: the expected share that a random n of
 the N tokens would leave dead, which is the mean over features of C(N - count, n) / C(N, n). It has no bootstrap
-interval: resampling can only kill features, never revive them. `l0_mean` carries quantiles, `rare_fraction` the
+interval, nor have rare_fraction and under_used_fraction: resampling documents can only kill features, never revive
+them, so that the value would lie at an end of its interval or outside. `l0_mean` carries quantiles, `rare_fraction` the
 histogram of log10 density.
 
 Cost: one encode per row. Cannot tell: whether the features that fire mean anything.
@@ -24,12 +25,14 @@ from pydantic import Field
 from saetools.evals.base import EvalRecord, Subject
 from saetools.evals.bootstrap import DocumentSums
 from saetools.evals.rows import CodedRows, RowEvaluation
-from saetools.functional.statistics import density_F, firing_counts_F, l0_N
+from saetools.functional.statistics import density_F, l0_N
 from saetools.functional.zipf import zipf_mandelbrot_fit
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 BINS_PER_DECADE = 4
 CURVE_POINTS = 64
+LAW_RESAMPLES = 200
+"""Resamples of the firings of all features: each is F numbers, and a fit of the law takes milliseconds."""
 
 
 class Sparsity(RowEvaluation, name="sparsity"):
@@ -56,14 +59,17 @@ class _Tally:
         self.evaluation, self.config, self.seed = evaluation, evaluation.config, subject.seed
         self.is_constructed = subject.dictionary.trained_by == "construction"
         self.in_use_F = subject.dictionary.in_use_F().cpu() if self.is_constructed else torch.ones(n_features).bool()
-        self.counts_F = torch.zeros(n_features, dtype=torch.int64)
+        self.firings = DocumentSums(n_features + 1)  # of each feature, tokens
         self.l0_counts = torch.zeros(n_features + 1, dtype=torch.int64)  # tokens with so many features
         self.l0_sums = DocumentSums(3)  # tokens, L0, L0^2
         self.activation_sums = DocumentSums(2 + d_model)  # tokens, ||x||^2, x
 
     def add(self, rows: CodedRows) -> None:
         document_N, l0 = rows.where_N2[:, 0], l0_N(rows.code).cpu()
-        self.counts_F += firing_counts_F(rows.code).cpu()
+        row_M, feature_M, _ = rows.code.flat()
+        counted_N = torch.arange(len(l0))
+        every_N = torch.full_like(counted_N, len(self.in_use_F))
+        self.firings.add_counts(document_N, torch.cat([row_M.cpu(), counted_N]), torch.cat([feature_M.cpu(), every_N]))
         self.l0_counts += torch.bincount(l0, minlength=len(self.l0_counts))
         ones_N = torch.ones(len(l0), dtype=torch.float64)
         self.l0_sums.add(document_N, torch.stack([ones_N, l0.double(), l0.double().square()], 1))
@@ -72,8 +78,12 @@ class _Tally:
         self.activation_sums.add(document_N, columns)
 
     def records(self) -> list[EvalRecord]:
-        counts_F = self.counts_F[self.in_use_F]
+        counts_F = torch.from_numpy(self._counts(self.firings.totals())).long()
         return [*self._l0(), *self._life(counts_F), *self._law(counts_F), *self._capacity(), self._severity()]
+
+    def _counts(self, totals: np.ndarray) -> np.ndarray:
+        """How often each feature in use fired: [..., F] of totals [..., F + 1]."""
+        return totals[..., :-1][..., self.in_use_F.numpy()]
 
     @property
     def n(self) -> int:
@@ -108,8 +118,23 @@ class _Tally:
         return [
             record("dead_fraction", _share(~alive), unit, self.n, series=self._dead_curve(counts_F), note=note),
             record("rare_fraction", _share(alive & rare), unit, self.n, series=self._histogram(counts_F), note=note),
-            record("dense_fraction", _share(density > self.config.dense_above), unit, self.n, note=note),
+            record(
+                "dense_fraction",
+                _share(density > self.config.dense_above),
+                unit,
+                self.n,
+                spread=self.firings.interval(self._dense, self.seed, LAW_RESAMPLES),
+                note=note,
+            ),
         ]
+
+    def _dense(self, totals: np.ndarray) -> np.ndarray:
+        counts = self._counts(totals)
+        return (counts > self.config.dense_above * totals[:, -1:]).sum(1) / counts.shape[1]
+
+    def _exponents(self, totals: np.ndarray) -> np.ndarray:
+        fits = [zipf_mandelbrot_fit(self._counts(row), int(row[-1])) for row in totals]
+        return np.array([np.nan if fit is None else fit.exponent for fit in fits])
 
     def _dead_curve(self, counts_F: torch.Tensor) -> dict[str, list[float]]:
         """Expected dead fraction over n tokens, n halved from N down to 1."""
@@ -147,7 +172,14 @@ class _Tally:
             "fitted_density": fit.density(shown).tolist(),
         }
         return [
-            record("zipf_exponent", fit.exponent, "exponent", self.n, series=series),
+            record(
+                "zipf_exponent",
+                fit.exponent,
+                "exponent",
+                self.n,
+                spread=self.firings.interval(self._exponents, self.seed, LAW_RESAMPLES),
+                series=series,
+            ),
             record("under_used_fraction", float(under.mean()), "fraction of features", self.n),
         ]
 

@@ -6,6 +6,7 @@ import torch
 
 from saetools.evals.bootstrap import (
     MAX_BYTES,
+    RESAMPLED_BYTES,
     DocumentSums,
     bootstrap_interval,
     correlation_interval,
@@ -47,6 +48,21 @@ def test_many_documents_share_groups_and_keep_the_totals():
     assert sums.n_rows == 20_000 and sums.n_groups == 4096
     np.testing.assert_allclose(sums.totals(), rows.sum(0).numpy(), rtol=1e-12)
     assert DocumentSums(10_000).sums_GC.numel() * 8 <= MAX_BYTES
+
+
+def test_counts_are_rows_of_ones():
+    documents, rows = torch.tensor([3, 3, 8]), torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 1.0]])
+    dense, sparse = DocumentSums(3), DocumentSums(3)
+    dense.add(documents, rows.double())
+    sparse.add_counts(documents, *rows.nonzero().T)
+    assert torch.equal(sparse.sums_GC, dense.sums_GC) and torch.equal(sparse.n_rows_G, dense.n_rows_G)
+
+
+def test_many_columns_are_resampled_a_few_at_a_time():
+    """Chunks of resamples draw what one chunk would."""
+    sums = np.random.default_rng(0).random((30, 2))
+    wide = np.concatenate([sums, np.zeros((30, RESAMPLED_BYTES // 64))], 1)
+    assert bootstrap_interval(wide, mean, 1, 20) == pytest.approx(bootstrap_interval(sums, mean, 1, 20), rel=1e-12)
 
 
 def test_undefined_without_two_documents_or_finite_values():

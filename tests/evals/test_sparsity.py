@@ -11,11 +11,13 @@ from saetools.dictionaries.itda import ITDA
 from saetools.dictionaries.topk import TopK
 from saetools.evals.rows import coded_rows
 from saetools.evals.sparsity import Sparsity, silent_in
+from saetools.functional.zipf import zipf_mandelbrot_fit
 
 
-def figures(code_NF, n_tokens=10**6, **settings):
+def figures(code_NF, n_tokens=10**6, per_document=16, **settings):
     rows = torch.stack([torch.arange(len(code_NF)).float(), torch.ones(len(code_NF))], 1)
-    return by_name(Sparsity(n_tokens=n_tokens, **settings).run(row_subject(Given(code_NF), rows, batch=33)))
+    subject = row_subject(Given(code_NF), rows, batch=33, per_document=per_document)
+    return by_name(Sparsity(n_tokens=n_tokens, **settings).run(subject))
 
 
 def test_planted_counts():
@@ -79,6 +81,23 @@ def test_planted_law_is_recovered():
     assert law["under_used_fraction"].value == 0
     code[:, :100] = 0
     assert figures(code)["under_used_fraction"].value == pytest.approx(0.25)
+
+
+def test_spread_of_the_law_is_over_documents():
+    """As drawn by hand: documents of ten rows, whose features fire more or less often together."""
+    generator = np.random.default_rng(0)
+    law = 0.6 * np.arange(1.0, 61) ** -0.8
+    eager = generator.gamma(2, 0.5, (40, 1))  # a document's share
+    fires_GRF = generator.random((40, 10, 60)) < np.minimum(1, law * eager)[:, None]
+    found = figures(torch.from_numpy(fires_GRF.reshape(400, 60).astype(np.float32)), per_document=10)
+    counts_GF = fires_GRF.sum(1)
+    drawn = [counts_GF[generator.integers(0, 40, 40)].sum(0) for _ in range(400)]
+    dense = [(counts > 0.1 * 400).mean() for counts in drawn]
+    exponents = [zipf_mandelbrot_fit(counts, 400).exponent for counts in drawn]
+    for name, values in (("dense_fraction", dense), ("zipf_exponent", exponents)):
+        low, high = np.quantile(values, [0.025, 0.975])
+        assert found[name].spread == pytest.approx((low, high), abs=0.3 * (high - low)), name
+        assert found[name].spread[0] <= found[name].value <= found[name].spread[1], name
 
 
 def test_severity_is_the_ratio_of_mean_to_deviation():
