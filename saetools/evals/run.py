@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ class _Store:
         self.fresh = fresh
         self.directory = None if directory is None else atomic.make_directory(directory / KEPT)
         self.identity: dict[str, Any] = {}
-        self.others: dict[str, str] = {}
+        self.subject = subject
         if directory is not None:
             self.identity = {
                 "dictionary": dictionary_fingerprint(subject.dictionary),
@@ -154,12 +155,18 @@ class _Store:
                 "seed": subject.seed,
                 "version": saetools.__version__,
             }
-            self.others = {name: dictionary_fingerprint(other) for name, other in subject.others.items()}
+
+    @cached_property
+    def others(self) -> dict[str, str]:
+        """The weights of the other dictionaries, made for evaluations that compare alone."""
+        return {name: dictionary_fingerprint(other) for name, other in self.subject.others.items()}
 
     def path(self, evaluation: Evaluation) -> Path | None:
+        if self.directory is None:
+            return None
         others = {"others": self.others} if evaluation.uses_others else {}
         key = digest({**self.identity, **others, **evaluation.settings()})[:16]
-        return None if self.directory is None else self.directory / f"{evaluation.name}-{key}.json"
+        return self.directory / f"{evaluation.name}-{key}.json"
 
     def read(self, evaluation: Evaluation) -> list[EvalRecord] | None:
         path = self.path(evaluation)

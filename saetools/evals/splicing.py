@@ -23,6 +23,9 @@ from saetools.text.packing import TokenPlan
 LOGIT_BYTES = 128 << 20
 """Logits of one forward pass at most (float32); windows are run a few at a time where the vocabulary is large."""
 
+MAX_TOKENS = 8192
+"""Tokens of one forward pass at most, where the vocabulary is small."""
+
 CHUNK_ROWS = 64
 """Rows of distributions that are worked on at a time: what fits into a core's cache."""
 
@@ -51,7 +54,8 @@ def counted_windows(parts: HostSubject, n_predictions: int, n_read: int) -> Iter
     The text is tokenized twice.
     """
     vocabulary = parts.host.unembedding()[0].shape[0]
-    n_windows = max(1, LOGIT_BYTES // (4 * vocabulary * parts.tokens.context_tokens))
+    n_tokens = min(LOGIT_BYTES // (4 * vocabulary), MAX_TOKENS)
+    n_windows = max(1, n_tokens // parts.tokens.context_tokens)
     drawn = _drawn(parts.tokens, n_predictions, n_read)
     waiting = _Waiting()
     for batch in parts.tokens.batches(0):
