@@ -1,8 +1,8 @@
 """The checks of `gpu_suite.py`: each kernel on its cases, random ones against float64, fifty steps by autograd."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,14 +20,13 @@ from saetools.kernels.global_topk import global_topk
 from saetools.kernels.global_topk import triton as global_kernels
 from saetools.kernels.matching_pursuit import cases as pursuit_cases
 from saetools.kernels.per_feature_topm import cases as per_feature_cases
-from saetools.kernels.plan import FusedPlan
 from saetools.kernels.topk_step import StepSettings
 from saetools.kernels.topk_step.triton import DeviceStep
 from saetools.kernels.workspace import Workspace
 from saetools.training.captured import CapturedStep
 from saetools.training.optim import Adam
 from scripts.gpu_baselines import Dense, Gathered, Sparse, State
-from scripts.gpu_measure import DEVICE, relative
+from scripts.gpu_measure import DEVICE, Counters, Trained, relative
 
 
 def check_cases(name: str, work: Callable[[], None]) -> str:
@@ -69,8 +68,18 @@ def check_encode(route: str, dtype: torch.dtype, N: int = 777, D: int = 768, F: 
     return ""
 
 
-def check_step(compute: str, clip: str, graphed: bool, aux: bool, hot: bool = False, n_steps: int = 50) -> str:
-    """Fifty device steps against fifty plain ones by autograd in float32; `hot`: some features fire in most rows."""
+def check_step(
+    compute: str,
+    clip: str,
+    graphed: bool,
+    aux: bool,
+    hot: bool = False,
+    selection: str = "per_row",
+    guessed: bool = False,
+    n_steps: int = 50,
+) -> str:
+    """Fifty device steps against fifty plain ones by autograd in float32; `hot`: some features fire in most rows;
+    `guessed`: a selection over the batch in chunks, some batches being much smaller or larger than those before."""
     N, D, F, k = 1024, 640, 4096, 16  # D is no multiple of a tile's columns
     g = torch.Generator(DEVICE).manual_seed(1)
     W = torch.nn.functional.normalize(torch.randn(F, D, generator=g, device=DEVICE), dim=1)
@@ -90,27 +99,39 @@ def check_step(compute: str, clip: str, graphed: bool, aux: bool, hot: bool = Fa
     settings = StepSettings(
         k=k, variance=float(D), clip_norm=0.05, clip=clip, compute=compute, aux_k=32,  # type: ignore[arg-type]
         aux_weight=1 / 32 if aux else 0.0, dead_after=4 * N, capacity=4096 if aux else 0, n_ahead=4,
+        selection=selection, chunk_bytes=256 * F * 4 if guessed else 512 << 20,  # type: ignore[arg-type]
     )  # fmt: skip
     step = DeviceStep(weights[0], *moments[:2], since[0], settings, N, row_dtype=torch.float32)
     step.load(batch())
     if graphed:
         step.capture()
-    last_norm = 0.0
+    last_norm, n_flagged = 0.0, 0
     for n in range(n_steps):
-        x, lr = batch(), 2e-4
+        x, lr = batch() * ({20: 0.3, 30: 4.0}.get(n, 1.0) if guessed else 1.0), 2e-4
         step.set_rates([lr])
         step.load(x)
         if graphed:
             step.replay()
         else:
             step.launch()
-        norm = plain_step(weights[1], moments[2], moments[3], since[1], x, n, lr, settings, last_norm)
+        norm, least = plain_step(weights[1], moments[2], moments[3], since[1], x, n, lr, settings, last_norm)
         record = step.read()[-1]
+        if record.flagged and guessed:
+            n_flagged += 1
+            step.set_rates([lr])
+            with step.exactly():
+                step.launch()
+            record = step.read()[-1]
         last_norm = norm
         if not record.applied:
             return f"step {n} was not applied"
-        if abs(record.norm - norm) > (0.05 if compute == "bf16" else 1e-3) * norm:
+        near = 0.05 if compute == "bf16" else 1e-3
+        if abs(record.norm - norm) > near * norm:
             return f"step {n}: norm {record.norm}, plain {norm}"
+        if selection == "global" and abs(record.least - least) > near * least:
+            return f"step {n}: least value {record.least}, plain {least}"
+    if guessed and not 2 <= n_flagged < n_steps // 2:
+        return f"{n_flagged} batches were flagged; at least 2 guesses were wrong, and most should be right"
     bound = 0.05 if compute == "bf16" else 2e-3
     for name, got, plain in zip(("W_enc", "W_dec", "b_enc", "b_dec"), weights[0], weights[1], strict=True):
         if not (error := relative(got, plain)) < (bound if name.startswith("W") else 20 * bound):
@@ -122,13 +143,16 @@ def check_step(compute: str, clip: str, graphed: bool, aux: bool, hot: bool = Fa
 
 def plain_step(
     w: Weights, m: Weights, v: Weights, since: Tensor, x: Tensor, n: int, lr: float, s: StepSettings, last_norm: float
-) -> float:
-    """The step by autograd in float32, as training/step.PlainStep does it; the norm of the gradient."""
+) -> tuple[float, float]:
+    """As training/step.PlainStep, by autograd in float32: the norm of the gradient, the least value kept."""
     leaves = [t.detach().requires_grad_() for t in w]
     W_enc, W_dec, b_enc, b_dec = leaves
     pre = (x - b_dec) @ W_enc.T + b_enc
-    values, indices = pre.topk(s.k, dim=1)
-    error = x - (torch.zeros_like(pre).scatter(1, indices, values.relu()) @ W_dec + b_dec)
+    shared = s.selection == "global"
+    indices = pre.flatten().topk(s.k * len(x)).indices if shared else pre.topk(s.k, dim=1).indices
+    chosen = torch.zeros_like(pre.flatten() if shared else pre).scatter(-1, indices, 1.0).view_as(pre)
+    code = pre.relu() * chosen
+    error = x - (code @ W_dec + b_dec)
     loss = error.square().sum(1).mean() / s.variance
     dead = (since >= s.dead_after).nonzero()[:, 0]
     if s.aux_weight and len(dead):
@@ -150,10 +174,8 @@ def plain_step(
             denominator = (second / (1 - b2 ** (n + 1))).sqrt() + s.eps
             p.data.addcdiv_(first, denominator, value=-lr / (1 - b1 ** (n + 1)))
         w.W_dec_FD.data.div_(w.W_dec_FD.norm(dim=1, keepdim=True))
-        fired = torch.zeros_like(since, dtype=torch.bool)
-        fired[indices[values > 0]] = True
-        since.copy_(torch.where(fired, 0, since + len(x)))
-    return norm
+        since.copy_(torch.where((code > 0).any(0), 0, since + len(x)))
+    return norm, float(code.detach()[code > 0].min())
 
 
 def check_refusal() -> str:
@@ -216,30 +238,7 @@ def check_screen(N: int = 777, D: int = 768, F: int = 24576, k: int = 32) -> str
     return "" if recall > 0.9999 and error < 1e-5 else f"recall {recall:.5f}, values off by {error:.2e}"
 
 
-@dataclass(frozen=True)
-class Counters:
-    """What a dictionary's training state is to the captured step."""
-
-    tokens_since_fired_F: Tensor
-
-
-class Trained:
-    """What a dictionary is to the captured step."""
-
-    def __init__(self, weights: Weights, k: int, variance: float) -> None:
-        names = ("W_enc_FD", "W_dec_FD", "b_enc_F", "b_dec_D")
-        self.parameters = dict(zip(names, weights, strict=True))
-        self.k, self.total_variance = k, torch.tensor(variance, dtype=torch.float64)
-        self.config, self.device = SimpleNamespace(n_features=len(weights.W_enc_FD)), weights.W_enc_FD.device
-
-    def fused_plan(self) -> FusedPlan:
-        return FusedPlan("per_row", self.k, auxiliary="auxk", aux_k=32)
-
-    def loss_weights(self, progress: object) -> dict[str, float]:
-        return {"reconstruction": 1.0, "auxk": 1 / 32}
-
-
-def check_captured(N: int = 512, D: int = 256, F: int = 2048, k: int = 16) -> str:
+def check_captured(selection: str = "per_row", N: int = 512, D: int = 256, F: int = 2048, k: int = 16) -> str:
     """The trainer's step: features die within a reading; what was begun after that is done again in a larger graph."""
     W = torch.nn.functional.normalize(torch.randn(F, D, device=DEVICE), dim=1)
     bias = torch.zeros(F, device=DEVICE)
@@ -248,21 +247,25 @@ def check_captured(N: int = 512, D: int = 256, F: int = 2048, k: int = 16) -> st
     plain, ours = (Weights(W.clone(), W.clone(), bias.clone(), torch.zeros(D, device=DEVICE)) for _ in range(2))
     moments = [Weights(*(torch.zeros_like(t) for t in plain)) for _ in range(2)]
     since = torch.zeros(F, dtype=torch.int64, device=DEVICE)
-    dictionary = Trained(ours, k, float(D))
+    dictionary = Trained(ours, k, float(D), selection, aux_k=32)
     step = CapturedStep(dictionary, Adam(dictionary.parameters), 0.05, "fp32")  # type: ignore[arg-type]
     settings = StepSettings(
-        k=k, variance=float(D), clip_norm=0.05, compute="fp32", aux_k=32, aux_weight=1 / 32, dead_after=5 * N
-    )
-    counters, rooms = Counters(since.clone()), set()
+        k=k, variance=float(D), clip_norm=0.05, compute="fp32", aux_k=32, aux_weight=1 / 32, dead_after=5 * N,
+        selection=selection,  # type: ignore[arg-type]
+    )  # fmt: skip
+    counters, rooms = Counters.fresh(F), set()
     progress = SimpleNamespace(dead_after_tokens=5 * N)
     for n in range(48):
         x = torch.randn(N, D, device=DEVICE) * (1 if n < 20 else 0.5)
         plain_step(plain, *moments, since, x, n, 2e-4, settings, 0.0)
         step.begin(x, counters, progress, 2e-4)  # type: ignore[arg-type]
         if n % 16 == 15:
-            if not all(bool(result.applied) for result in step.collect()):
+            results = step.collect()
+            if not all(bool(result.applied) for result in results):
                 return f"a step before {n} was not applied"
             rooms.add(step.room)
+    if selection == "global" and int(results[-1].state.threshold_weight) != 48:  # type: ignore[attr-defined]
+        return "not every batch's threshold was learnt"
     if not max(rooms):
         return "nothing died"
     for name, got, wanted in zip(dictionary.parameters, ours, plain, strict=True):
@@ -308,6 +311,17 @@ def all_checks() -> dict[str, Callable[[], str]]:
         for clip in ("exact", "lagged"):
             checks[f"50 steps {compute} {clip} graph AuxK"] = lambda c=compute, q=clip: check_step(c, q, True, True)
     checks["50 steps fp32 exact eager, hot features"] = lambda: check_step("fp32", "exact", False, False, hot=True)
+    shared: dict[str, Any] = {"graphed": True, "aux": True, "selection": "global"}
+    for compute in ("fp32", "bf16"):
+        checks[f"50 steps {compute} exact graph AuxK, selection over the batch"] = lambda c=compute: check_step(
+            c, "exact", **shared
+        )
+    checks["50 steps fp32 lagged graph, selection over the batch, hot features"] = lambda: check_step(
+        "fp32", "lagged", **shared | {"aux": False, "hot": True}
+    )
+    checks["50 steps fp32 exact graph, selection over the batch by guesses, some wrong"] = lambda: check_step(
+        "fp32", "exact", **shared, guessed=True
+    )
     for gram in (True, False):
         checks[f"matching_pursuit cases, Gram {gram}"] = lambda g=gram: check_cases(
             "", lambda: pursuit_cases.verify("triton", g, device=DEVICE)
@@ -316,6 +330,7 @@ def all_checks() -> dict[str, Callable[[], str]]:
     checks["selection over the batch fp32"] = lambda: check_selection(False)
     checks["selection over the batch screened by bf16"] = lambda: check_selection(True)
     checks["captured steps, features dying"] = check_captured
+    checks["captured steps of mutual choice, features dying"] = lambda: check_captured("global")
     checks["bad batches are refused"] = check_refusal
     checks["other designs"] = check_baselines
     return checks

@@ -7,14 +7,18 @@ import statistics
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+from saetools.functional.statistics import firing_counts_F, least_positive, tokens_since_fired_F
 from saetools.kernels.backward_adam import Weights
+from saetools.kernels.plan import FusedBatch, FusedPlan
 from saetools.kernels.topk_step import StepSettings
 from saetools.kernels.topk_step.triton import DeviceStep
 
@@ -23,6 +27,49 @@ GOALS_MS = {"a": 0.80, "b": 5.2, "c": 25.0}
 AUX_K = 256
 N_BATCHES = 4
 DEVICE = "cuda"
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What a dictionary's training state is to a step; the thresholds of mutual choice are merely summed."""
+
+    tokens_since_fired_F: Tensor
+    threshold_sum: Tensor
+    threshold_weight: Tensor
+
+    @staticmethod
+    def fresh(n_features: int) -> "Counters":
+        zero = torch.zeros((), dtype=torch.float64, device=DEVICE)
+        return Counters(torch.zeros(n_features, dtype=torch.int64, device=DEVICE), zero, zero)
+
+    def observe(self, value: Tensor) -> "Counters":
+        return replace(self, threshold_sum=self.threshold_sum + value, threshold_weight=self.threshold_weight + 1)
+
+
+class Trained:
+    """What a dictionary is to the fused and to the captured step; aux_k = 0: without AuxK."""
+
+    def __init__(self, weights: Weights, k: int, variance: float, selection: str = "per_row", aux_k: int = 0) -> None:
+        names = ("W_enc_FD", "W_dec_FD", "b_enc_F", "b_dec_D")
+        self.parameters, self.W_enc_FD = dict(zip(names, weights, strict=True)), weights.W_enc_FD
+        self.k, self.total_variance = k, torch.tensor(variance, dtype=torch.float64)
+        self.selection, self.aux_k = selection, aux_k
+        self.config, self.device = SimpleNamespace(n_features=len(weights.W_enc_FD)), weights.W_enc_FD.device
+
+    def fused_plan(self) -> FusedPlan:
+        auxiliary = {"auxiliary": "auxk", "aux_k": self.aux_k} if self.aux_k else {}
+        return FusedPlan(self.selection, self.k, **auxiliary)  # type: ignore[arg-type]
+
+    def loss_weights(self, progress: object) -> dict[str, float]:
+        return {"reconstruction": 1.0, **({"auxk": 1 / 32} if self.aux_k else {})}
+
+    def fused_batch(self, x_ND: Tensor, fields: object, state: Counters, progress: Any) -> Any:
+        helped_A = (state.tokens_since_fired_F >= progress.dead_after_tokens).nonzero()[:, 0]
+        return state, FusedBatch(self.selection, helped_A)  # type: ignore[arg-type]
+
+    def fused_state(self, state: Counters, code: Any, reached_F: object) -> Counters:
+        since_F = tokens_since_fired_F(state.tokens_since_fired_F, firing_counts_F(code), len(code))
+        return replace(state, tokens_since_fired_F=since_F).observe(least_positive(code.values))
 
 
 class Report:

@@ -19,7 +19,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from scripts.gpu_checks import all_checks
 from scripts.gpu_measure import GOALS_MS, SHAPES, Report, ceilings, current_commit, facts
-from scripts.gpu_timings import time_auxk, time_baselines, time_kernels, time_pursuits, time_selections, time_steps
+from scripts.gpu_timings import (
+    time_auxk,
+    time_baselines,
+    time_fused,
+    time_kernels,
+    time_pursuits,
+    time_selections,
+    time_steps,
+)
 from scripts.gpu_tuning import tune
 
 
@@ -80,6 +88,8 @@ def main() -> int:
             [GOALS_MS[shape]],
             "met" if middle <= GOALS_MS[shape] else "missed",
         )
+        report.write(options.out, known)
+        time_fused(report, shape, ours)
         report.write(options.out, known)
         if not options.skip_baselines:
             time_baselines(report, shape, ours)

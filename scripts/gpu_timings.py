@@ -3,18 +3,35 @@
 import math
 import statistics
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from saetools.kernels.backward_adam import Weights
 from saetools.kernels.by_feature.triton import sort_slots
 from saetools.kernels.encode_topk import triton as encode
 from saetools.kernels.global_topk import triton as global_kernels
 from saetools.kernels.matching_pursuit import triton as pursuit
 from saetools.kernels.per_feature_topm import triton as per_feature
 from saetools.kernels.workspace import Workspace
+from saetools.training.fused import FusedStep
+from saetools.training.optim import Adam
 from scripts.gpu_baselines import Dense, Gathered, Sparse, State
-from scripts.gpu_measure import AUX_K, DEVICE, N_BATCHES, SHAPES, Report, random_step, step_syncs_forbidden, times
+from scripts.gpu_measure import (
+    AUX_K,
+    DEVICE,
+    N_BATCHES,
+    SHAPES,
+    Counters,
+    Report,
+    Trained,
+    random_step,
+    step_syncs_forbidden,
+    times,
+)
+
+MUTUAL = "step: mutual choice, exact clip, graph"
 
 
 def time_kernels(report: Report, shape: str, flops: float, rate: float) -> None:
@@ -29,7 +46,7 @@ def time_kernels(report: Report, shape: str, flops: float, rate: float) -> None:
     scratch = step.workspace.get("encode.groups", (rows, encode.scratch_columns(k, F)), torch.int32, step.device)
     W, b = step.low[0], step.weights.b_enc_F
     x = [t[:rows] for t in batches]
-    out = tuple(t[:rows] for t in (step.values_NK, step.indices_NK, step.keys_NK))
+    out = tuple(t.view(-1, k)[:rows] for t in (step.values_M, step.indices_M, step.keys_M))
     per_step = N / rows
 
     def kernel(what: str, floor_ms: float, work: Callable[[int], Any], times_in_step: float = 1.0) -> float:
@@ -62,8 +79,8 @@ def time_kernels(report: Report, shape: str, flops: float, rate: float) -> None:
     step.encode()
     step.control.values[0] = 1  # applied
     kernel("decode, loss, residual and dots", 4 * N * k * D / rate * 1e3, lambda n: step.decode())
-    kernel("sort", 32 * N * k / rate * 1e3, lambda n: sort_slots(step.keys_NK.view(-1), F))
-    slots = sort_slots(step.keys_NK.view(-1), F)
+    kernel("sort", 32 * N * k / rate * 1e3, lambda n: sort_slots(step.keys_M, F))
+    slots = sort_slots(step.keys_M, F)
     back = step.backward
     kernel("column sums", 2 * N * D / rate * 1e3, lambda n: back.column_sums())
     kernel("windows", 0.0, lambda n: back.windows(slots))
@@ -102,9 +119,9 @@ def time_selections(report: Report, shape: str, flops: float) -> None:
     room = math.ceil(global_kernels.ROOM * n)
     product = 2 * N * D * F / flops * 1e3
     kept = global_kernels.select(x, W, b, n, None, workspace, room=room)
-    guess = 0.97 * float(kept.threshold.view(torch.float32))
-    for what, tried in (("", 0.0), (", with a guess", guess)):
-        ms = times(lambda i, t=tried: global_kernels.select(x, W, b, n, None, workspace, room=room, guess=t), 7)
+    guess = global_kernels.bound_of(0.97 * float(kept.threshold.view(torch.float32)), x.device)
+    for what, tried in (("", None), (", with a guess", guess)):
+        ms = times(lambda i, t=tried: global_kernels.select(x, W, b, n, None, workspace, room=room, bound=t), 7)
         note = f"of it the product {product:.2f}; flagged: {bool(kept.flag)}"
         whole = report.add(shape, f"selection over the batch{what}", "time", "ms", ms, note)
     report.add(shape, "selection over the batch", "candidates", "per slot", [int(kept.n_candidates) / n])
@@ -157,6 +174,7 @@ def time_steps(report: Report, shape: str, floor_ms: float) -> dict[str, float]:
         ("step: lagged clip, graph", {"clip": "lagged"}, 0.0, torch.float32, True),
         ("step: lagged clip, bf16 moments, graph", {"clip": "lagged"}, 0.0, torch.bfloat16, True),
         ("step: exact clip, exact values, graph", {"exact_values": True}, 0.0, torch.float32, True),
+        (MUTUAL, {"selection": "global"}, 0.0, torch.float32, True),
         ("step: exact clip, AuxK at 10 % dead, graph", {"aux_weight": 1 / 32}, 0.1, torch.float32, True),
         (
             "step: lagged clip, AuxK at 10 % dead, graph",
@@ -201,6 +219,25 @@ def time_steps(report: Report, shape: str, floor_ms: float) -> dict[str, float]:
         report.add(shape, what, "tokens", "M/s", [N / found[what] / 1e3])
         del step, batches, run
     return found
+
+
+def time_fused(report: Report, shape: str, ours: dict[str, float]) -> None:
+    """Mutual choice by the fused step launched one by one, which waits for the device, beside the captured one."""
+    N, D, F, k = SHAPES[shape]
+    torch.cuda.empty_cache()
+    W = torch.nn.functional.normalize(torch.randn(F, D, device=DEVICE), dim=1)
+    weights = Weights(W.clone(), W, torch.zeros(F, device=DEVICE), torch.zeros(D, device=DEVICE))
+    dictionary = Trained(weights, k, float(D), "global")
+    step: Any = FusedStep(dictionary, Adam(dictionary.parameters), 1.0, "bf16-screen")  # type: ignore[arg-type]
+    batches = [torch.randn(N, D, device=DEVICE) for _ in range(N_BATCHES)]
+    state, progress = Counters.fresh(F), SimpleNamespace(dead_after_tokens=1 << 60)
+
+    def run(n: int) -> None:
+        x = batches[n % len(batches)]
+        step(x, x, {}, state, progress, 1e-4)
+
+    middle = report.add(shape, "step: mutual choice, fused, eager", "time", "ms", times(run, repeats=7))
+    report.add(shape, "mutual choice: captured against eager", "ratio", "x", [middle / ours[MUTUAL]])
 
 
 def time_baselines(report: Report, shape: str, ours: dict[str, float]) -> None:

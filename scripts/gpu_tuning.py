@@ -17,7 +17,7 @@ def tune(report: Report, shape: str) -> None:
     processors = torch.cuda.get_device_properties(0).multi_processor_count
     step, _ = random_step(shape, {})
     step.launch()
-    slots = sort_slots(step.keys_NK.view(-1), F)
+    slots = sort_slots(step.keys_M, F)
     for mega in (32, 64, 128, 512):
         step.settings = replace(step.settings, chunk_bytes=mega << 20)
         report.add(
@@ -26,7 +26,7 @@ def tune(report: Report, shape: str) -> None:
     rows = encode.chunk_rows(len(step.x_ND), F, 2, step.settings.chunk_bytes)
     pre = step.workspace.get("encode.pre", (rows, F), torch.bfloat16, step.device)
     best = step.workspace.get("encode.max", (rows, F // 32), torch.float32, step.device)
-    out = tuple(t[:rows] for t in (step.values_NK, step.indices_NK, step.keys_NK))
+    out = tuple(t.view(-1, k)[:rows] for t in (step.values_M, step.indices_M, step.keys_M))
     for block, warps in ((1024, 1), (2048, 2), (2048, 4), (4096, 4), (4096, 8), (8192, 8)):
         ms = times(lambda n, b=block, w=warps: encode.group_max(pre, step.weights.b_enc_F, best, b, w))
         report.add(shape, f"group maxima: {block} columns, {warps} warps", "time", "ms", ms)

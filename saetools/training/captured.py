@@ -1,16 +1,18 @@
-"""The TopK step on a GPU that runs ahead of the host: recorded once as a CUDA graph, read every few batches.
+"""TopK's and mutual choice's step on a GPU that runs ahead of the host: one CUDA graph, read every few batches.
 
 What a step is to know lies on the device, and so does every decision. The host reads statistics and flags every
-`N_AHEAD` batches. A batch with more dead features than the graph has room for changes nothing, nor do those after it;
-they are kept, done again one by one with room for all, and the graph is recorded anew with more room. So the result is
-that of one step after the other, whenever the host reads. Weights, moments and counters are those of the dictionary
-and its optimizer, in place: checkpoints of this step and of the others are alike.
+`N_AHEAD` batches. A batch with more dead features than the graph has room for, or for whose selection the guess or the
+room was wrong, changes nothing, nor do those after it; they are kept, done again one by one with room for all, and the
+graph is recorded anew if more features are dead. So the result is that of one step after the other, whenever the host
+reads. Weights, moments and counters are those of the dictionary and its optimizer, in place; the threshold of mutual
+choice, which no step reads, is learnt from the records by the dictionary's own rule. Checkpoints of this step and of
+the others are alike.
 """
 
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -25,13 +27,14 @@ from saetools.training.result import StepResult
 
 if TYPE_CHECKING:
     from saetools.dictionaries.base import Dictionary, Progress, State
+    from saetools.dictionaries.threshold import ThresholdState
     from saetools.kernels.topk_step.triton import DeviceStep
 
 N_AHEAD = 16
 """Batches between two readings."""
 LEAST_ROOM = 256
 """Dead features that a graph with AuxK has room for, at least."""
-_OWN = ("fused_batch", "fused_state", "next_state")
+_DECIDES = ("fused_batch", "fused_state", "next_state")
 
 _logger = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ _logger = logging.getLogger(__name__)
 def why_not_captured(dictionary: "Dictionary") -> str | None:
     """Why this dictionary's steps cannot be recorded as one graph where it is; None where they can."""
     from saetools.dictionaries.base import Dictionary
+    from saetools.dictionaries.threshold import BatchThreshold
 
     if (reason := why_not_fused(dictionary)) is not None:
         return reason
@@ -46,11 +50,16 @@ def why_not_captured(dictionary: "Dictionary") -> str | None:
     assert plan is not None
     if not runs_on(device):
         return f"there are no Triton kernels on {device.type}"
-    if plan.selection != "per_row" or plan.groups or plan.multi_k or plan.code_l2:
-        return f"the captured step selects per row and has one reconstruction; {dictionary.kind!r} asks for more"
-    if any(getattr(type(dictionary), name) is not getattr(Dictionary, name) for name in _OWN):
+    if plan.selection == "per_feature" or plan.groups or plan.multi_k or plan.code_l2:
+        return (
+            f"the captured step selects per row or over the batch and has one reconstruction; {dictionary.kind!r} asks "
+            "for more"
+        )
+    per_row = plan.selection == "per_row"
+    known = Dictionary if per_row else BatchThreshold
+    if any(getattr(type(dictionary), name) is not getattr(known, name) for name in _DECIDES):
         return f"{dictionary.kind!r} decides anew for each batch"
-    if plan.k > TRITON_MAX_K or dictionary.config.n_features > TRITON_MAX_FEATURES:
+    if per_row and (plan.k > TRITON_MAX_K or dictionary.config.n_features > TRITON_MAX_FEATURES):
         return f"k is {plan.k} of {dictionary.config.n_features}, too many for one program"
     return None
 
@@ -119,9 +128,24 @@ class CapturedStep:
                 records[number] = self._again(*self._kept[number])
         self._kept.clear()
         self.optimizer.n_steps += sum(record.applied for record in records)
-        self._state = replace(self._state, tokens_since_fired_F=step.since_F.clone())
+        self._state = self._after(records, step.since_F)
         self._fit_room(records[-1].n_dead)
         return [self._result(record) for record in records]
+
+    def _after(self, records: list[StepRecord], since_F: Tensor) -> "State":
+        """The state after these batches, as the dictionary's `next_state` would have given it."""
+        assert self._state is not None
+        state = replace(self._state, tokens_since_fired_F=since_F.clone())
+        if self.plan.selection != "global":
+            return state
+        learnt = cast("ThresholdState", state)  # two numbers, on the host from here on
+        learnt = replace(
+            learnt, threshold_sum=learnt.threshold_sum.cpu(), threshold_weight=learnt.threshold_weight.cpu()
+        )
+        for record in records:
+            if record.applied:
+                learnt = learnt.observe(torch.tensor(record.least))
+        return learnt
 
     def _again(self, x_ND: Tensor, lr: float) -> StepRecord:
         """One batch launch by launch, with room for every dead feature."""
@@ -153,6 +177,7 @@ class CapturedStep:
         assert main == 1, "the captured step has no weight on the reconstruction"
         settings = StepSettings(
             k=self.plan.k,
+            selection="per_row" if self.plan.selection == "per_row" else "global",
             variance=float(self.dictionary.total_variance),
             clip_norm=self.clip_norm,
             compute=self.compute,

@@ -4,9 +4,10 @@ Order: backward -> project -> clip of the global norm -> Adam -> renormalise. A 
 finite changes nothing. `make_step` chooses between the captured, the fused and the plain one.
 
 `Compute` is the arithmetic of matrix products: "fp32", or "bf16" with float32 sums. Weights, moments, losses and
-updates are float32 in either. In bf16 the captured step also gathers bf16 copies of rows, weights and residuals; the
-fused one chooses features by a bf16 product and computes the values of the chosen in float32 (scores other than pre,
-and choices per feature, are float32 throughout); the plain one runs under autocast. "auto" is bf16 where a fused or
+updates are float32 in either. In bf16 the captured step also gathers bf16 copies of rows, weights and residuals, and
+its code is of rounded pre-activations (so that mutual choice learns its threshold to 2^-9 of itself); the fused one
+chooses features by a bf16 product and computes the values of the chosen in float32 (scores other than pre, and choices
+per feature, are float32 throughout); the plain one runs under autocast. "auto" is bf16 where a fused or
 captured step has hardware for it, and fp32 in the plain one.
 """
 

@@ -46,13 +46,16 @@ def run_pursuits(N: int, D: int, F: int, k: int) -> None:
 
 
 def run_steps(N: int, D: int, F: int, k: int) -> None:
-    """Steps with both routes, clips and kinds of moments, with and without AuxK."""
+    """Steps with both routes, selections, clips and kinds of moments, with and without AuxK."""
     base = StepSettings(k=k, variance=1.0, route="cublas")
     variants = (
         (base, torch.float32),
         (replace(base, route="fused", clip="lagged"), torch.float32),
         (replace(base, clip="lagged", exact_values=True), torch.bfloat16),
         (replace(base, aux_k=D // 2, aux_weight=1 / 32, capacity=F // 10), torch.float32),
+        (replace(base, selection="global", aux_k=D // 2, aux_weight=1 / 32, capacity=F // 10), torch.float32),
+        (replace(base, selection="global", compute="fp32"), torch.float32),
+        (replace(base, selection="global", clip="lagged", exact_values=True), torch.bfloat16),
     )
     for settings, moments in variants:
         weights = Weights(empty(F, D), empty(F, D), empty(F), empty(D))

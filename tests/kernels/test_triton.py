@@ -76,14 +76,16 @@ def test_the_largest_of_a_batch() -> None:
     x, W, b = normal(5, 8), normal(70, 8, seed=1), normal(70, seed=2)
     expected, threshold = global_topk(x, W, b, 11, impl="reference")
     rows = {"chunk_bytes": 3 * 70 * 4}
-    for options in ({}, rows, rows | {"guess": 0.9 * threshold}):
+    guess = global_kernels.bound_of(0.9 * threshold, x.device)
+    for options in ({}, rows, rows | {"bound": guess}):
         kept = global_kernels.select(x, W, b, 11, None, Workspace(poison=True), room=70, **options)
         assert not kept.flag and torch.equal(kept.indices_M, expected.indices_M)
         assert torch.equal(kept.offsets_N1, expected.offsets_N1)
         assert int(kept.threshold) == int(torch.tensor(threshold).view(torch.int32))
         torch.testing.assert_close(kept.values_M, expected.values_M)
-    for options in ({"room": 11, "guess": 0.5 * threshold}, {"room": 40, "guess": 1.1 * threshold}):
-        assert global_kernels.select(x, W, b, 11, None, Workspace(poison=True), **options).flag
+    for room, share in ((11, 0.5), (40, 1.1)):
+        bound = global_kernels.bound_of(share * threshold, x.device)
+        assert global_kernels.select(x, W, b, 11, None, Workspace(poison=True), room=room, bound=bound).flag
 
 
 def test_ties_over_a_batch_go_to_the_first_and_a_nan_is_kept() -> None:

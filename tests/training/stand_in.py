@@ -10,10 +10,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from saetools.functional.statistics import least_positive
 from saetools.kernels.auxk import auxk
 from saetools.kernels.backward_adam import Batch, Rule, Weights, backward_adam
 from saetools.kernels.decode_loss import decode_loss
 from saetools.kernels.encode_topk import encode_topk
+from saetools.kernels.global_topk import global_topk
 from saetools.kernels.sparse import Sparse
 from saetools.kernels.topk_step import StepRecord, StepSettings
 
@@ -40,6 +42,7 @@ class StandIn:
         self.x_ND = torch.full((n_rows, weights.W_dec_FD.shape[1]), torch.nan)
         self.rates: list[float] = []
         self.told: list[StepRecord] = []
+        self.threshold, self.missed = 0.0, False  # of a selection over the batch, which has a guess of the next
 
     def set_rates(self, rates: Sequence[float]) -> None:
         self.rates = list(rates)
@@ -53,24 +56,32 @@ class StandIn:
         N = len(x)
         dead_A = (self.since_F >= s.dead_after).nonzero()[:, 0]
         centred = x - w.b_dec_D
-        values, indices = encode_topk(centred, w.W_enc_FD, w.b_enc_F, s.k, impl="reference")
-        code = Sparse.fixed(values, indices)
+        if s.selection == "global":
+            code, threshold = global_topk(centred, w.W_enc_FD, w.b_enc_F, s.k * N, impl="reference")
+            self.missed |= threshold < s.guess * self.threshold
+        else:
+            code = Sparse.fixed(*encode_topk(centred, w.W_enc_FD, w.b_enc_F, s.k, impl="reference"))
+        values, indices = code.values_M, code.indices_M
         loss_NG, pull, dots = decode_loss(x, code, w.W_dec_FD, w.b_dec_D, impl="reference")
         matrices = (centred, pull[:, 0], w.W_enc_FD, w.b_enc_F, w.W_dec_FD)
         aux, extra = auxk(*matrices, dead_A, s.aux_k, s.aux_weight, impl="reference")
-        loss, flagged, norm = float(loss_NG.sum() / N / s.variance), len(dead_A) > s.capacity, float("nan")
+        flagged = len(dead_A) > s.capacity or self.missed
+        loss, norm = float(loss_NG.sum() / N / s.variance), float("nan")
         if not flagged and torch.isfinite(torch.tensor(loss)):
             rule = Rule(self.rates.pop(0), self.n_steps, s.clip_norm, s.betas, s.eps)
             batch = Batch(centred, code, pull, dots, 2 / (N * s.variance))
             norm = backward_adam(w, self.first, self.second, batch, rule, extra, impl="reference")
         if applied := norm < float("inf"):
             self.n_steps += 1
+            self.threshold = float(least_positive(values))
             fired = torch.zeros_like(self.since_F, dtype=torch.bool)
             fired[indices[values > 0].long()] = True
             self.since_F.copy_(torch.where(fired, 0, self.since_F + N))
         n_dead = int((self.since_F >= s.dead_after).sum())
         l0 = float((values > 0).sum() / N)
-        self.told.append(StepRecord(loss, float(aux), l0, n_dead, norm, applied, 0, flagged))
+        self.told.append(
+            StepRecord(loss, float(aux), l0, n_dead, norm, applied, 0, flagged, float(least_positive(values)))
+        )
 
     def read(self) -> list[StepRecord]:
         told, self.told = self.told, []
@@ -78,8 +89,8 @@ class StandIn:
 
     @contextmanager
     def exactly(self) -> Iterator[None]:
-        settings = self.settings
-        self.settings = replace(settings, capacity=len(self.since_F))
+        settings, self.missed = self.settings, False
+        self.settings = replace(settings, capacity=len(self.since_F), guess=0.0)
         try:
             yield
         finally:

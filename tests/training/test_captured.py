@@ -14,9 +14,11 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed: it exists for Linux on x86-64 alone")
 
-from saetools.dictionaries.base import Dictionary, Progress
+from saetools.dictionaries.base import Dictionary, Progress, SparseCode, State
+from saetools.dictionaries.feature_choice import FeatureChoice
 from saetools.dictionaries.gradient import Gradient
 from saetools.dictionaries.matryoshka import Matryoshka
+from saetools.dictionaries.mutual_choice import MutualChoice
 from saetools.dictionaries.topk import TopK
 from saetools.errors import RunError
 from saetools.kernels.topk_step import triton as topk_step
@@ -39,8 +41,8 @@ def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topk_step, "DeviceStep", StandIn)
 
 
-def topk() -> TopK:
-    made = TopK(TopK.configure(n_features=F, k=K, k_aux=5), D, 0)
+def topk(kind: type[Dictionary] = TopK) -> Dictionary:
+    made = kind(kind.configure(n_features=F, k=K, k_aux=5), D, 0)
     made.total_variance.fill_(float(D))
     with torch.no_grad():
         made.b_enc_F[:6] -= 5  # dead after three batches
@@ -53,8 +55,10 @@ def rows(number: int) -> Tensor:
     return x * (1.5 if number < 4 else 0.4)
 
 
-def plain_steps(n: int, bad: int = -1) -> tuple[TopK, Adam, list[tuple[float, ...]], Tensor]:
-    dictionary = topk()
+def plain_steps(
+    n: int, bad: int = -1, kind: type[Dictionary] = TopK
+) -> tuple[Dictionary, Adam, list[tuple[float, ...]], State]:
+    dictionary = topk(kind)
     optimizer = Adam(trained_parameters(dictionary))
     step, state, told = PlainStep(dictionary, optimizer, 0.2), dictionary.initial_state(), []
     for number in range(n):
@@ -62,11 +66,13 @@ def plain_steps(n: int, bad: int = -1) -> tuple[TopK, Adam, list[tuple[float, ..
         result = step(x, x, {}, state, PROGRESS, 1e-2)
         state = result.state
         told.append((float(result.loss), float(result.l0), int(result.n_dead), float(result.grad_norm)))
-    return dictionary, optimizer, told, state.tokens_since_fired_F
+    return dictionary, optimizer, told, state
 
 
-def captured_steps(n: int, together: int, bad: int = -1) -> tuple[Dictionary, CapturedStep, list, Tensor]:
-    dictionary = topk()
+def captured_steps(
+    n: int, together: int, bad: int = -1, kind: type[Dictionary] = TopK
+) -> tuple[Dictionary, CapturedStep, list, State]:
+    dictionary = topk(kind)
     step = CapturedStep(dictionary, Adam(trained_parameters(dictionary)), 0.2, "fp32")
     state, told = dictionary.initial_state(), []
     for number in range(n):
@@ -75,20 +81,22 @@ def captured_steps(n: int, together: int, bad: int = -1) -> tuple[Dictionary, Ca
             results = step.collect()
             state = results[-1].state
             told += [(float(r.loss), float(r.l0), int(r.n_dead), float(r.grad_norm)) for r in results]
-    return dictionary, step, told, state.tokens_since_fired_F
+    return dictionary, step, told, state
 
 
-@pytest.mark.parametrize("together", [1, 4, 12])
-def test_read_together_or_one_by_one(together: int, anywhere: None) -> None:
-    """Features die within a reading, twice: what was begun after that is done again, with room for them."""
-    plain, optimizer, expected, since = plain_steps(12)
-    dictionary, step, told, got_since = captured_steps(12, together)
+@pytest.mark.parametrize("kind", [TopK, MutualChoice])
+@pytest.mark.parametrize(("n", "together"), [(12, 1), (12, 4), (50, 16)])
+def test_read_together_or_one_by_one(n: int, together: int, kind: type[Dictionary], anywhere: None) -> None:
+    """Features die within a reading, twice, and rows become smaller than was guessed: what was begun after that is done
+    again, with room for them."""
+    plain, optimizer, expected, state = plain_steps(n, kind=kind)
+    dictionary, step, told, got_state = captured_steps(n, together, kind=kind)
     assert expected[3][2] >= 6 and len({n_dead for _, _, n_dead, _ in expected}) > 2
     for ours, theirs in zip(told, expected, strict=True):
         assert ours == pytest.approx(theirs, rel=2e-4)
-    assert step.room >= expected[-1][2] and step.optimizer.n_steps == optimizer.n_steps == 12
-    assert torch.equal(got_since, since)
-    start = topk()
+    assert step.room >= expected[-1][2] and step.optimizer.n_steps == optimizer.n_steps == n
+    assert_same_state(got_state, state)
+    start = topk(kind)
     for name, parameter in plain.named_parameters():
         moved = (parameter - start.get_parameter(name)).norm()
         assert (dictionary.get_parameter(name) - parameter).norm() < 2e-3 * moved, name
@@ -96,10 +104,19 @@ def test_read_together_or_one_by_one(together: int, anywhere: None) -> None:
         torch.testing.assert_close(step.optimizer.tensors()[name], moment, rtol=1e-2, atol=1e-6)
 
 
-def test_a_bad_batch_within_a_reading_is_skipped(anywhere: None) -> None:
-    _, optimizer, expected, since = plain_steps(6, bad=1)
-    _, step, told, got_since = captured_steps(6, 6, bad=1)
-    assert step.optimizer.n_steps == optimizer.n_steps == 5 and torch.equal(got_since, since)
+def assert_same_state(got: State, expected: State) -> None:
+    """Counters exactly; what is learnt of values as near as the weights are."""
+    assert type(got) is type(expected) and torch.equal(got.tokens_since_fired_F, expected.tokens_since_fired_F)
+    for name, value in expected.tensors().items():
+        torch.testing.assert_close(got.tensors()[name], value, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("kind", [TopK, MutualChoice])
+def test_a_bad_batch_within_a_reading_is_skipped(kind: type[Dictionary], anywhere: None) -> None:
+    _, optimizer, expected, state = plain_steps(6, bad=1, kind=kind)
+    _, step, told, got_state = captured_steps(6, 6, bad=1, kind=kind)
+    assert step.optimizer.n_steps == optimizer.n_steps == 5
+    assert_same_state(got_state, state)
     assert told[2] == pytest.approx(expected[2], rel=1e-4) and told[5] == pytest.approx(expected[5], rel=1e-4)
 
 
@@ -153,7 +170,22 @@ def test_who_is_captured(anywhere: None) -> None:
     wide = TopK(TopK.configure(n_features=F, k=K, multi_weight=0.125), D)
     assert "has one reconstruction" in why_not_captured(wide)
     assert "decides anew" in why_not_captured(Gradient(Gradient.configure(n_features=F, k=K), D))
-    assert "selects per row" in why_not_captured(Matryoshka(Matryoshka.examples()[0], 16))
+    assert "has one reconstruction" in why_not_captured(Matryoshka(Matryoshka.examples()[0], 16))
+    assert "selects per row or over the batch" in why_not_captured(FeatureChoice(FeatureChoice.examples()[0], 16))
+
+
+def test_mutual_choice_is_captured_where_its_state_is_the_one_that_the_step_keeps(anywhere: None) -> None:
+    assert isinstance(make(topk(MutualChoice)), CapturedStep)
+
+    class Own(MutualChoice):
+        def next_state(self, state: State, code: SparseCode) -> State:
+            return super().next_state(state, code)
+
+    class Without(MutualChoice):
+        next_state = Dictionary.next_state
+
+    for changed in (Own, Without):
+        assert "decides anew" in why_not_captured(topk(changed))
 
 
 def test_not_on_a_cpu() -> None:
@@ -174,11 +206,13 @@ SHORT = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", ["topk", "mutual_choice"])
 def test_a_run_stopped_anywhere_goes_on_as_if_it_had_not(
-    anywhere: None, train_tiny: Callable, digests: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, anywhere: None, train_tiny: Callable, digests: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Saved between two readings: what is under way is waited for, and the windows of the rest are others."""
-    train_tiny(tmp_path / "straight", **SHORT)
+    short = SHORT | {"dictionary.kind": kind}
+    train_tiny(tmp_path / "straight", **short)
     begun, n = CapturedStep.begin, 0
 
     def begin(self: CapturedStep, *args: object) -> None:
@@ -191,15 +225,15 @@ def test_a_run_stopped_anywhere_goes_on_as_if_it_had_not(
     with monkeypatch.context() as patch:
         patch.setattr(CapturedStep, "begin", begin)
         with pytest.raises(KeyError):
-            train_tiny(tmp_path / "run", **SHORT)
+            train_tiny(tmp_path / "run", **short)
     stopped = load_newest(tmp_path / "run" / "checkpoints")
     assert stopped is not None and 0 < stopped.facts.step < 23
     assert stopped.facts.environment["provider"] == "captured-triton-fp32"
-    train_tiny(tmp_path / "run", **SHORT)
+    train_tiny(tmp_path / "run", **short)
     assert digests(tmp_path / "run") == digests(tmp_path / "straight")
     with monkeypatch.context() as patch, pytest.raises(RunError, match="provider"):
         patch.setattr(captured, "runs_on", lambda device: False)
-        train_tiny(tmp_path / "run", **SHORT | {"training.n_tokens": 50 * 120})
+        train_tiny(tmp_path / "run", **short | {"training.n_tokens": 50 * 120})
 
 
 def test_three_bad_batches_in_a_row_stop_a_run(

@@ -188,6 +188,7 @@ class Backward:
         b1, b2 = self.rule.betas
         low = p.low or (none, none)
         noise = p.first.W_enc_FD.dtype == torch.bfloat16
+        registers = 144 if norm else None if p.k else 128  # unasked the assembler takes 128 too, and spills two
         _update[(self.updating.n_programs,)](
             slots.offsets_F1, *self._slots(slots), self.window_sums, self.window_scalars, *self._extra(),
             w.W_dec_FD, w.W_enc_FD, w.b_enc_F, p.first.W_dec_FD, p.second.W_dec_FD, p.first.W_enc_FD,
@@ -196,7 +197,7 @@ class Backward:
             p.scale, p.shrink, b1, b2, 1 - b1, 1 - b2, self.rule.eps, len(p.x_ND), self.F, self.D, p.dead_after,
             torch.finfo(torch.float32).tiny, EXTRA=p.extra is not None, NORM=norm, LOW=p.low is not None,
             COUNT=count and p.since_F is not None, NOISE=noise,
-            CHUNKS=self._n_blocks(self.updating), **self._constants(self.updating, 144 if norm and not noise else None),
+            CHUNKS=self._n_blocks(self.updating), **self._constants(self.updating, None if noise else registers),
         )  # fmt: skip
         if norm:
             self.n_norms = self.updating.n_programs

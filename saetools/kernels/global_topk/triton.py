@@ -2,11 +2,12 @@
 
 Candidates are the scores that reach a bound. The bound is the n-th largest of the maxima of every 32 scores: n scores
 of the batch reach it, and hardly more (1.07 n of Gaussian ones); or it is a guess, the last batch's threshold lowered,
-which saves the second product where pre-activations do not fit into one chunk. Groups whose maximum is below the bound
-are never read. Candidates lie in order of row and feature; their n-th largest key is found four bits a pass, by counts
-at fifteen pivots, and a last pass writes what reaches it, of equals the first. There are no atomics, so that the result
-is a function of the input. A flag on the device says that there were more candidates than room, or that fewer than n
-reached a guess: then the result is void and `global_topk` does it again, with more room or without the guess.
+which saves the second product where pre-activations do not fit into one chunk, and may lie on the device. Groups whose
+maximum is below the bound are never read. Candidates lie in order of row and feature; their n-th largest key is found
+four bits a pass, by counts at fifteen pivots, and a last pass writes what reaches it, of equals the first. There are no
+atomics, so that the result is a function of the input. A flag on the device says that there were more candidates than
+room, or that fewer than n reached a guess: then the result is void and `global_topk` does it again, with more room or
+without the guess.
 Source: our own.
 """
 
@@ -182,8 +183,8 @@ class Kept:
     indices_M: Tensor
     offsets_N1: Tensor  # int64
     threshold: Tensor  # int32 key; 0 where fewer than n_kept are positive
-    n_candidates: Tensor  # int64, with those for which there was no room
-    flag: Tensor  # bool: there was not enough room, or the guess was too high
+    n_candidates: Tensor  # int64 [1], with those for which there was no room
+    flag: Tensor  # bool [1]: there was not enough room, or the guess was too high
 
 
 def nth_largest(keys: Tensor, n: Tensor, n_kept: int, least: int, workspace: Workspace) -> Tensor:
@@ -206,8 +207,10 @@ def nth_largest(keys: Tensor, n: Tensor, n_kept: int, least: int, workspace: Wor
     return lows[last + 1 : last + 2].clone()
 
 
-def keep(c: Candidates, n_kept: int, first: int, workspace: Workspace) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(values, indices, offsets, threshold) of the n_kept largest candidates, ties to the first."""
+def keep(
+    c: Candidates, n_kept: int, first: int, workspace: Workspace, out: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(values, indices, offsets, threshold) of the n_kept largest candidates, ties to the first; void slots are 0."""
     room, device = len(c.keys_M), c.keys_M.device
     threshold = nth_largest(c.keys_M, c.n, n_kept, 0, workspace)
     n_blocks = triton.cdiv(room + 1, BLOCK)
@@ -215,8 +218,9 @@ def keep(c: Candidates, n_kept: int, first: int, workspace: Workspace) -> tuple[
     _tally[(n_blocks,)](c.keys_M, c.n, threshold, tallies[0], tallies[1], SIZE=BLOCK)
     tallies = torch.cumsum(tallies, dim=1, dtype=torch.int32)
     rank = workspace.get("global.rank", (room + 1,), torch.int32, device)
-    values = torch.zeros(n_kept, dtype=torch.float32, device=device)
-    indices = torch.zeros(n_kept, dtype=torch.int32, device=device)
+    if out is None:
+        out = torch.empty(n_kept, device=device), torch.empty(n_kept, dtype=torch.int32, device=device)
+    values, indices = (t.zero_() for t in out)
     _emit[(n_blocks,)](
         c.keys_M, c.indices_M, c.values_M, c.n, threshold, tallies[0], tallies[1], n_blocks, rank, indices, values,
         n_kept, first, room, SIZE=BLOCK,
@@ -234,18 +238,23 @@ def select(
     workspace: Workspace,
     *,
     room: int,
-    guess: float = 0.0,
+    bound: Tensor | None = None,
     first: int = 0,
     chunk_bytes: int = CHUNK_BYTES,
+    out: tuple[Tensor, Tensor] | None = None,
 ) -> Kept:
-    """The n_kept largest scores of the batch by pre-activations in the rows' dtype; no synchronisation."""
+    """The n_kept largest scores of the batch by pre-activations in the rows' dtype; no synchronisation.
+
+    bound: the key (`bound_of`, int32 [1] on the device) that candidates must reach; None: that which the n-th largest
+    group maximum gives, which too few never reach. out: where values and indices are written.
+    """
     (N, _), F, device = x_ND.shape, len(W_FD), x_ND.device
     rows = chunk_rows(N, F, x_ND.element_size() if score is None else 8, chunk_bytes)
     pre_CF = workspace.get("global.pre", (rows, F), x_ND.dtype, device)
     max_NG = workspace.get("global.max", (N, triton.cdiv(F, 32)), torch.float32, device)
     counts_N = workspace.get("global.counts", (N,), torch.int64, device)
     starts_N1 = torch.zeros(N + 1, dtype=torch.int64, device=device)
-    bound = torch.full((1,), _bound_key(guess), dtype=torch.int32, device=device)
+    reach = torch.empty(1, dtype=torch.int32, device=device) if bound is None else bound
     found = Candidates.room_for(room, starts_N1, starts_N1.new_zeros(1, dtype=torch.int32), workspace, "global")
     width = min(2048, max(32, next_power(F)))
 
@@ -259,7 +268,7 @@ def select(
     def collect(part: slice, scores: Tensor, pre: Tensor) -> None:
         def run(write: bool) -> None:
             _candidates[(len(pre),)](
-                scores, pre, b_F, max_NG[part], bound, starts_N1[part.start :], counts_N[part.start :], found.keys_M,
+                scores, pre, b_F, max_NG[part], reach, starts_N1[part.start :], counts_N[part.start :], found.keys_M,
                 found.indices_M, found.values_M, F, room, WIDTH=width, BIAS=score is None, WRITE=write,
             )  # fmt: skip
 
@@ -270,24 +279,26 @@ def select(
 
     parts = [slice(start, min(start + rows, N)) for start in range(0, N, rows)]
     scores, pre = product(parts[0])
-    if guess <= 0:
+    if bound is None:
         for part in parts[1:]:
             scores, pre = product(part)
         n_maxima = torch.full((1,), max_NG.numel(), dtype=torch.int32, device=device)
-        bound.copy_(nth_largest(max_NG.view(-1), n_maxima, n_kept, 1, workspace))
+        reach.copy_(nth_largest(max_NG.view(-1), n_maxima, n_kept, 1, workspace))
         if len(parts) > 1:
             scores, pre = product(parts[0])
     collect(parts[0], scores, pre)
     for part in parts[1:]:
         collect(part, *product(part))
     found.n.copy_(starts_N1[-1:].clamp(max=room))
-    flag = (starts_N1[-1] > room) | ((starts_N1[-1] < n_kept) & (guess > 0))
-    return Kept(*keep(found, n_kept, first, workspace), starts_N1[-1], flag)
+    n = starts_N1[-1:]
+    return Kept(*keep(found, n_kept, first, workspace, out), n, (n > room) | ((n < n_kept) & (reach > 1)))
 
 
-def _bound_key(guess: float) -> int:
-    """The key of a positive guess; 1, that of the least positive number, for others."""
-    return max(1, int(torch.tensor(guess).view(torch.int32))) if 0 < guess < math.inf else 1
+def bound_of(guess: float, device: torch.device) -> Tensor | None:
+    """The key of a positive guess; None for others."""
+    if not 0 < guess < math.inf:
+        return None
+    return torch.full((1,), guess, device=device).view(torch.int32).clamp_(min=1)
 
 
 def global_topk(
@@ -314,7 +325,8 @@ def global_topk(
     room = min(total, math.ceil(ROOM * wanted) + BLOCK)
     b = b_F.float()
     while True:
-        kept = select(rows, W, b, wanted, score, workspace, room=room, guess=guess, first=0 if screened else first)
+        bound = bound_of(guess, x_ND.device)
+        kept = select(rows, W, b, wanted, score, workspace, room=room, bound=bound, first=0 if screened else first)
         n_candidates, flagged = int(kept.n_candidates), bool(kept.flag)
         if not flagged:
             break

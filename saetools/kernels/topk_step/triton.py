@@ -2,9 +2,13 @@
 
 `DeviceStep` owns the buffers. `launch` does the step for the batch that was loaded; `capture` records it as a CUDA
 graph that `replay` runs again. Statistics are written to a ring that `read` fetches every `n_ahead` batches or
-earlier; a batch whose record is `flagged` changed nothing and is to be done again by `launch` under `exactly()`. What
-raised a flag is still there for the next batch: after a flagged one all are flagged, so that doing them again in turn
-gives what doing them one by one would have given.
+earlier; a batch whose record is `flagged` changed nothing and is to be done again by `launch` under `exactly()`. A flag
+stays until then: after a flagged batch all are flagged, so that doing them again in turn gives what doing them one by
+one would have given.
+
+Selection over the batch (`choice.py`) differs in its slots alone, which have their rows beside them. In bf16 it chooses
+by the rounded pre-activations too, and these are the code: the smallest value kept, from which a dictionary learns its
+threshold, is then right to 2^-9 of itself.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,10 +31,11 @@ from saetools.kernels.decode.triton import gather_dot
 from saetools.kernels.decode_loss.triton import decode_loss_into, n_blocks
 from saetools.kernels.encode_topk.triton import encode_into
 from saetools.kernels.topk_step import StepRecord, StepSettings
+from saetools.kernels.topk_step.choice import BatchChoice, next_bound
 from saetools.kernels.triton_parts import next_power
 from saetools.kernels.workspace import Workspace
 
-N_STATS = 8
+N_STATS = 9
 
 
 @triton.jit
@@ -55,12 +60,14 @@ def _total(sum_ptr, aux_ptr, loss_ptr, scale, weight, AUX: tl.constexpr):
 @triton.jit
 def _record(
     ring_ptr, n_ring, control_ptr, count_ptr, sum_ptr, aux_ptr, flag_ptr, off_ptr, dead_ptr, n_parts, helped_ptr, scale,
-    N, F, capacity, PARTS: tl.constexpr, AUX: tl.constexpr, HELP: tl.constexpr,
+    N, F, capacity, least_ptr, threshold_ptr, bound_ptr, share,
+    WIDTH: tl.constexpr, PARTS: tl.constexpr, AUX: tl.constexpr, HELP: tl.constexpr, CHOICE: tl.constexpr,
 ):  # fmt: skip
-    """One row of statistics; and the flag of the next batch, where more features are dead than AuxK has room for."""
+    """One row of statistics; what the next batch's selection tries (CHOICE); and the flag of the next batch, where this
+    one has it or more features are dead than AuxK has room for."""
     parts = tl.arange(0, PARTS)
     n_dead = tl.sum(tl.load(dead_ptr + parts, mask=parts < n_parts, other=0), axis=0)
-    out = ring_ptr + (tl.load(count_ptr + 1) - 1) % n_ring * 8
+    out = ring_ptr + (tl.load(count_ptr + 1) - 1) % n_ring * WIDTH
     tl.store(out, tl.load(sum_ptr) * scale)
     beyond = 0.0
     auxiliary = 0.0
@@ -74,9 +81,14 @@ def _record(
     tl.store(out + 4, tl.load(control_ptr + 5))
     tl.store(out + 5, applied)
     tl.store(out + 6, beyond)
-    tl.store(out + 7, tl.load(flag_ptr).to(tl.float32))
+    flag = tl.load(flag_ptr)
+    tl.store(out + 7, flag.to(tl.float32))
     if HELP:
-        tl.store(flag_ptr, (n_dead > capacity).to(tl.int32))
+        tl.store(flag_ptr, flag | (n_dead > capacity).to(tl.int32))
+    least = 0.0
+    if CHOICE:
+        least = next_bound(least_ptr, N + 1, threshold_ptr, bound_ptr, share, applied, 1024)
+    tl.store(out + 8, least)
 
 
 class DeviceStep:
@@ -111,8 +123,12 @@ class DeviceStep:
         self.low = (weights.W_enc_FD.bfloat16(), weights.W_dec_FD.bfloat16()) if low else None
         self.x_ND = empty(n_rows, D, dtype=row_dtype or self.dtype)
         self.centred_ND, self.pull_NGD = empty(n_rows, D), empty(n_rows, 1, D)
-        self.values_NK = empty(n_rows, k, dtype=torch.float32)
-        self.indices_NK, self.keys_NK = (empty(n_rows, k, dtype=torch.int32) for _ in range(2))
+        self.values_M = empty(n_rows * k, dtype=torch.float32)
+        self.indices_M, self.keys_M = (empty(n_rows * k, dtype=torch.int32) for _ in range(2))
+        self.choice = None
+        if s.selection == "global":
+            self.choice = BatchChoice.make(n_rows, F, k, self.dtype.itemsize, s.chunk_bytes, device)
+        self.rows: Tensor | int = k if self.choice is None else self.choice.rows_M  # of slots
         self.loss_NGB = empty(n_rows, 1, n_blocks(D), dtype=torch.float32)
         self.ones = torch.ones(1, device=device)
         self.sum, self.aux_loss = (torch.zeros((), device=device) for _ in range(2))
@@ -128,7 +144,8 @@ class DeviceStep:
         self.dots_M = empty(n_rows * k, dtype=torch.float32)
         problem = Problem(
             *(weights, first, second, self.centred_ND, self.pull_NGD),
-            *(self.values_NK.view(-1), self.dots_M, k, 2 * self.scale),
+            *(self.values_M, self.dots_M, k if self.choice is None else 0, 2 * self.scale),
+            rows_M=None if self.choice is None else self.choice.rows_M,
             low=self.low,
             extra=None if self.auxk is None else self.auxk.extra,
             since_F=since_F,
@@ -168,49 +185,45 @@ class DeviceStep:
 
     def encode(self) -> None:
         """Values, indices and sort keys of the batch."""
-        w, s, low = self.weights, self.settings, self.low
-        _centre[(self.n_rows,)](
+        w, s, low, N = self.weights, self.settings, self.low, self.n_rows
+        _centre[(N,)](
             self.x_ND, w.b_dec_D, self.centred_ND, self.D, BLOCK=next_power(self.D),
             num_warps=max(1, min(8, next_power(self.D) // 256)),
         )  # fmt: skip
-        encode_into(
-            self.centred_ND,
-            w.W_enc_FD if low is None else low[0],
-            w.b_enc_F,
-            s.k,
-            (self.values_NK, self.indices_NK, self.keys_NK),
-            self.workspace,
-            route=s.route,
-            chunk_bytes=s.chunk_bytes,
-        )
+        product = self.centred_ND, w.W_enc_FD if low is None else low[0], w.b_enc_F
+        slots = self.values_M, self.indices_M, self.keys_M
+        if self.choice is not None:
+            self.choice.run(*product, slots, self.workspace, s.chunk_bytes, self.control.flag)
+        else:
+            out = slots[0].view(N, s.k), slots[1].view(N, s.k), slots[2].view(N, s.k)
+            encode_into(*product, s.k, out, self.workspace, route=s.route, chunk_bytes=s.chunk_bytes)
         if s.exact_values:
             x_ND = self.x_ND.float() - w.b_dec_D
-            again_M = gather_dot(self.indices_NK.view(-1), s.k, x_ND, w.W_enc_FD, w.b_enc_F, self.values_NK.view(-1))
-            self.values_NK.copy_(torch.where(self.values_NK != 0, again_M.view_as(self.values_NK).relu(), 0))
-            self.keys_NK.copy_(torch.where(self.values_NK > 0, self.indices_NK, self.F))
+            again_M = gather_dot(self.indices_M, self.rows, x_ND, w.W_enc_FD, w.b_enc_F, self.values_M)
+            self.values_M.copy_(torch.where(self.values_M != 0, again_M.relu(), 0))
+            if self.choice is not None:
+                self.choice.label(*slots, self.F)
+            else:
+                self.keys_M.copy_(torch.where(self.values_M > 0, self.indices_M, self.F))
 
     def decode(self) -> None:
         """Residuals and their squares."""
         w = self.weights
         dec = w.W_dec_FD if self.low is None else self.low[1]
-        decode_loss_into(
-            self.x_ND, self.values_NK, self.indices_NK, None, dec, w.b_dec_D, None, self.ones,
-            (self.pull_NGD, self.loss_NGB),
-        )  # fmt: skip
+        values, indices, offsets_N1 = self.values_M, self.indices_M, None
+        if self.choice is None:
+            values, indices = values.view(self.n_rows, -1), indices.view(self.n_rows, -1)
+        else:
+            offsets_N1 = self.choice.offsets_N1
+        out = self.pull_NGD, self.loss_NGB
+        decode_loss_into(self.x_ND, values, indices, offsets_N1, dec, w.b_dec_D, None, self.ones, out)
         self.dots()
         torch.sum(self.loss_NGB.view(-1), dim=0, out=self.sum)
 
     def dots(self) -> None:
         """<residual, atom> of every slot."""
         dec = self.weights.W_dec_FD if self.low is None else self.low[1]
-        gather_dot(
-            self.indices_NK.view(-1),
-            self.settings.k,
-            self.pull_NGD,
-            dec,
-            used_M=self.values_NK.view(-1),
-            out=self.dots_M,
-        )
+        gather_dot(self.indices_M, self.rows, self.pull_NGD, dec, used_M=self.values_M, out=self.dots_M)
 
     def help_dead(self) -> None:
         """AuxK, where it takes part; and the weighted loss."""
@@ -227,19 +240,21 @@ class DeviceStep:
         """The whole step for the batch that was loaded, launch by launch; its slots by feature."""
         s, back = self.settings, self.backward
         self.encode()
-        slots = sort_slots(self.keys_NK.view(-1), self.F, self.workspace)
+        slots = sort_slots(self.keys_M, self.F, self.workspace)
         self.decode()
         back.column_sums()
         self.help_dead()
         if s.clip == "lagged":
-            torch.amax(self.values_NK.view(-1), dim=0, out=self.control.values[Control.LARGEST])
+            torch.amax(self.values_M, dim=0, out=self.control.values[Control.LARGEST])
         back.run(slots, lagged=s.clip == "lagged")
-        a = self.auxk
+        a, c, none = self.auxk, self.choice, self.sum
         P = len(back.dead_parts)
         _record[(1,)](
             self.ring, len(self.ring), self.control.values, self.control.counts, self.sum, self.aux_loss,
-            self.control.flag, slots.offsets_F1, back.dead_parts, P, self.sum if a is None else a.n_dead, self.scale,
-            self.n_rows, self.F, self.capacity, PARTS=next_power(P), AUX=a is not None, HELP=self._flags, num_warps=16,
+            self.control.flag, slots.offsets_F1, back.dead_parts, P, none if a is None else a.n_dead, self.scale,
+            self.n_rows, self.F, self.capacity, *((none,) * 3 if c is None else (c.least_N1, c.threshold, c.bound)),
+            s.guess, WIDTH=N_STATS, PARTS=next_power(P), AUX=a is not None, HELP=self._flags, CHOICE=c is not None,
+            num_warps=16,
         )  # fmt: skip
         self.n_launched += 1
         return slots
@@ -261,8 +276,16 @@ class DeviceStep:
         for tensor, value in zip(small, kept, strict=True):
             tensor.copy_(value)
 
+    def prime(self) -> None:
+        """Give a selection over the batch the threshold of the batch that was loaded to begin with; waits."""
+        if self.choice is not None:
+            with self._choosing_exactly():
+                self.encode()
+            self.choice.prime(self.settings.guess)
+
     def rehearse(self) -> None:
         """Compile, choose routes and tiles, fill caches; flagged, so that no weight, moment or counter changes."""
+        self.prime()
         for _ in range(2):
             self.control.flag.fill_(1)
             self.backward.choose_tiles(self.launch())
@@ -284,13 +307,14 @@ class DeviceStep:
         numbers = range(self.n_launched - n_new, self.n_launched)
         self.n_read = self.n_launched
         return [
-            StepRecord(r[0], r[1], r[2], int(r[3]), r[4], r[5] != 0, int(r[6]), r[7] != 0)
+            StepRecord(r[0], r[1], r[2], int(r[3]), r[4], r[5] != 0, int(r[6]), r[7] != 0, r[8])
             for r in (rows[number % len(rows)] for number in numbers)
         ]
 
     @contextmanager
     def exactly(self) -> Iterator[None]:
-        """Launch by launch with the exact clip and room for every dead feature: for a batch that was flagged."""
+        """Launch by launch with the exact clip, room for every dead feature and every candidate: for a batch that was
+        flagged."""
         settings, auxk, problem = self.settings, self.auxk, self.backward.p
         n_dead = int((self.since_F >= settings.dead_after).sum())
         if settings.aux_weight > 0 and n_dead:
@@ -302,7 +326,20 @@ class DeviceStep:
         self.backward.p = replace(problem, extra=extra)
         self.control.flag.zero_()
         try:
-            yield
+            with self._choosing_exactly():
+                yield
         finally:
             self.settings, self.auxk, self.backward.p = settings, auxk, problem
             self._flag_dead()
+
+    @contextmanager
+    def _choosing_exactly(self) -> Iterator[None]:
+        """A selection over the batch without a guess, and with all the room it takes: the graph's buffers stay as they
+        are."""
+        choice, workspace = self.choice, self.workspace
+        if choice is not None:
+            self.choice, self.workspace = choice.exact(), Workspace()
+        try:
+            yield
+        finally:
+            self.choice, self.workspace = choice, workspace
