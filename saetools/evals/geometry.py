@@ -64,6 +64,10 @@ class Geometry(RowEvaluation, name="geometry"):
 
     config: Config
 
+    def missing(self, subject: Subject) -> str | None:
+        few = subject.dictionary.config.n_features < 2
+        return "angles need two atoms, and the dictionary has one" if few else super().missing(subject)
+
     def start(self, subject: Subject) -> "_Tally":
         return _Tally(self, subject)
 

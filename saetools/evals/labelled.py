@@ -115,6 +115,8 @@ def labelled_documents(
     last, left = -1, n_tokens
     for batch in parts.tokens.batches(0):
         for number in dict.fromkeys(batch.document_B.tolist()):  # in order; a document's windows are consecutive
+            if left == 0:
+                return
             if number in (last, -1):
                 continue
             last, document = number, parts.tokens.document(number)
@@ -126,8 +128,6 @@ def labelled_documents(
             if found is not None:
                 yield number, np.array(ids[:left]), found[:left]
             left -= min(left, len(texts))
-            if left == 0:
-                return
 
 
 def rows_through(subject: Subject, document: int, position: int) -> Iterator[ActivationBatch]:

@@ -48,7 +48,7 @@ def class_spans(text: str) -> dict[str, list[Span]] | None:
     try:
         tree = ast.parse(text)
         tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
-    except (SyntaxError, ValueError, tokenize.TokenError, RecursionError):
+    except (SyntaxError, ValueError, tokenize.TokenError, RecursionError, MemoryError):
         return None
     place = _Places(text)
     spans: dict[str, list[Span]] = {name: [] for name in CLASSES}

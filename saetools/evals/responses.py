@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saetools.evals.splicing import log_probabilities
+from saetools.evals.splicing import CHUNK_ROWS, log_probabilities
 
 TINY = torch.finfo(torch.float64).tiny
 
@@ -14,6 +14,13 @@ def response_columns(
 ) -> Tensor:
     """float64 [N, 4 or 6]: on-target effect, off-target KL, next-token loss added, squared centred logit change; and,
     where class_V = P(class | token) is given, ln P'(class) - ln P(class) and the KL without the class."""
+    parts = zip(original_NV.split(CHUNK_ROWS), steered_NV.split(CHUNK_ROWS), next_N.split(CHUNK_ROWS), strict=True)
+    return torch.cat([_columns(*part, targets_J, class_V) for part in parts])
+
+
+def _columns(
+    original_NV: Tensor, steered_NV: Tensor, next_N: Tensor, targets_J: Tensor, class_V: Tensor | None
+) -> Tensor:
     log_q_NV, log_r_NV = log_probabilities(original_NV), log_probabilities(steered_NV)
     device = log_q_NV.device
     lost_NV = log_q_NV - log_r_NV

@@ -32,7 +32,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveFloat, field_validator
 from torch import Tensor
 
 from saetools.errors import DataError
@@ -77,13 +77,30 @@ class Steering(Evaluation, name="steering"):
         )
         n_predictions: int = Field(384, gt=0, description="held-out predictions on which each dose is judged")
         n_read_tokens: int = Field(200_000, gt=0, description="held-out tokens from which their windows are drawn")
-        doses: tuple[float, ...] = Field((0.1, 0.3, 0.9), description="norms added, in median row norms, ascending")
+        doses: tuple[PositiveFloat, ...] = Field(
+            (0.1, 0.3, 0.9), min_length=1, description="norms added, in median row norms, ascending"
+        )
         n_targets: int = Field(10, gt=0, description="top tokens of a direction that count as its targets")
         kl_limit: float = Field(1.0, gt=0, description="K, the off-target cost in nats up to which effects count")
         n_class_tokens: int = Field(20_000, ge=0, description="held-out tokens read for classes; 0: no class targets")
         least_rise: float = Field(0.3, gt=0, le=1, description="in probability of the class that a feature announces")
 
+        @field_validator("doses")
+        @classmethod
+        def _ascending(cls, doses: tuple[float, ...]) -> tuple[float, ...]:
+            return tuple(sorted(doses))
+
     config: Config
+
+    def missing(self, subject: Subject) -> str | None:
+        if (reason := super().missing(subject)) is not None:
+            return reason
+        parts = with_host(subject)
+        if parts.host.in_stream(parts.point):
+            return None
+        return (
+            f"{parts.point} is not of the residual stream, so that no direction there has tokens that it should raise"
+        )
 
     @torch.no_grad()
     def run(self, subject: Subject, tick: Tick = no_tick) -> list[EvalRecord]:

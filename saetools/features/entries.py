@@ -48,7 +48,7 @@ def describe(
     Without a host there are no logit effects, no texts and no effects on the loss. The entries are made one at a time.
     """
     W_dec_FD = dictionary.directions()
-    effects, note = _logits(W_dec_FD, host)
+    effects, note = _logits(W_dec_FD, host, spec.point)
     map_xy_F2, map_note = feature_places(W_dec_FD, wanted.map, collected.settings.seed)
     n_cofired, cofiring = collected.coactivation.neighbours(N_NEIGHBOURS) if collected.coactivation else (0, {})
     W_enc_FD = dictionary.encoder_directions()
@@ -77,12 +77,12 @@ def describe(
     return info, entries
 
 
-def _logits(W_dec_FD: Tensor, host: Host | None) -> tuple[LogitEffects | None, str]:
+def _logits(W_dec_FD: Tensor, host: Host | None, point: str) -> tuple[LogitEffects | None, str]:
     if host is None:
         return None, ""
     W_U_VD, norm_weight_D = host.unembedding()
-    if W_U_VD.shape[1] != W_dec_FD.shape[1]:
-        return None, "the decoder's vectors are not of the width of the residual stream: no direct path to the logits"
+    if W_U_VD.shape[1] != W_dec_FD.shape[1] or not host.in_stream(point):
+        return None, "the decoder's vectors are not of the residual stream: no direct path to the logits"
     device = W_dec_FD.device
     norm = None if norm_weight_D is None else norm_weight_D.detach().to(device)
     effects = logit_effects(W_dec_FD, W_U_VD.detach().to(device), norm)

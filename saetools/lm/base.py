@@ -42,6 +42,10 @@ class Host(Protocol):
         """The record that says what vectors at this point are."""
         ...
 
+    def in_stream(self, point: str) -> bool:
+        """Whether vectors at this point are of the residual stream, or added to it: W_U times one says what it does."""
+        ...
+
     def activations(self, ids_BT: Tensor, points: Sequence[str]) -> dict[str, Tensor]:
         """x_BTD at each point (canonical names), by one forward pass that stops at the deepest of them."""
         ...

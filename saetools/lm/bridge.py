@@ -1,5 +1,6 @@
 """Hosts through transformer-lens: any causal language model with a bridge, from a directory or the hub."""
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -21,6 +22,10 @@ from saetools.lm.tokenizer import HfTokenize
 from saetools.records import PointSpec
 from saetools.rng import torch_seed
 
+IN_STREAM = re.compile(
+    r"(pos_)?embed\.hook_out|ln_final\.hook_in|blocks\.\d+\.(hook_in|hook_out|ln\d\.hook_in|(attn|attn\.o|mlp|mlp\.out)\.hook_out)"
+)
+"""Points of the residual stream or of what is added to it."""
 NOT_VECTORS = ("unembed.hook_out", "rotary_emb.hook_in")  # logits; an unused copy of the stream
 
 
@@ -89,6 +94,9 @@ class BridgeHost:
             tokenizer_hash=self.tokenize.fingerprint(),
             context_tokens=context_tokens,
         )
+
+    def in_stream(self, point: str) -> bool:
+        return IN_STREAM.fullmatch(self.canonical(point)) is not None
 
     @cached_property
     def revision(self) -> str:

@@ -59,6 +59,9 @@ class LinearHost:
             prepend_bos=True,
         )
 
+    def in_stream(self, point):
+        return True
+
     def _resid(self, ids_BT):
         x = self.embedding[ids_BT]
         before = torch.nn.functional.pad(x, (0, 0, 1, 0))[:, :-1]

@@ -9,6 +9,8 @@ from saetools.dictionaries.base import SparseCode
 from saetools.dictionaries.itda import ITDA
 from saetools.dictionaries.topk import TopK
 from saetools.evals.geometry import Geometry, _chunks
+from saetools.evals.reconstruction import Reconstruction
+from saetools.evals.run import run_evaluations
 from saetools.evals.sample import TokenSample
 from saetools.functional.geometry import co_firing_cosines
 
@@ -114,3 +116,10 @@ def test_one_full_row_does_not_make_the_others_wide():
         assert part.values.shape[1] == width_N[rows].max()
     wide_rows = [part.values.shape for _, part in _chunks(SparseCode(values_NK, code.indices, 500), d_model=10**7)]
     assert wide_rows == [(1, 400), (1, 3), (1, 3), (1, 2), (1, 1), (1, 1)]
+
+
+def test_one_atom_has_no_angles(gaussian):
+    subject = row_subject(TopK(TopK.configure(n_features=1, k=1), 5), gaussian)
+    geometry, fvu = run_evaluations(subject, [Geometry(), Reconstruction()])[:2]
+    assert geometry.value is None and "need two atoms" in geometry.note
+    assert fvu.name == "fvu" and fvu.value is not None

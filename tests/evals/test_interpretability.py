@@ -1,6 +1,7 @@
 """Features that stand for planted classes can be explained; features that stand for nothing cannot."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -114,3 +115,9 @@ def test_purity_and_auc():
     assert purity("aaaa") == 1 and purity("abcd") == 0 and purity("aabb") == pytest.approx(0.5)
     assert auc([2, 3], [1, 0]) == 1 and auc([1], [1]) == 0.5 and auc([0], [1, 2, -1]) == pytest.approx(1 / 3)
     assert np.isnan(auc([], [1]))
+
+
+def test_weights_of_half_precision():
+    subject = subject_of(planted_rows, 0.8)
+    subject = replace(subject, dictionary=subject.dictionary.to(torch.bfloat16))
+    assert by_name(Interpretability(**SMALL).run(subject))["token_purity"].value > 0.3

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from planted_classes import N_CLASSES, Reader, announcing_rows, planted_subject
-from small_hosts import D_MODEL, VOCABULARY, by_name, host_subject, scaled_copy
+from pydantic import ValidationError
+from small_hosts import D_MODEL, VOCABULARY, LinearHost, by_name, host_subject, scaled_copy
 
 from saetools.evals.python_labels import CLASSES
 from saetools.evals.responses import area_under, response_columns
@@ -135,3 +136,33 @@ def test_one_living_feature_is_not_enough(tmp_path):
 
 def test_targets_are_tokens_of_the_vocabulary():
     assert figures(host_subject(), n_targets=VOCABULARY + 5, doses=(0.1,))["perplexity_cost"].value is not None
+
+
+def test_no_tokens_are_read_for_classes_where_none_are_wanted():
+    found = figures(planted_subject(announcing_rows, host=Reader()), n_class_tokens=0)
+    assert found["class_steering_area"].value is None and found["steering_area"].value is not None
+
+
+def test_directions_that_are_not_of_the_residual_stream_have_no_tokens_of_their_own(tmp_path):
+    class Query(LinearHost):
+        def in_stream(self, point):
+            return False
+
+    (record,) = run_evaluations(host_subject(host=Query()), [Steering()], tmp_path)
+    assert record.value is None and "resid is not of the residual stream" in record.note
+
+
+def test_doses_ascend():
+    assert Steering(doses=(0.9, 0.1)).config.doses == (0.1, 0.9)
+    for doses in ((), (0.0,), (-1.0, 1.0)):
+        with pytest.raises(ValidationError, match="doses"):
+            Steering(doses=doses)
+
+
+def test_responses_of_many_predictions_are_those_of_each():
+    generator = torch.Generator().manual_seed(0)
+    before, after = (torch.randn(150, 9, generator=generator) for _ in range(2))
+    targets, following = torch.tensor([1, 2]), torch.arange(150) % 9
+    whole = response_columns(before, after, targets, following, torch.rand(9, generator=generator).double())
+    assert whole.shape == (150, 6)
+    assert torch.equal(response_columns(before[70:], after[70:], targets, following[70:]), whole[70:, :4])

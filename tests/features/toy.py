@@ -101,6 +101,9 @@ class ToyHost:
         self.W_U_VD = torch.randn(len(WORDS), D_MODEL, generator=generator)
         self.norm_D = torch.rand(D_MODEL, generator=generator) + 0.5 if with_norm else None
 
+    def in_stream(self, point: str) -> bool:
+        return True
+
     def unembedding(self) -> tuple[Tensor, Tensor | None]:
         return self.W_U_VD, self.norm_D
 

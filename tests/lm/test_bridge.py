@@ -211,6 +211,15 @@ def test_other_names_of_a_point(host: BridgeHost) -> None:
         host.activations(IDS_BT, ["blocks.1.hook_resid_pos"])
 
 
+def test_points_of_the_residual_stream(host: BridgeHost) -> None:
+    """What is of the stream, or is added to it, and nothing else that happens to have its width."""
+    added = ("hook_in", "hook_out", "attn.hook_out", "mlp.hook_out", "ln1.hook_in", "hook_resid_post")
+    inner = ("attn.q.hook_out", "attn.o.hook_in", "ln1.hook_out", "mlp.in.hook_in", "mlp.out.hook_in")
+    assert [host.in_stream(f"blocks.1.{part}") for part in added] == [True] * len(added)
+    assert [host.in_stream(f"blocks.1.{part}") for part in inner] == [False] * len(inner)
+    assert host.in_stream("ln_final.hook_in") and not host.in_stream("ln_final.hook_out")
+
+
 def test_the_spec_says_what_the_vectors_are(open_host) -> None:
     spec = open_host("llama").spec("blocks.1.hook_resid_post", 128)
     assert (spec.host, spec.point, spec.d_model, spec.context_tokens) == ("llama", MIDDLE, WIDTH, 128)
