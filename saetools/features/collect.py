@@ -87,7 +87,7 @@ def collect(dictionary: Dictionary, source: RowSource, plan: TokenPlan | None, s
                 rows, tokens = _up_to(left, rows, tokens)
             code = dictionary.encode(_on(dictionary, rows.x_ND), dict(rows.fields))
             *places, values_M = code.flat()
-        row_M, feature_M, value_M = (column.cpu().numpy() for column in (*places, values_M.float()))
+            row_M, feature_M, value_M = (column.cpu().numpy() for column in (*places, values_M.float()))
             where_N2 = rows.where_N2.cpu().numpy()
             gathered.add(Firings.of((row_M, feature_M, value_M), where_N2, tokens), tokens)
             if gathered.coactivation is not None:

@@ -75,7 +75,16 @@ def test_arguments_are_what_is_between_the_parentheses_of_a_call(text, argument)
 
 
 @pytest.mark.parametrize(
-    "text", ["def f(:\n", "x = '\n", "if 1:\nx\n", "\0", "  x\n y\n", "x = 1\ry = 2\n", "not " * 7000 + "x"]
+    "text",
+    [
+        "def f(:\n",
+        "x = '\n",
+        "if 1:\nx\n",
+        "\0",
+        "  x\n y\n",
+        "x = 1\ry = 2\n",
+        pytest.param("not " * 7000 + "x", id="deep"),
+    ],
 )
 def test_what_is_no_python(text):
     assert class_spans(text) is None and labels(text, np.array([0])) is None
