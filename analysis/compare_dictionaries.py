@@ -195,9 +195,7 @@ class Comparison:
             heldout = KeptRows(data.source("heldout", dictionary.calibration))
             self._heldout = {config.run.seed: (data, heldout, References())}
         data, heldout, references = self._heldout[config.run.seed]
-        subject = Subject(
-            dictionary, heldout.spec, heldout, data.host, data.plan("heldout"), config.run.seed, references=references
-        )
+        subject = Subject(dictionary, heldout.spec, heldout, data.host, data.plan("heldout"), references=references)
         evaluations = [
             make_evaluation("reconstruction", n_tokens=N_HELDOUT),
             make_evaluation("sparsity", n_tokens=N_HELDOUT),

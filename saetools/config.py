@@ -88,6 +88,9 @@ class EvaluationConfig(FrozenModel):
     n_tokens: int = Field(200_000, gt=0, description="held-out tokens for reconstruction and sparsity")
     n_ce_tokens: int = Field(50_000, gt=0, description="held-out tokens for loss recovered")
     n_features: int = Field(200, ge=0, description="features shown on the page")
+    seed: int = Field(
+        0, ge=0, description="decides what is sampled, and resampled; not run.seed: runs are judged alike"
+    )
     run: tuple[str, ...] = Field(
         ("reconstruction", "sparsity", "loss_recovered"), description="names of evaluations; `all` is every one"
     )

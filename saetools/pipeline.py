@@ -277,7 +277,7 @@ def load_subject(source: Path | Dictionary, config: Any, elsewhere: Sequence[str
         heldout=heldout,
         host=data.host if data.has_host else None,
         tokens=data.plan("heldout") if data.has_host else None,
-        seed=config.run.seed,
+        seed=config.evaluation.seed,
     )
 
 

@@ -30,7 +30,8 @@ class Subject:
     """A dictionary (for raw rows) with the held-out data that it is judged on.
 
     `host` and `tokens` are None for a dictionary trained on a bare rows file; evaluations that need them are then
-    listed as skipped. `others` are further dictionaries of the same point, by name, that it is compared with.
+    listed as skipped. `seed` decides what evaluations sample (rows, features, resamples): figures are comparable at
+    equal seeds. `others` are further dictionaries of the same point, by name, that it is compared with.
     `references` keep what is the same for all dictionaries that are judged on these data.
     """
 

@@ -117,7 +117,10 @@ def run_evaluations(
             continue
         for (i, evaluation), records in zip(group, results, strict=True):
             records = [*records, _cost_record(evaluation, cost, [m.name for m in members])]
-            records = [record.model_copy(update={"heldout": heldout}) for record in records]
+            records = [
+                record.model_copy(update={"heldout": heldout, "config": {**record.config, "seed": subject.seed}})
+                for record in records
+            ]
             store.write(evaluation, records)
             done(i, Outcome(evaluation.name, records, "computed", str(cost)))
     records = [record for i in range(len(evaluations)) for record in outcomes[i].records]

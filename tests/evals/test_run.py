@@ -7,17 +7,20 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small_hosts import D_MODEL, by_name, host_subject, row_subject
 
+from saetools.arguments import parse_run
 from saetools.config import EvaluationConfig
 from saetools.dictionaries.topk import TopK
 from saetools.errors import ConfigError
 from saetools.evals.base import available_evaluations, make_evaluation
 from saetools.evals.run import default_evaluations, read_records, run_evaluations
 from saetools.evals.table import table
-from saetools.records import EvalRecord
+from saetools.pipeline import dictionary_configs, load_subject
+from saetools.records import EvalRecord, PointSpec
 
 MAIN = {"fvu", "l0_mean", "dead_fraction", "ce_recovered_zero", "ce_recovered_mean", "kl_recovered_zero"}
 
@@ -43,7 +46,29 @@ def test_together_equals_alone():
     together = by_name(run_evaluations(subject, small()))
     for evaluation in small():
         for record in evaluation.run(subject):
-            assert together[record.name] == record.model_copy(update={"heldout": subject.heldout.fingerprint()})
+            settings = {**record.config, "seed": 0}
+            assert together[record.name] == record.model_copy(
+                update={"heldout": subject.heldout.fingerprint(), "config": settings}
+            )
+
+
+def test_runs_of_different_seeds_are_judged_by_one_seed_which_is_recorded(tmp_path, gaussian):
+    np.save(tmp_path / "rows.npy", gaussian.numpy())
+    dictionary = TopK(TopK.configure(n_features=8, k=2), 5)
+    dictionary.spec = PointSpec(host="rows", point="rows", d_model=5)
+
+    def subject(run_seed, **evaluation):
+        values = {
+            "run": {"dir": str(tmp_path), "seed": run_seed},
+            "activations": {"source": "rows", "path": str(tmp_path / "rows.npy")},
+            "dictionary": {"kind": "topk", "n_features": 8, "k": 2},
+            "evaluation": evaluation,
+        }
+        return load_subject(dictionary, parse_run(values, [], dictionary_configs()))
+
+    assert subject(3).seed == 0 and subject(3, seed=4).seed == 4
+    found = run_evaluations(subject(3, seed=4), [make_evaluation("reconstruction")], tmp_path)
+    assert {record.config["seed"] for record in found} == {4}
 
 
 def test_finished_evaluations_are_kept_and_an_interruption_loses_only_the_rest(tmp_path, monkeypatch):
