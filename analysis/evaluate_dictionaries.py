@@ -6,8 +6,8 @@
 Each argument is a finished run directory, with a `result.json` that says its label, target L0 and seed
 (`analysis/compare_dictionaries.py` writes it) and an `eval.json` of reconstruction, loss and sparsity; others are
 passed over. What the claims ask for comes first, and whatever is there makes a page. Records go to
-`OUT/<seed>-<name>/`; what is there of the same dictionary and settings is not computed again. All dictionaries are
-judged on the same held-out rows, which the host makes once.
+`OUT/<seed>-<name>/`; what is there of the same dictionary, settings and code is not computed again. All dictionaries
+are judged on the same held-out rows, which the host makes once.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from saetools.config import HostConfig
 from saetools.evals.base import Subject, make_evaluation
 from saetools.evals.layers import LayerMatchingConfig, match_layers
 from saetools.evals.references import References
-from saetools.evals.run import dictionary_fingerprint, run_evaluations
+from saetools.evals.run import dictionary_fingerprint, run_evaluations, sources_fingerprint
 from saetools.formats.load import load
 from saetools.lm.hosts import make_host
 from saetools.pipeline import Data, config_of
@@ -36,6 +36,7 @@ from saetools.records import EvalRecord
 
 ROOT = Path(__file__).parents[1]
 SECOND_HOST = ROOT / "analysis" / "assets" / "pycode-b"
+MEASURES_FILE = ROOT / "analysis" / "measures.py"
 N_ROWS = 60_000
 ROUNDS: dict[str, dict[str, dict[str, Any]]] = {
     "geometry": {"geometry": {"n_tokens": N_ROWS}},
@@ -103,15 +104,15 @@ class Suite:
                 of = {
                     "dictionary": dictionary_fingerprint(subject.dictionary),
                     "heldout": subject.heldout.fingerprint(),
+                    "sources": sources_fingerprint(MEASURES_FILE),
                 }
-                if not path.exists() or json.loads(path.read_text())["of"] != of:
+                if not _is_of(path, of):
                     atomic.write_json(path, {"of": of, "found": measure(subject)})
                 print(f"{name}: {unit.name}", flush=True)
 
     def _layers(self) -> None:
         """Layer matching between the embedded host and the one of another seed."""
-        path = self.out / "layers.json"
-        if path.exists() or not self.units:
+        if not self.units:
             return
         subject = self.subject(self.units[0])
         assert subject.host is not None and subject.tokens is not None
@@ -120,8 +121,17 @@ class Suite:
         points = [p for p in subject.host.points() if p in shared and p.startswith("blocks.") and p.count(".") <= 3]
         points = [p for p in points if p.split(".", 2)[2] in ("hook_out", "attn.hook_out", "mlp.hook_out")]
         config = LayerMatchingConfig(n_tokens=3_000, n_folds=3, n_read_tokens=N_ROWS)
-        records = match_layers(subject.host, second, subject.tokens, points, config)
-        atomic.write_json(path, {"points": points, "records": [r.model_dump(mode="json") for r in records]})
+        of = {
+            "hosts": [host.spec(points[0]).model_dump() for host in (subject.host, second)],
+            "tokens": subject.tokens.fingerprint(),
+            "settings": config.model_dump(mode="json"),
+            "sources": sources_fingerprint(),
+        }
+        path = self.out / "layers.json"
+        if not _is_of(path, of):
+            found = match_layers(subject.host, second, subject.tokens, points, config)
+            records = [record.model_dump(mode="json") for record in found]
+            atomic.write_json(path, {"of": of, "points": points, "records": records})
         print(f"layers: {len(points)} points", flush=True)
 
     def _stability(self) -> None:
@@ -137,6 +147,11 @@ class Suite:
                 directory = atomic.make_directory(self.out / first.name / "stability")
                 run_evaluations(subject, [make_evaluation("stability")], directory)
                 print(f"stability: {first.name}", flush=True)
+
+
+def _is_of(path: Path, of: dict[str, Any]) -> bool:
+    """Whether a result is there and was made of the same things."""
+    return path.exists() and json.loads(path.read_text()).get("of") == of
 
 
 def find_units(directories: Sequence[Path]) -> list[Unit]:

@@ -1,9 +1,9 @@
 """Running evaluations on a dictionary: what is finished is kept, what cannot be run is said.
 
 Each finished evaluation leaves `evaluations/<name>-<key>.json` in the output directory; the key stands for the
-dictionary's weights, the held-out data, the settings, the package version and, where an evaluation compares with other
-dictionaries, their weights. Started again, an evaluation whose file
-is there is not computed. `eval.json` is the list of all records.
+dictionary's weights, the held-out data, the settings, the code that makes figures and, where an evaluation compares
+with other dictionaries, their weights. Started again, an evaluation whose file is there is not computed. `eval.json` is
+the list of all records.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ from saetools.evals.cost import Cost
 from saetools.evals.rows import RowEvaluation, run_together
 
 EVAL_FILE, KEPT = "eval.json", "evaluations"
+FORMULAS = ("evals", "features", "functional")
+"""Rooms whose code decides figures of a given dictionary on given rows."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,14 @@ def dictionary_fingerprint(dictionary: Dictionary) -> str:
     return hashed.hexdigest()[:32]
 
 
+@cache
+def sources_fingerprint(*further: Path) -> str:
+    """32 hex digits of the code of the rooms that make figures, and of `further` files; read once per process."""
+    package = Path(saetools.__file__).parent
+    paths = [path for room in FORMULAS for path in sorted((package / room).glob("*.py"))]
+    return digest([[path.name, atomic.hash_file(path)] for path in [*paths, *further]])
+
+
 class _Store:
     """Records of finished evaluations on disk; forgets everything without a directory."""
 
@@ -157,6 +167,7 @@ class _Store:
                 "heldout": heldout,
                 "seed": subject.seed,
                 "version": saetools.__version__,
+                "sources": sources_fingerprint(),
             }
 
     @cached_property

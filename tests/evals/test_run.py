@@ -1,6 +1,7 @@
 """Running, keeping and listing evaluations."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +13,13 @@ import pytest
 import torch
 from small_hosts import D_MODEL, by_name, host_subject, row_subject
 
+import saetools
 from saetools.arguments import parse_run
 from saetools.config import EvaluationConfig
 from saetools.dictionaries.topk import TopK
 from saetools.errors import ConfigError
 from saetools.evals.base import available_evaluations, make_evaluation
-from saetools.evals.run import default_evaluations, read_records, run_evaluations
+from saetools.evals.run import default_evaluations, read_records, run_evaluations, sources_fingerprint
 from saetools.evals.table import table
 from saetools.pipeline import dictionary_configs, load_subject
 from saetools.records import EvalRecord, PointSpec
@@ -131,6 +133,25 @@ def test_other_weights_data_or_settings_are_computed_again(tmp_path):
     with torch.no_grad():
         subject.dictionary.b_dec_D[0] += 1
     assert statuses(subject, small()) == {"computed"}
+
+
+def test_a_changed_formula_is_computed_again(tmp_path, monkeypatch):
+    for room in ("evals", "features", "functional"):
+        shutil.copytree(Path(saetools.__file__).parent / room, tmp_path / "saetools" / room)
+    monkeypatch.setattr(saetools, "__file__", str(tmp_path / "saetools" / "__init__.py"))
+
+    def statuses():
+        sources_fingerprint.cache_clear()  # as in another process
+        outcomes = []
+        run_evaluations(host_subject(), small(), tmp_path, outcomes.append)
+        return {o.status for o in outcomes}
+
+    assert [statuses(), statuses()] == [{"computed"}, {"kept"}]
+    for formula in ("evals/sparsity.py", "functional/statistics.py"):
+        path = tmp_path / "saetools" / formula
+        path.write_text(path.read_text() + "\n")
+        assert [statuses(), statuses()] == [{"computed"}, {"kept"}]
+    sources_fingerprint.cache_clear()
 
 
 def test_only_what_compares_is_computed_again_beside_others(tmp_path):
