@@ -46,7 +46,6 @@ PENALTIES: dict[str, dict[str, Any]] = {
     "itda": {"min_cosine": 0.9},
     "matryoshka": {"group_fractions": (0.25, 0.25, 0.5)},
 }
-SIGNED = ("abs_topk", "itda")
 PAGE = """# Planted atoms recovered
 
 `python analysis/planted_recovery.py`: mean share of the planted atoms with a partner of cosine above 0.9, and in
@@ -87,10 +86,7 @@ def score(kind: str, truth: Truth, seed: int) -> dict[str, float]:
     with torch.no_grad():
         code = dictionary.encode(x)
         fvu = (x - dictionary.decode(code)).square().sum() / (x - x.mean(0)).square().sum()
-        directions = dictionary.directions()
-        if kind in SIGNED:
-            directions = torch.cat([directions, -directions])
-        matched = hungarian_match(atoms, directions).cosine_P
+        matched = hungarian_match(atoms, dictionary.directions(), dictionary.signed).cosine_P
     return {
         "recovered": float((matched > 0.9).float().mean()),
         "fvu": float(fvu),

@@ -305,7 +305,8 @@ def _comparison(ours: Callable[[], Dictionary], other: Path | str, config: Any) 
 
     other = _dictionary_directory(pipeline.local_source(other))
     weights = _Weights.of(other)
-    partners = match_features(ours().directions().cpu(), weights.dictionary().directions())
+    one, two = ours(), weights.dictionary()
+    partners = match_features(one.directions().cpu(), two.directions(), one.signed or two.signed)
     try:
         theirs = pipeline.config_of(other)
     except FormatError:

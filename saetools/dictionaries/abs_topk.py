@@ -28,6 +28,7 @@ class AbsTopK(Dictionary, kind="abs_topk"):
     class Config(WithK, WithAuxK):
         """Settings of AbsTopK."""
 
+    signed = True
     config: Config
 
     def encode_chunk(self, x_ND: Tensor, fields: Mapping[str, Tensor]) -> SparseCode:

@@ -45,6 +45,7 @@ class ITDA(Dictionary, kind="itda"):
 
     trained_by = "construction"
     has_encoder = False
+    signed = True
     scaled_with_x = ("b_dec_D",)
     n_atoms: Tensor
     where_F2: Tensor

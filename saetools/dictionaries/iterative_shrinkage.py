@@ -44,6 +44,7 @@ class IterativeShrinkage(Dictionary, kind="iterative_shrinkage"):
     def __init__(self, config: Dictionary.Config, d_model: int, seed: int = 0) -> None:
         super().__init__(config, d_model, seed)
         self.requires_grad_(False)
+        self.signed = not self.config.nonnegative
 
     @classmethod
     def over(cls, dictionary: Dictionary, **settings: Any) -> "IterativeShrinkage":

@@ -83,6 +83,10 @@ class MatchingPursuit(Dictionary, kind="matching_pursuit"):
 
     config: Config
 
+    def __init__(self, config: Config, d_model: int, seed: int = 0) -> None:
+        super().__init__(config, d_model, seed)
+        self.signed = config.rule == "absolute"
+
     def encode_chunk(self, x_ND: Tensor, fields: Mapping[str, Tensor]) -> SparseCode:
         n_steps, tolerance = self._inference()
         values_NK, indices_NK, _ = self._pursue(x_ND, n_steps, tolerance)
@@ -165,6 +169,5 @@ class MatchingPursuit(Dictionary, kind="matching_pursuit"):
         dead_A = dead_F(state.tokens_since_fired_F, progress.dead_after_tokens).nonzero()[:, 0]
         atoms_AD = self.W_dec_FD[dead_A]
         zeros_A, zeros_D = atoms_AD.new_zeros(len(dead_A)), torch.zeros_like(self.b_dec_D)
-        signed = self.config.rule == "absolute"
         k_aux = self.config.k_aux_for(self.d_model)
-        return auxk(residual_ND, residual_ND, atoms_AD, zeros_A, zeros_D, atoms_AD, k_aux, signed)
+        return auxk(residual_ND, residual_ND, atoms_AD, zeros_A, zeros_D, atoms_AD, k_aux, self.signed)

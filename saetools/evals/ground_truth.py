@@ -1,6 +1,7 @@
 """Against the truth, where rows are planted (activations/planted.py): which atoms were found, and do they fire right?
 
-Learned feature m(i) is paired with planted atom i one to one by cosine (Hungarian). Over planted atoms i and tokens:
+Learned feature m(i) is paired with planted atom i one to one by cosine (Hungarian); of a kind with signed codes, whose
+atoms may point either way, by |cosine|, and so is every cosine below. Over planted atoms i and tokens:
 
     matched_cosine         mean of cos(atom m(i), planted i); `matched_cosine_chance`: the same for random unit atoms
     recovered_fraction     share of planted atoms with a cosine of at least `recovered_at`
@@ -75,7 +76,7 @@ class GroundTruth(Evaluation, name="ground_truth"):
         source = subject.heldout
         assert isinstance(source, PlantedSource), "`missing` excludes other sources"
         truth_GD = source.planted.atoms_FD
-        paired = _Paired.of(subject.dictionary.directions().cpu(), truth_GD)
+        paired = _Paired.of(subject.dictionary.directions().cpu(), truth_GD, subject.dictionary.signed)
         counts = _Counts(paired, source.planted.parent_F)
         for number, rows in source.batches(0):
             rows = rows.select(slice(0, self.config.n_tokens - counts.sums.n_rows))
@@ -98,8 +99,9 @@ class GroundTruth(Evaluation, name="ground_truth"):
         learned_FD = subject.dictionary.directions().cpu()
         cosine_G = paired.cosine_G.double()
         generator = torch.Generator().manual_seed(torch_seed(subject.seed, "ground truth chance"))
-        chance = hungarian_match(torch.randn(learned_FD.shape, generator=generator), truth_GD).cosine_P
-        best_F, atom_F = best_matches(learned_FD, truth_GD)
+        random_FD, signed = torch.randn(learned_FD.shape, generator=generator), subject.dictionary.signed
+        chance = hungarian_match(random_FD, truth_GD, signed).cosine_P
+        best_F, atom_F = best_matches(learned_FD, truth_GD, signed)
         alive_F = counts.fired_F > 0
         belongs_F = alive_F & (best_F >= self.config.split_at)
         n_atoms = len(truth_GD)
@@ -184,12 +186,15 @@ class _Paired:
     feature_G: Tensor
     atom_F: Tensor
     cosine_G: Tensor  # 0 where there is none
-    learned_FD: Tensor
+    learned_FD: Tensor  # pointing as their atoms do, where signs do not matter
     truth_GD: Tensor
 
     @staticmethod
-    def of(learned_FD: Tensor, truth_GD: Tensor) -> "_Paired":
-        match = hungarian_match(learned_FD, truth_GD)
+    def of(learned_FD: Tensor, truth_GD: Tensor, signed: bool) -> "_Paired":
+        match = hungarian_match(learned_FD, truth_GD, signed)
+        if signed:
+            opposed_P = (learned_FD[match.a_P] * truth_GD[match.b_P]).sum(1) < 0
+            learned_FD = learned_FD.index_copy(0, match.a_P[opposed_P], -learned_FD[match.a_P[opposed_P]])
         feature_G = torch.full((len(truth_GD),), -1).index_put((match.b_P,), match.a_P)
         atom_F = torch.full((len(learned_FD),), -1).index_put((match.a_P,), match.b_P)
         cosine_G = torch.zeros(len(truth_GD)).index_put((match.b_P,), match.cosine_P)

@@ -1,6 +1,7 @@
 """Do other dictionaries of the same activations find the same features? (Other seeds, kinds, sizes.)
 
-The atoms of this dictionary and of each other one are paired one to one by cosine (Hungarian). Per other dictionary:
+The atoms of this dictionary and of each other one are paired one to one by cosine (Hungarian); by |cosine| where the
+codes of either are signed, so that its atoms may point either way. Per other dictionary:
 
     matched_cosine       mean cosine of the pairs
     shared_features      share of this dictionary's features whose partner has a cosine of at least `shared_at`;
@@ -52,9 +53,10 @@ class Stability(Evaluation, name="stability"):
         columns, chance = [], []
         for name, other in subject.others.items():
             other_FD = _atoms(name, other, own_FD.shape[1])
-            columns.append(self._per_feature(own_FD, other_FD))
+            either_sign = subject.dictionary.signed or other.signed
+            columns.append(self._per_feature(own_FD, other_FD, either_sign))
             random_FD = random_atoms_like(other_FD, torch_seed(subject.seed, f"stability chance {name}"))
-            chance.append(self._per_feature(own_FD, random_FD))
+            chance.append(self._per_feature(own_FD, random_FD, either_sign))
         records = []
         for i, measure in enumerate(MEASURES):
             for suffix, found in (("", columns), ("_chance", chance)):
@@ -75,11 +77,11 @@ class Stability(Evaluation, name="stability"):
                 )
         return records
 
-    def _per_feature(self, own_FD: Tensor, other_FD: Tensor) -> tuple[np.ndarray, ...]:
+    def _per_feature(self, own_FD: Tensor, other_FD: Tensor, either_sign: bool) -> tuple[np.ndarray, ...]:
         """For each feature: cosine of its partner (nan without one), whether it is shared, its greatest cosine."""
-        match = hungarian_match(own_FD, other_FD)
+        match = hungarian_match(own_FD, other_FD, either_sign)
         partner_F = torch.full((len(own_FD),), torch.nan).index_put((match.a_P,), match.cosine_P)
-        nearest_F, _ = best_matches(own_FD, other_FD)
+        nearest_F, _ = best_matches(own_FD, other_FD, either_sign)
         return partner_F.numpy(), (partner_F >= self.config.shared_at).double().numpy(), nearest_F.numpy()
 
 

@@ -1,4 +1,4 @@
-"""Pairing the rows of two matrices, one to one, by cosine."""
+"""Pairing the rows of two matrices by cosine; by |cosine| where a row and its negative are the same (signed codes)."""
 
 from dataclasses import dataclass
 
@@ -14,30 +14,31 @@ class Match:
 
     a_P: Tensor  # int64
     b_P: Tensor  # int64
-    cosine_P: Tensor  # float32
+    cosine_P: Tensor  # float32; its magnitude where signs do not matter
 
 
 @torch.no_grad()
-def hungarian_match(a_AD: Tensor, b_BD: Tensor) -> Match:
+def hungarian_match(a_AD: Tensor, b_BD: Tensor, either_sign: bool = False) -> Match:
     """The one-to-one pairing of rows with the greatest sum of cosines (Hungarian method; Kuhn 1955).
 
-    Signed: opposite directions are as unlike as can be. O(A B D) and, for the assignment, about O(min^2 max): seconds
+    Opposite directions are as unlike as can be, or equal with `either_sign`. O(A B D) and, for the assignment, about O(min^2 max): seconds
     at 4,096 x 4,096, minutes at four times that. An A x B matrix is held.
     """
     from scipy.optimize import linear_sum_assignment
 
     cosine_AB = (unit(a_AD) @ unit(b_BD).T).cpu()
+    cosine_AB = cosine_AB.abs() if either_sign else cosine_AB
     a_P, b_P = (torch.from_numpy(index) for index in linear_sum_assignment(cosine_AB.numpy(), maximize=True))
     return Match(a_P, b_P, cosine_AB[a_P, b_P])
 
 
 @torch.no_grad()
-def best_matches(a_AD: Tensor, b_BD: Tensor) -> tuple[Tensor, Tensor]:
+def best_matches(a_AD: Tensor, b_BD: Tensor, either_sign: bool = False) -> tuple[Tensor, Tensor]:
     """(cosine_A, index_A): for each row of a the row of b of greatest cosine; several may share one. Blockwise."""
-    unit_BD = unit(b_BD)
-    parts = [
-        (block @ unit_BD.T).max(1) for block in unit(a_AD).split(max(1, BLOCK_BYTES // (4 * max(len(unit_BD), 1))))
-    ]
+    unit_BD, parts = unit(b_BD), []
+    for block in unit(a_AD).split(max(1, BLOCK_BYTES // (4 * max(len(unit_BD), 1)))):
+        cosine_AB = block @ unit_BD.T
+        parts.append((cosine_AB.abs() if either_sign else cosine_AB).max(1))
     return torch.cat([part.values for part in parts]).cpu(), torch.cat([part.indices for part in parts]).cpu()
 
 

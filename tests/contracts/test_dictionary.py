@@ -221,6 +221,21 @@ def test_permuting_rows_permutes_results(config: Dictionary.Config) -> None:
     torch.testing.assert_close(loss(dictionary).code.to_dense()[order], terms.code.to_dense(), rtol=1e-9, atol=1e-10)
 
 
+def test_negating_features_changes_nothing_where_codes_are_signed(config: Dictionary.Config) -> None:
+    dictionary = trained(config)
+    sign = torch.where(torch.arange(config.n_features) % 2 == 0, 1.0, -1.0).double()
+    straight, code = dictionary(rows()), dictionary.encode(rows()).to_dense()
+    with torch.no_grad():
+        for name in ("W_dec_FD", "W_enc_FD") if dictionary.has_encoder else ("W_dec_FD",):
+            getattr(dictionary, name).mul_(sign[:, None])
+        if dictionary.has_encoder:
+            dictionary.b_enc_F.mul_(sign)
+    same = torch.allclose(dictionary(rows()), straight, rtol=1e-9, atol=1e-10)
+    assert same == dictionary.signed
+    if dictionary.signed:
+        torch.testing.assert_close(dictionary.encode(rows()).to_dense(), code * sign, rtol=1e-9, atol=1e-10)
+
+
 def test_encoding_in_chunks_changes_nothing(config: Dictionary.Config, monkeypatch: pytest.MonkeyPatch) -> None:
     dictionary = trained(config)
     whole = dictionary.encode(rows()).to_dense()

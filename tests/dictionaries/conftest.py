@@ -54,14 +54,13 @@ class PlantedRows:
         dictionary.absorb_(state)
         return state, terms
 
-    def recovered(self, dictionary: Dictionary, signed: bool = False) -> float:
+    def recovered(self, dictionary: Dictionary) -> float:
         """The fraction of atoms whose direction, paired one to one (Hungarian), has a cosine above 0.9.
 
-        `signed`: of either sign, for kinds whose codes are.
+        Of either sign, for kinds whose codes are signed.
         """
-        directions = dictionary.directions()
-        either = torch.cat([directions, -directions]) if signed else directions
-        return float(hungarian_match(self.atoms, either).cosine_P.gt(0.9).float().mean())
+        matched = hungarian_match(self.atoms, dictionary.directions(), dictionary.signed)
+        return float(matched.cosine_P.gt(0.9).float().mean())
 
 
 @pytest.fixture(scope="session")

@@ -165,7 +165,7 @@ def scaled_copy(d_model: int, factor: float, shift=0.0) -> TopK:
 class Given:
     """A dictionary whose code of row n is a given one: column 0 of the row is n."""
 
-    device, trained_by = torch.device("cpu"), "nothing"
+    device, trained_by, signed = torch.device("cpu"), "nothing", False
 
     def __init__(self, code_NF, atoms_FD=None, d_model=2):
         self.code_NF = code_NF

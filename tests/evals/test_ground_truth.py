@@ -16,7 +16,7 @@ D, F = 24, 16
 class FromTruth:
     """Reads the planted code off the row (pseudo-inverse; fewer atoms than dimensions) and may spoil it."""
 
-    device = torch.device("cpu")
+    device, signed = torch.device("cpu"), False
 
     def __init__(self, planted, spoil=None, atoms=None):
         self.inverse = torch.linalg.pinv(planted.atoms_FD.double()).float()

@@ -25,12 +25,18 @@ def test_one_to_one_beats_greedy():
 def test_unequal_numbers_and_signs():
     match = hungarian_match(torch.eye(3), -torch.eye(3)[:2])
     assert len(match.a_P) == 2 and match.cosine_P.max() <= 0
+    either = hungarian_match(torch.eye(3), -torch.eye(3)[:2], either_sign=True)
+    assert either.b_P.tolist() == [0, 1] and either.cosine_P.tolist() == [1, 1]
 
 
 def test_best_matches_by_brute_force():
     a, b = torch.randn(17, 4), torch.randn(9, 4)
     cosine, index = best_matches(a, b)
     expected = torch.cosine_similarity(a[:, None], b[None], dim=2).max(1)
+    torch.testing.assert_close(cosine, expected.values)
+    assert index.equal(expected.indices)
+    cosine, index = best_matches(a, -b, either_sign=True)
+    expected = torch.cosine_similarity(a[:, None], b[None], dim=2).abs().max(1)
     torch.testing.assert_close(cosine, expected.values)
     assert index.equal(expected.indices)
 
