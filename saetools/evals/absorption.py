@@ -1,7 +1,8 @@
 """Feature absorption on a first-character task: does a letter's feature fall silent where another one speaks for it?
 
 For each letter l, on tokens that begin (after blanks) with an ASCII letter: a dense probe w (logistic regression) for
-"begins with l"; the main features of l are the `n_main` of greatest mean code difference over the training rows. Over
+"begins with l"; the main features of l are the `n_main` of greatest mean code difference over the training rows. A
+feature of signed codes counts as two: one where its code is positive and, with atom -d, one where it is negative. Over
 test tokens of l that the probe gets right:
 
     absorption         share at which every main feature is silent and one firing feature f, with cos(d_f, w) of at
@@ -63,8 +64,8 @@ class Absorption(Evaluation, name="absorption"):
         code = encode_rows(subject.dictionary, rows.x_ND)
         floor = random_dictionary(subject.dictionary, rows.x_ND, code, subject.seed)
         probes = {name: _probe(rows, name) for name in names}
-        own = {name: self._letter(rows, name, probes[name], subject.dictionary, code) for name in names}
-        floor_code = encode_rows(floor, rows.x_ND)
+        own = {name: self._letter(rows, name, probes[name], subject.dictionary, code.halves()) for name in names}
+        floor_code = encode_rows(floor, rows.x_ND).halves()
         random = {name: self._letter(rows, name, probes[name], floor, floor_code) for name in names}
         dense = {name: _dense_accuracy(rows, name, probes[name]) for name in names}
         seed = subject.seed
@@ -80,7 +81,7 @@ class Absorption(Evaluation, name="absorption"):
     def _letter(
         self, rows: LabelledRows, name: str, probe: Probe, dictionary: Dictionary, code: Firings
     ) -> tuple[float, float]:
-        """(absorption, F1 of the main features) of one letter; nan where the probe is never right."""
+        """(absorption, F1 of the main features) of one letter, by halves of features; nan: the probe is never right."""
         train, y_train = rows.task(name, f"not {name}", "train")
         test, y_test = rows.task(name, f"not {name}", "test")
         main = code.mean_difference_F(train, y_train).topk(min(self.config.n_main, code.n_features)).indices
@@ -98,9 +99,9 @@ class Absorption(Evaluation, name="absorption"):
         """[N]: greatest share of the probe's projection that one aligned feature carries; 0 where that is negative."""
         w_D = torch.from_numpy(probe.w_D)
         along_F = atoms_FD @ w_D
-        cosine_F = along_F / (torch.linalg.vector_norm(atoms_FD, dim=1) * torch.linalg.vector_norm(w_D)).clamp_min(
-            1e-30
-        )
+        lengths_F = torch.linalg.vector_norm(atoms_FD, dim=1) * torch.linalg.vector_norm(w_D)
+        along_F, lengths_F = torch.cat([along_F, -along_F]), torch.cat([lengths_F, lengths_F])  # of both halves
+        cosine_F = along_F / lengths_F.clamp_min(1e-30)
         x_ND = rows.x_ND.double()
         total_N = (x_ND - x_ND.mean(0)) @ w_D
         aligned = cosine_F[code.feature_M] >= self.config.least_cosine

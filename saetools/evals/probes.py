@@ -57,10 +57,19 @@ class Firings:
     @staticmethod
     def of(code: SparseCode) -> "Firings":
         row_M, feature_M, value_M = (column.cpu() for column in code.flat())
+        return Firings._by_feature(row_M, feature_M, value_M.double(), code.n_features, len(code))
+
+    @staticmethod
+    def _by_feature(row_M: Tensor, feature_M: Tensor, value_M: Tensor, n_features: int, n_rows: int) -> "Firings":
         order = feature_M.argsort(stable=True)
-        first_F1 = torch.zeros(code.n_features + 1, dtype=torch.int64)
-        first_F1[1:] = torch.bincount(feature_M, minlength=code.n_features).cumsum(0)
-        return Firings(row_M[order], feature_M[order], value_M[order].double(), first_F1, len(code))
+        first_F1 = torch.zeros(n_features + 1, dtype=torch.int64)
+        first_F1[1:] = torch.bincount(feature_M, minlength=n_features).cumsum(0)
+        return Firings(row_M[order], feature_M[order], value_M[order], first_F1, n_rows)
+
+    def halves(self) -> "Firings":
+        """Each feature as two whose values are positive: f where it is, F + f where it is negative."""
+        feature_M = self.feature_M + self.n_features * (self.value_M < 0)
+        return Firings._by_feature(self.row_M, feature_M, self.value_M.abs(), 2 * self.n_features, self.n_rows)
 
     @property
     def n_features(self) -> int:

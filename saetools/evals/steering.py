@@ -1,7 +1,8 @@
 """How well features steer: what adding one does to the tokens it speaks for, and what it costs elsewhere.
 
-For a sample of living features, a vector along the feature's atom d, of norm `dose` times the median row norm, is added
-to every kept token of some held-out windows. Judged are the predictions at tokens where the feature does not fire.
+For a sample of living features, a vector along the feature's atom d (along -d, for signed codes, where the feature's
+code sums to less than 0 over the predictions judged), of norm `dose` times the median row norm, is added to every kept
+token of some held-out windows. Judged are the predictions at tokens where the feature does not fire.
 Targets are the tokens that d raises most on the direct path to the logits (features/effects.py).
 
     on_target        mean over positions and targets of log q'(target) - log q(target), nats (q' steered, q original)
@@ -47,6 +48,7 @@ from saetools.evals.base import (
     with_host,
 )
 from saetools.evals.bootstrap import correlation_interval, mean_interval
+from saetools.evals.probes import Firings, encode_rows
 from saetools.evals.responses import area_under, response_columns
 from saetools.evals.splicing import Splicer, counted_windows, cross_entropy_N
 from saetools.evals.token_classes import read_token_classes
@@ -128,7 +130,7 @@ class Steering(Evaluation, name="steering"):
 
     def _directions(self, bench: "_Bench", features: Sequence[int]) -> list[dict[str, tuple[Tensor, Tensor]]]:
         """Of each feature: control -> (direction steered along, direction whose top tokens are the targets); norm 1."""
-        atoms_FD = torch.nn.functional.normalize(bench.subject.dictionary.directions().float(), dim=1)
+        atoms_FD = bench.directions_FD
         numbers = generator(bench.subject.seed, "steering controls")
         random_FD = torch.from_numpy(numbers.normal(size=(len(features), atoms_FD.shape[1])))
         random_FD = torch.nn.functional.normalize(random_FD.to(atoms_FD), dim=1)
@@ -231,18 +233,25 @@ class _Bench:
         )
 
     @cached_property
-    def fires(self) -> tuple[Tensor, Tensor, int]:
-        """(row_M, feature_M) of the code at the counted predictions, and their number."""
-        point, dictionary = self.parts.point, self.subject.dictionary
+    def fires(self) -> Firings:
+        """The code at the counted predictions."""
+        point = self.parts.point
         x_ND = torch.cat([self.parts.host.activations(w.ids_BT, [point])[point][w.counted_BT] for w in self.windows])
-        row_M, feature_M, _ = (t.cpu() for t in dictionary.encode(x_ND.to(dictionary.device, torch.float32)).flat())
-        return row_M, feature_M, len(x_ND)
+        return encode_rows(self.subject.dictionary, x_ND.float())
+
+    @cached_property
+    def directions_FD(self) -> Tensor:
+        """float32, unit norm: what each feature adds to the reconstruction, of the sign of its summed code."""
+        code = torch.zeros(self.subject.dictionary.config.n_features, dtype=torch.float64)
+        code.index_add_(0, self.fires.feature_M, self.fires.value_M)
+        atoms_FD = torch.nn.functional.normalize(self.subject.dictionary.directions().float(), dim=1)
+        return torch.where(code[:, None].to(atoms_FD.device) < 0, -atoms_FD, atoms_FD)
 
     @cached_property
     def living(self) -> list[int]:
         """Features that fire at some predictions and not at all, in random order; two at least."""
-        _, feature_M, n_rows = self.fires
-        features, n_with = torch.unique(feature_M, return_counts=True)
+        n_rows = self.fires.n_rows
+        features, n_with = torch.unique(self.fires.feature_M, return_counts=True)
         living = (
             generator(self.subject.seed, "steering features").permutation(features[n_with < n_rows].numpy()).tolist()
         )
@@ -255,9 +264,8 @@ class _Bench:
 
     def silent(self, feature: int) -> Tensor:
         """bool [N]: predictions at tokens where the feature does not fire."""
-        row_M, feature_M, n_rows = self.fires
-        silent_N = torch.ones(n_rows, dtype=torch.bool)
-        silent_N[row_M[feature_M == feature]] = False
+        silent_N = torch.ones(self.fires.n_rows, dtype=torch.bool)
+        silent_N[self.fires.row_M[self.fires.of_feature(feature)]] = False
         return silent_N
 
     def targets(self, direction_D: Tensor, n: int) -> Tensor:

@@ -21,8 +21,8 @@ class Match:
 def hungarian_match(a_AD: Tensor, b_BD: Tensor, either_sign: bool = False) -> Match:
     """The one-to-one pairing of rows with the greatest sum of cosines (Hungarian method; Kuhn 1955).
 
-    Opposite directions are as unlike as can be, or equal with `either_sign`. O(A B D) and, for the assignment, about O(min^2 max): seconds
-    at 4,096 x 4,096, minutes at four times that. An A x B matrix is held.
+    Opposite directions are as unlike as can be, or equal with `either_sign`. O(A B D) and, for the assignment, about
+    O(min^2 max): seconds at 4,096 x 4,096, minutes at four times that. An A x B matrix is held.
     """
     from scipy.optimize import linear_sum_assignment
 

@@ -18,9 +18,9 @@ class Letter:
 
     device, d_model = torch.device("cpu"), D
 
-    def __init__(self, absorbs, leans=1.0):
-        self.absorbs, self.config = absorbs, TopK.configure(n_features=8, k=1)
-        self.atoms = torch.cat([torch.eye(D)[:4], torch.eye(D)[:4] * leans])
+    def __init__(self, absorbs, leans=1.0, sign=1.0):
+        self.absorbs, self.sign, self.config = absorbs, sign, TopK.configure(n_features=8, k=1)
+        self.atoms = sign * torch.cat([torch.eye(D)[:4], torch.eye(D)[:4] * leans])
 
     def directions(self):
         return self.atoms
@@ -28,7 +28,7 @@ class Letter:
     def encode(self, x_ND, fields=None):
         fires = (x_ND[:, :4] > 1) * 2.0
         moved = (x_ND[:, 7:] > 0.5) & torch.tensor(self.absorbs)
-        return SparseCode.from_dense(torch.cat([fires * ~moved, fires * moved], 1))
+        return SparseCode.from_dense(self.sign * torch.cat([fires * ~moved, fires * moved], 1))
 
 
 def rows(document, positions):
@@ -56,6 +56,12 @@ def test_faithful_features_absorb_nothing():
     found = figures(Letter(absorbs=False))
     assert found["absorption"].value == 0
     assert found["first_letter_f1"].value == 1
+
+
+@pytest.mark.parametrize("absorbs", [True, False])
+def test_a_negated_twin_is_the_same_dictionary(absorbs):
+    straight, negated = figures(Letter(absorbs)), figures(Letter(absorbs, sign=-1.0))
+    assert {name: r.value for name, r in negated.items()} == {name: r.value for name, r in straight.items()}
 
 
 def test_silence_without_a_carrier_is_no_absorption():

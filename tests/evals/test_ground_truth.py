@@ -5,6 +5,7 @@ import torch
 from small_hosts import by_name, row_subject
 
 from saetools.activations.planted import Planted, PlantedBlock, PlantedConfig, PlantedSource
+from saetools.dictionaries.abs_topk import AbsTopK
 from saetools.dictionaries.code import SparseCode
 from saetools.dictionaries.topk import TopK
 from saetools.evals.base import Subject
@@ -146,3 +147,28 @@ def test_fewer_features_than_atoms():
 
 def test_other_rows_are_refused(gaussian):
     assert "planted" in GroundTruth().missing(row_subject(None, gaussian))
+
+
+@pytest.mark.parametrize("law", [{}, {"children_per_parent": 3}])
+def test_signed_features_may_point_either_way(law):
+    """Every second atom and encoder row negated: the same reconstruction, so the same figures, those of a tree too."""
+    law = planted(**law)
+    straight, negated = (AbsTopK(AbsTopK.configure(n_features=F, k=4), D) for _ in range(2))
+    for dictionary, sign in ((straight, 1.0), (negated, -1.0)):
+        signs = torch.ones(F, 1)
+        signs[::2] = sign
+        with torch.no_grad():
+            dictionary.W_dec_FD.copy_(signs * (law.atoms_FD + 0.3 * law.atoms_FD.roll(1, 0)))
+            dictionary.W_enc_FD.copy_(signs * torch.linalg.pinv(law.atoms_FD.double()).T.float())
+    expected, found = figures(straight, law), figures(negated, law)
+    assert found["recovered_fraction"].value == 1 and found["spurious_fraction"].value == 0
+    assert {name: r.value for name, r in found.items()} == pytest.approx(
+        {name: r.value for name, r in expected.items()}, rel=1e-5
+    )
+
+
+def test_the_chance_of_signed_features_is_of_either_sign():
+    law = planted()
+    unsigned, signed = (make(make.configure(n_features=F, k=4), D) for make in (TopK, AbsTopK))
+    chance = "matched_cosine_chance"
+    assert figures(signed, law)[chance].value > figures(unsigned, law)[chance].value

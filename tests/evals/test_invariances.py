@@ -4,10 +4,15 @@ Every registered evaluation is held to them on the subjects that it can be run o
 where a figure is about what is changed.
 """
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from every_evaluation import FEW, NAMES, figures, runnable, subject_for
 from small_hosts import LinearHost
+
+from saetools.dictionaries.abs_topk import AbsTopK
 
 UNITS = ("explained_variance_saebench", "logit_influence")
 """Figures that are in the units of the rows, and say so."""
@@ -80,6 +85,20 @@ def test_numbering_of_features(name):
     for drawn in DRAWN_BY_NUMBER.get(name, ()):
         del found[drawn], base[drawn]
     assert_equal(found, base, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sign_of_features_whose_codes_are_signed(name):
+    """Every second feature negated, atom and encoder: the reconstruction is the same, and so is every figure."""
+    subject = runnable(name)
+    signed = AbsTopK(AbsTopK.configure(n_features=24, k=3), subject.dictionary.d_model, seed=1)
+    negated = copy.deepcopy(signed)
+    with torch.no_grad():
+        for part in (negated.W_enc_FD, negated.W_dec_FD, negated.b_enc_F):
+            part[::2] *= -1
+    base = figures(name, replace(subject, dictionary=signed))
+    assert base, "the evaluation gives figures on this subject"
+    assert_equal(figures(name, replace(subject, dictionary=negated)), base, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["reconstruction", "sparsity", "geometry", "loss_recovered", "steering"])

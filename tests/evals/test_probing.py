@@ -42,6 +42,14 @@ def collect(subject=None, n_tokens=10**6, per_group=(200, 100)):
     )
 
 
+def test_halves_of_signed_features():
+    code_NF = torch.randn(7, 5) * (torch.rand(7, 5) < 0.5)
+    halves = Firings.of(SparseCode.from_dense(code_NF)).halves()
+    expected = torch.cat([code_NF.relu(), (-code_NF).relu()], 1)
+    np.testing.assert_allclose(halves.columns(torch.arange(10)), expected.numpy())
+    assert halves.n_features == 10
+
+
 def test_rows_belong_to_their_labels_and_splits_share_no_document():
     rows = collect()
     held = [(c, name) for c, name in enumerate(CLASSES) if rows.size(name)]

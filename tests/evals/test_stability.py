@@ -82,3 +82,14 @@ def test_places_without_an_atom_are_not_features_that_are_missing():
     subject = replace(row_subject(made[0], torch.randn(5, 3)), others={"other": made[1]})
     found = by_name(Stability().run(subject))
     assert found["shared_features"].value == 1 and found["shared_features"].n == 3
+
+
+def test_a_signed_copy_is_shared_whichever_way_its_atoms_point(gaussian):
+    own = torch.randn(60, 40)
+    one, other = dictionary(own), dictionary(own * torch.tensor([1.0, -1.0]).repeat(30)[:, None])
+    subject = replace(row_subject(one, gaussian), others={"negated": other})
+    assert by_name(Stability().run(subject))["shared_features"].value < 0.6
+    other.signed = True  # one of the two suffices: a signed atom is found by features of either of its directions
+    found = by_name(Stability().run(subject))
+    assert found["shared_features"].value == 1 and found["nearest_cosine"].value == pytest.approx(1, abs=1e-5)
+    assert found["shared_features_chance"].value < 0.1
