@@ -80,7 +80,9 @@ class EvalRecord(FrozenModel):
     )
     series: dict[str, list[float]] | None = Field(None, description="curves or histograms behind the figure")
     config: dict[str, Any] = Field(default_factory=dict, description="settings of the evaluation")
-    heldout: str | None = Field(None, description="fingerprint of the held-out rows; None where none was recorded")
+    heldout: str | None = Field(
+        None, description="what was judged on: text, host, point, windows; None where not recorded"
+    )
     note: str | None = Field(None, description="what a reader must know, e.g. why an evaluation was skipped")
 
     @field_serializer("value")

@@ -114,8 +114,17 @@ class RowSource(Protocol):
         """The id of a document from its number in `where`."""
         ...
 
-    def fingerprint(self) -> str:
-        """Identifies the data: equal fingerprints give bit-identical streams."""
+    @property
+    def outlier_norm(self) -> float | None:
+        """Norm above which rows are dropped as outliers; None where none are."""
+        ...
+
+    def fingerprint(self, calibrated: bool = True) -> str:
+        """Identifies the data: equal fingerprints give bit-identical streams.
+
+        Not `calibrated`, it leaves out the norm above which rows are outliers, which runs measure on training rows of
+        their own: equal ones are of the same text, host, point and windows, and outliers are dropped by all or none.
+        """
         ...
 
 
@@ -143,8 +152,12 @@ class WrappedSource:
     def document_id(self, number: int) -> str:
         return self.source.document_id(number)
 
-    def fingerprint(self) -> str:
-        return self.source.fingerprint()
+    @property
+    def outlier_norm(self) -> float | None:
+        return self.source.outlier_norm
+
+    def fingerprint(self, calibrated: bool = True) -> str:
+        return self.source.fingerprint(calibrated)
 
 
 def canonical_json(value: Any) -> str:

@@ -120,5 +120,15 @@ def drop_outliers(batch: ActivationBatch, calibration: Calibration) -> Activatio
     return batch if bool(keep_N.all()) else batch.select(keep_N)
 
 
+def outlier_norm(calibration: Calibration | None, drops: bool) -> float | None:
+    """Norm of raw rows above which a source drops them; None where it drops none."""
+    return OUTLIER_FACTOR * calibration.median_norm if calibration and drops else None
+
+
+def outlier_rule(limit: float | None, calibrated: bool) -> float | str | None:
+    """What a fingerprint says of a source that drops rows above a norm: the norm, or only that there is one."""
+    return limit if calibrated or limit is None else f"{OUTLIER_FACTOR:g} times the median"
+
+
 def _float64(x_ND: Tensor) -> Iterator[Tensor]:
     return (chunk.double() for chunk in x_ND.split(_CHUNK))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from saetools.activations.base import GRAD, ActivationBatch, Counts, NumberedBatches, digest
-from saetools.activations.calibration import OUTLIER_FACTOR, drop_outliers
+from saetools.activations.calibration import drop_outliers, outlier_norm, outlier_rule
 from saetools.config import Dtype
 from saetools.errors import ConfigError, DataError
 from saetools.lm.base import Host
@@ -191,18 +191,24 @@ class LiveSource:
     def document_id(self, number: int) -> str:
         return self.plan.document_id(number)
 
-    def fingerprint(self) -> str:
-        calibration = self._calibration if self.drops_outliers else None
-        return stream_fingerprint(self.plan.fingerprint(), self.spec, self.dtype, calibration, self.gradients)
+    @property
+    def outlier_norm(self) -> float | None:
+        return outlier_norm(self._calibration, self.drops_outliers)
+
+    def fingerprint(self, calibrated: bool = True) -> str:
+        rule = outlier_rule(self.outlier_norm, calibrated)
+        return stream_fingerprint(self.plan.fingerprint(), self.spec, self.dtype, rule, self.gradients)
 
 
-def stream_fingerprint(plan: str, spec: PointSpec, dtype: Dtype, dropping: Calibration | None, gradients: bool) -> str:
-    """Fingerprint of a stream of rows, live or stored. dropping: the calibration by which outliers are left out."""
+def stream_fingerprint(
+    plan: str, spec: PointSpec, dtype: Dtype, outliers_above: float | str | None, gradients: bool
+) -> str:
+    """Fingerprint of a stream of rows, live or stored; outliers_above as of `outlier_rule`."""
     identity = {
         "plan": plan,
         "spec": spec.model_dump(),
         "dtype": dtype,
-        "outliers_above": OUTLIER_FACTOR * dropping.median_norm if dropping else None,
+        "outliers_above": outliers_above,
     }
     return digest(identity | ({"fields": [GRAD]} if gradients else {}))
 

@@ -178,7 +178,11 @@ class PlantedSource:
     def document_id(self, number: int) -> str:
         return "planted"
 
-    def fingerprint(self) -> str:
+    @property
+    def outlier_norm(self) -> None:
+        return None
+
+    def fingerprint(self, calibrated: bool = True) -> str:
         return digest(
             {
                 "planted": self.planted.config.model_dump(),

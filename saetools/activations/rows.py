@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saetools import atomic
 from saetools.activations.base import ActivationBatch, Counts, NumberedBatches, digest
-from saetools.activations.calibration import OUTLIER_FACTOR, drop_outliers
+from saetools.activations.calibration import drop_outliers, outlier_norm, outlier_rule
 from saetools.activations.live import TORCH_DTYPES
 from saetools.config import Dtype
 from saetools.errors import ConfigError, DataError, FormatError
@@ -133,15 +133,18 @@ class RowsSource:
     def document_id(self, number: int) -> str:
         return f"{self.file.path.name}#{number}" if self.file.has_where else self.file.path.name
 
-    def fingerprint(self) -> str:
-        limit = OUTLIER_FACTOR * self._calibration.median_norm if self._drops_outliers and self._calibration else None
+    @property
+    def outlier_norm(self) -> float | None:
+        return outlier_norm(self._calibration, self._drops_outliers)
+
+    def fingerprint(self, calibrated: bool = True) -> str:
         return digest(
             {
                 "content": self.file.content_hash,
                 "rows": [self.first, self.end],
                 "dtype": self.dtype,
                 "batch_rows": self.batch_rows,
-                "outliers_above": limit,
+                "outliers_above": outlier_rule(self.outlier_norm, calibrated),
             }
             | ({} if self._gradients else {"gradients": False})
         )

@@ -10,6 +10,7 @@ import numpy as np
 
 from saetools import safeio
 from saetools.activations.base import GRAD, NumberedBatches
+from saetools.activations.calibration import outlier_norm, outlier_rule
 from saetools.activations.layout import (
     MANIFEST,
     Manifest,
@@ -87,9 +88,13 @@ class CachedSource:
             raise DataError(f"The store {self.path} has no row of document {number}.")
         return self._document_ids[number]
 
-    def fingerprint(self) -> str:
-        header, dropping = self.header, self.calibration if self.header.drop_outliers else None
-        return stream_fingerprint(header.plan, header.spec, header.dtype, dropping, self.gradients)
+    @property
+    def outlier_norm(self) -> float | None:
+        return outlier_norm(self.calibration, self.header.drop_outliers)
+
+    def fingerprint(self, calibrated: bool = True) -> str:
+        header, rule = self.header, outlier_rule(self.outlier_norm, calibrated)
+        return stream_fingerprint(header.plan, header.spec, header.dtype, rule, self.gradients)
 
     def check_host(self, host: Host, point: str) -> None:
         """Raise MismatchError where the rows are not those of this host at this point."""

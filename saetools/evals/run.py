@@ -84,8 +84,7 @@ def run_evaluations(
     `fresh` computes again what is there; `progress` shows a bar per
     pass on stderr; `on_done` is told of each evaluation as it ends.
     """
-    heldout = subject.heldout.fingerprint()
-    store = _Store(directory, subject, heldout, fresh)
+    store, judged_on = _Store(directory, subject, fresh), subject.heldout.fingerprint(calibrated=False)
     if subject.host is not None and not isinstance(subject.heldout, KeptRows):
         subject = replace(subject, heldout=KeptRows(subject.heldout))
     outcomes: dict[int, Outcome] = {}
@@ -120,7 +119,7 @@ def run_evaluations(
         for (i, evaluation), records in zip(group, results, strict=True):
             records = [*records, _cost_record(evaluation, cost, [m.name for m in members])]
             records = [
-                record.model_copy(update={"heldout": heldout, "config": {**record.config, "seed": subject.seed}})
+                record.model_copy(update={"heldout": judged_on, "config": {**record.config, "seed": subject.seed}})
                 for record in records
             ]
             store.write(evaluation, records)
@@ -156,7 +155,7 @@ def sources_fingerprint(*further: Path) -> str:
 class _Store:
     """Records of finished evaluations on disk; forgets everything without a directory."""
 
-    def __init__(self, directory: Path | None, subject: Subject, heldout: str, fresh: bool) -> None:
+    def __init__(self, directory: Path | None, subject: Subject, fresh: bool) -> None:
         self.fresh = fresh
         self.directory = None if directory is None else atomic.make_directory(directory / KEPT)
         self.identity: dict[str, Any] = {}
@@ -164,7 +163,8 @@ class _Store:
         if directory is not None:
             self.identity = {
                 "dictionary": dictionary_fingerprint(subject.dictionary),
-                "heldout": heldout,
+                "heldout": subject.heldout.fingerprint(),
+                "median_norm": subject.heldout.calibration.median_norm,  # the unit of doses, outliers dropped or not
                 "seed": subject.seed,
                 "version": saetools.__version__,
                 "sources": sources_fingerprint(),

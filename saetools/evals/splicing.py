@@ -1,10 +1,12 @@
 """Running the host with its activations replaced at the kept tokens of a point, and comparing what it predicts.
 
-Only kept tokens are replaced: BOS and padding keep the host's own vectors, and so do outliers, which the dictionary
-never saw in training. Predictions count where the token is kept and so is the next one in its window. Windows are drawn
-from many documents, the same ones for every dictionary: the first ones alone could all be of one document.
+Only kept tokens are replaced: BOS and padding keep the host's own vectors, and so do outliers where the held-out rows
+are without them, which the dictionary then never saw in training. Predictions count where the token is kept and so is
+the next one in its window. Windows are drawn from many documents, the same ones for every dictionary: the first ones
+alone could all be of one document.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -12,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saetools.activations.calibration import OUTLIER_FACTOR
 from saetools.evals.base import HostSubject, Subject
 from saetools.evals.sample import DRAW
 from saetools.features.sampling import uniform
@@ -135,7 +136,8 @@ class Splicer:
 
     def __init__(self, subject: Subject, parts: HostSubject) -> None:
         self.host, self.point, self.dictionary = parts.host, parts.point, parts.dictionary
-        self.norm_limit = OUTLIER_FACTOR * subject.heldout.calibration.median_norm
+        limit = subject.heldout.outlier_norm
+        self.norm_limit = math.inf if limit is None else limit
         self.n_replaced = 0
         self.n_outliers = 0
 

@@ -147,4 +147,8 @@ def test_fingerprints_tell_streams_apart(host, make_plan):
     ]
     assert len({source.fingerprint() for source in [bare, *others]}) == 6
     keeps = LiveSource(host, make_plan(), "embed", "float32", record, drop_outliers=False)
-    assert keeps.fingerprint() == bare.fingerprint()
+    assert keeps.fingerprint() == bare.fingerprint() == keeps.fingerprint(calibrated=False)
+    assert (others[4].outlier_norm, keeps.outlier_norm, bare.outlier_norm) == (10.0, None, None)
+    unlike, alike = [bare, *others[:3], others[4]], others[3:]
+    assert len({source.fingerprint(calibrated=False) for source in unlike}) == 5
+    assert len({source.fingerprint(calibrated=False) for source in alike}) == 1, "only the norms of outliers differ"

@@ -146,7 +146,9 @@ class BlockRows:
     def document_id(self, number):
         return f"block{number}"
 
-    def fingerprint(self):
+    outlier_norm = None
+
+    def fingerprint(self, calibrated=True):
         return f"{float(self.x_ND.double().sum())}-{self.batch}"
 
 
@@ -194,12 +196,14 @@ def row_subject(dictionary, x_ND, **source) -> Subject:
     return Subject(dictionary, heldout.spec, heldout)
 
 
-def host_subject(dictionary=None, host=None, host_batch=4, order=None, n=12, context=CONTEXT, listed=False) -> Subject:
+def host_subject(
+    dictionary=None, host=None, host_batch=4, order=None, n=12, context=CONTEXT, listed=False, **source
+) -> Subject:
     host = host or LinearHost()
     corpus = Texts(n, order=order)
     corpus = Listed([document.text for document in corpus.items]) if listed else corpus
     plan = TokenPlan(corpus, host.tokenize, "heldout", context, host_batch, 0, True)
-    live = LiveSource(host, plan, "resid", "float32")
+    live = LiveSource(host, plan, "resid", "float32", **source)
     x_ND = torch.cat([rows.x_ND for _, rows in live.batches()])
     heldout = live.with_calibration(measure(x_ND))
     if dictionary is None:
@@ -272,7 +276,9 @@ class PlacedRows:
     def document_id(self, number):
         return self.plan.document_id(number)
 
-    def fingerprint(self):
+    outlier_norm = None
+
+    def fingerprint(self, calibrated=True):
         return self.plan.fingerprint()
 
 

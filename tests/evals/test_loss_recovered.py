@@ -160,6 +160,18 @@ def test_outliers_keep_their_activations():
     assert sum(n for n, _ in seen) > 0 and all(equal for _, equal in seen)
 
 
+def test_where_no_rows_are_dropped_none_are_spared():
+    host = LinearHost()
+    host.embedding[5] *= 1000
+    subject = host_subject(scaled_copy(D_MODEL, 1.0), host=host, n=40, drop_outliers=False)
+    found = figures(subject)
+    assert found["ce_recovered_zero"].note is None
+    rows = torch.cat([batch.x_ND for _, batch in subject.heldout.batches()])
+    assert rows.norm(dim=1).max() > 10 * subject.heldout.calibration.median_norm
+    zeroed = brute_force(subject, torch.zeros_like)
+    assert found["ce_zero"].value == pytest.approx(np.mean([row[2] for row in zeroed]), rel=1e-5)
+
+
 def test_what_knows_nothing_of_the_dictionary_is_run_once_for_all():
     first, other = host_subject(), host_subject(scaled_copy(D_MODEL, 0.5))
     alone = {name: record.value for name, record in figures(other).items()}

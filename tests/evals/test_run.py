@@ -19,6 +19,7 @@ from saetools.config import EvaluationConfig
 from saetools.dictionaries.topk import TopK
 from saetools.errors import ConfigError
 from saetools.evals.base import available_evaluations, make_evaluation
+from saetools.evals.comparison import comparison_table
 from saetools.evals.run import default_evaluations, read_records, run_evaluations, sources_fingerprint
 from saetools.evals.table import table
 from saetools.pipeline import dictionary_configs, load_subject
@@ -50,7 +51,7 @@ def test_together_equals_alone():
         for record in evaluation.run(subject):
             settings = {**record.config, "seed": 0}
             assert together[record.name] == record.model_copy(
-                update={"heldout": subject.heldout.fingerprint(), "config": settings}
+                update={"heldout": subject.heldout.fingerprint(calibrated=False), "config": settings}
             )
 
 
@@ -133,6 +134,25 @@ def test_other_weights_data_or_settings_are_computed_again(tmp_path):
     with torch.no_grad():
         subject.dictionary.b_dec_D[0] += 1
     assert statuses(subject, small()) == {"computed"}
+
+
+def test_runs_calibrated_on_rows_of_their_own_are_comparable_and_computed_each(tmp_path):
+    def calibrated(factor, drop_outliers):
+        subject = host_subject(drop_outliers=drop_outliers)
+        record = subject.heldout.calibration
+        other = record.model_copy(update={"median_norm": factor * record.median_norm})
+        return replace(subject, heldout=subject.heldout.with_calibration(other))
+
+    for drops in (True, False):
+        outcomes, found = [], {}
+        for factor in (1.0, 1.1):
+            subject = calibrated(factor, drops)
+            found[str(factor)] = run_evaluations(subject, small(), tmp_path / str(drops), outcomes.append)
+        assert {o.status for o in outcomes} == {"computed"}, "outliers, or doses of steering, may differ"
+        assert "*" not in comparison_table(found)
+        kept = found["1.0"]
+    dropped = run_evaluations(calibrated(1.0, True), small())
+    assert "fvu*" in comparison_table({"drops": dropped, "keeps": kept})
 
 
 def test_a_changed_formula_is_computed_again(tmp_path, monkeypatch):
