@@ -253,17 +253,17 @@ def check_captured(selection: str = "per_row", N: int = 512, D: int = 256, F: in
         k=k, variance=float(D), clip_norm=0.05, compute="fp32", aux_k=32, aux_weight=1 / 32, dead_after=5 * N,
         selection=selection,  # type: ignore[arg-type]
     )  # fmt: skip
-    counters, rooms = Counters.fresh(F), set()
+    counters, rooms, results = Counters.fresh(F), set(), []
     progress = SimpleNamespace(dead_after_tokens=5 * N)
     for n in range(48):
         x = torch.randn(N, D, device=DEVICE) * (1 if n < 20 else 0.5)
         plain_step(plain, *moments, since, x, n, 2e-4, settings, 0.0)
         step.begin(x, counters, progress, 2e-4)  # type: ignore[arg-type]
-        if n % 16 == 15:
-            results = step.collect()
-            if not all(bool(result.applied) for result in results):
-                return f"a step before {n} was not applied"
-            rooms.add(step.room)
+        results += step.known()
+        rooms.add(step.room)
+    results += step.collect()
+    if len(results) != 48 or not all(bool(result.applied) for result in results):
+        return "not every step was applied"
     if selection == "global" and int(results[-1].state.threshold_weight) != 48:  # type: ignore[attr-defined]
         return "not every batch's threshold was learnt"
     if not max(rooms):

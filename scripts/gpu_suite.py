@@ -27,6 +27,7 @@ from scripts.gpu_timings import (
     time_pursuits,
     time_selections,
     time_steps,
+    time_trainer,
 )
 from scripts.gpu_tuning import tune
 
@@ -90,6 +91,7 @@ def main() -> int:
         )
         report.write(options.out, known)
         time_fused(report, shape, ours)
+        time_trainer(report, shape)
         report.write(options.out, known)
         if not options.skip_baselines:
             time_baselines(report, shape, ours)

@@ -15,6 +15,7 @@ from saetools.kernels.global_topk import triton as global_kernels
 from saetools.kernels.matching_pursuit import triton as pursuit
 from saetools.kernels.per_feature_topm import triton as per_feature
 from saetools.kernels.workspace import Workspace
+from saetools.training.captured import CapturedStep
 from saetools.training.fused import FusedStep
 from saetools.training.optim import Adam
 from scripts.gpu_baselines import Dense, Gathered, Sparse, State
@@ -238,6 +239,31 @@ def time_fused(report: Report, shape: str, ours: dict[str, float]) -> None:
 
     middle = report.add(shape, "step: mutual choice, fused, eager", "time", "ms", times(run, repeats=7))
     report.add(shape, "mutual choice: captured against eager", "ratio", "x", [middle / ours[MUTUAL]])
+
+
+def time_trainer(report: Report, shape: str) -> None:
+    """The trainer's step, read when all is done and read while the next reading is under way."""
+    N, D, F, k = SHAPES[shape]
+    for what, read in (("after it", CapturedStep.collect), ("beside the next", CapturedStep.known)):
+        torch.cuda.empty_cache()
+        W = torch.nn.functional.normalize(torch.randn(F, D, device=DEVICE), dim=1)
+        weights = Weights(W.clone(), W, torch.zeros(F, device=DEVICE), torch.zeros(D, device=DEVICE))
+        dictionary = Trained(weights, k, float(D))
+        step: Any = CapturedStep(dictionary, Adam(dictionary.parameters), 1.0, "bf16")  # type: ignore[arg-type]
+        batches = [torch.randn(N, D, device=DEVICE) for _ in range(N_BATCHES)]
+        state, progress = Counters.fresh(F), SimpleNamespace(dead_after_tokens=1 << 60)
+
+        def run(
+            n: int, step: Any = step, batches: Any = batches, read: Any = read, told: Any = (state, progress)
+        ) -> None:
+            for number in range(step.n_ahead):
+                step.begin(batches[number % len(batches)], *told, 1e-4)
+            read(step)
+
+        ms = [t / step.n_ahead for t in times(run, repeats=6, warm=2)]
+        report.add(shape, f"trainer's step, each reading {what}", "time", "ms", ms)
+        step.collect()
+        del step, run, dictionary, weights
 
 
 def time_baselines(report: Report, shape: str, ours: dict[str, float]) -> None:

@@ -1,12 +1,12 @@
 """TopK's and mutual choice's step on a GPU that runs ahead of the host: one CUDA graph, read every few batches.
 
-What a step is to know lies on the device, and so does every decision. The host reads statistics and flags every
-`N_AHEAD` batches. A batch with more dead features than the graph has room for, or for whose selection the guess or the
-room was wrong, changes nothing, nor do those after it; they are kept, done again one by one with room for all, and the
-graph is recorded anew if more features are dead. So the result is that of one step after the other, whenever the host
-reads. Weights, moments and counters are those of the dictionary and its optimizer, in place; the threshold of mutual
-choice, which no step reads, is learnt from the records by the dictionary's own rule. Checkpoints of this step and of
-the others are alike.
+What a step is to know lies on the device, and so does every decision. The host reads statistics and flags of
+`N_AHEAD` batches together, while the device does the next as many. A batch with more dead features than the graph has
+room for, or for whose selection the guess or the room was wrong, changes nothing, nor do those after it; they are kept
+(two readings of them at most), done again one by one with room for all, and the graph is recorded anew if more features
+are dead. So the result is that of one step after the other, whenever the host reads. Weights, moments and counters are
+those of the dictionary and its optimizer, in place; the threshold of mutual choice, which no step reads, is learnt from
+the records by the dictionary's own rule. Checkpoints of this step and of the others are alike.
 """
 
 import logging
@@ -28,10 +28,10 @@ from saetools.training.result import StepResult
 if TYPE_CHECKING:
     from saetools.dictionaries.base import Dictionary, Progress, State
     from saetools.dictionaries.threshold import ThresholdState
-    from saetools.kernels.topk_step.triton import DeviceStep
+    from saetools.kernels.topk_step.triton import DeviceStep, Mark
 
 N_AHEAD = 16
-"""Batches between two readings."""
+"""Batches of a reading."""
 LEAST_ROOM = 256
 """Dead features that a graph with AuxK has room for, at least."""
 _DECIDES = ("fused_batch", "fused_state", "next_state")
@@ -72,7 +72,8 @@ def runs_on(device: torch.device) -> bool:
 class CapturedStep:
     """Steps of one dictionary, begun without waiting and told of together; `why_not_captured` must have given None.
 
-    `begin` takes a batch, `collect` waits for those begun since and gives their results in order; a call does both.
+    `begin` takes a batch. `known`, asked after each, gives the results of a reading once the next one is under way;
+    `collect` waits for all that were begun. Results come in order. A call begins and collects.
     On CPU tensors (triton's interpreter: tests) the same launches are made one by one.
     """
 
@@ -88,6 +89,7 @@ class CapturedStep:
         self._device: DeviceStep | None = None
         self._kept: list[tuple[Tensor, float]] = []
         self._state: State | None = None
+        self._mark: Mark | None = None  # of the reading before the one under way
 
     def __call__(
         self,
@@ -103,11 +105,11 @@ class CapturedStep:
         return self.collect()[-1]
 
     def begin(self, x_ND: Tensor, state: "State", progress: "Progress", lr: float) -> None:
-        """Start the step on one batch of scaled float32 rows; at most `n_ahead` may be under way.
+        """Start the step on one batch of scaled float32 rows; at most 2 `n_ahead` may be under way.
 
         The first batch settles the shapes, and `state` counts from there on: later states are those given back.
         """
-        assert len(self._kept) < self.n_ahead
+        assert len(self._kept) < 2 * self.n_ahead
         if self._device is None:
             self._device, self._state = self._make(x_ND, state, progress), state
         step = self._device
@@ -117,25 +119,49 @@ class CapturedStep:
         self._kept.append((x_ND, lr))
 
     def collect(self) -> list[StepResult]:
-        """Wait, do again what was flagged, and give the results of the batches begun since the last time."""
-        if not self._kept:
-            return []
+        """Wait, do again what was flagged, and give the results of the batches begun and not yet told of."""
+        return self._finish([])
+
+    def known(self) -> list[StepResult]:
+        """The results of a reading when the next one is begun whole, not waiting for that; nothing in between.
+
+        Where something is to be done again, or the graph to be recorded anew, all that were begun are waited for.
+        """
         step = self._device
-        assert step is not None and self._state is not None
-        records = step.read()
+        if step is None or not self._kept or len(self._kept) % self.n_ahead:
+            return []
+        earlier, self._mark = self._mark, step.mark()
+        if earlier is None:
+            return []
+        records = step.read(earlier)
+        if any(record.flagged for record in records) or self._room_for(records[-1].n_dead) != self.room:
+            return self._finish(records)
+        return self._told(records, earlier.since_F)
+
+    def _finish(self, records: list[StepRecord]) -> list[StepResult]:
+        """The results of these and of all that were begun after them."""
+        step, self._mark = self._device, None
+        if step is None or not self._kept:
+            return []
+        records = records + step.read()
         for number, record in enumerate(records):
             if record.flagged:
                 records[number] = self._again(*self._kept[number])
-        self._kept.clear()
-        self.optimizer.n_steps += sum(record.applied for record in records)
-        self._state = self._after(records, step.since_F)
+        results = self._told(records, step.since_F.clone())
         self._fit_room(records[-1].n_dead)
+        return results
+
+    def _told(self, records: list[StepRecord], since_F: Tensor) -> list[StepResult]:
+        """The results of the first batches that are kept, which are forgotten; since_F: the counters after them."""
+        del self._kept[: len(records)]
+        self.optimizer.n_steps += sum(record.applied for record in records)
+        self._state = self._after(records, since_F)
         return [self._result(record) for record in records]
 
     def _after(self, records: list[StepRecord], since_F: Tensor) -> "State":
         """The state after these batches, as the dictionary's `next_state` would have given it."""
         assert self._state is not None
-        state = replace(self._state, tokens_since_fired_F=since_F.clone())
+        state = replace(self._state, tokens_since_fired_F=since_F)
         if self.plan.selection != "global":
             return state
         learnt = cast("ThresholdState", state)  # two numbers, on the host from here on
@@ -157,17 +183,28 @@ class CapturedStep:
             step.launch()
         return step.read()[-1]
 
+    @property
+    def _most(self) -> int:
+        """The dead features that any graph has room for."""
+        return min(self.dictionary.config.n_features, TRITON_CAPACITY)
+
+    def _room_for(self, n_dead: int) -> int:
+        """Another room than there is where more features are dead than it holds, or far fewer."""
+        assert self._device is not None
+        fits = 8 * n_dead >= self.room and (n_dead <= self.room or self.room == self._most)
+        if self._device.settings.aux_weight == 0 or fits:
+            return self.room
+        return min(self._most, max(2 * n_dead, LEAST_ROOM)) if n_dead else 0
+
     def _fit_room(self, n_dead: int) -> None:
-        """Record the graph anew where more features are dead than it has room for, or far fewer."""
-        most = min(self.dictionary.config.n_features, TRITON_CAPACITY)
+        """Record the graph anew where it is to have another room."""
         assert self._device is not None
         settings, x_ND, since_F = self._device.settings, self._device.x_ND, self._device.since_F
-        fits = 8 * n_dead >= self.room and (n_dead <= self.room or self.room == most)
-        room = min(most, max(2 * n_dead, LEAST_ROOM)) if n_dead else 0
-        if settings.aux_weight == 0 or fits or room == self.room:
+        room = self._room_for(n_dead)
+        if room == self.room:
             return
-        if n_dead > most:
-            _logger.warning("%d features are dead; AuxK helps the %d that are dead for longest", n_dead, most)
+        if n_dead > self._most:
+            _logger.warning("%d features are dead; AuxK helps the %d that are dead for longest", n_dead, self._most)
         self.room, self._device = room, None  # its memory is free for the next
         self._device = self._captured(replace(settings, capacity=room), x_ND, since_F)
 

@@ -77,25 +77,26 @@ class Run:
 
     def give_up(self, stream: ShuffledRows) -> RunError:
         """Save the last good state of a stalled run; the error to raise."""
+        step = self.trainer.state.step
+        self._settle()
         self.trainer.state = self.trainer.state.calmed()
         self.save(stream)
         return RunError(
             f"{self.directory.path}: loss or gradient was not finite in {MAX_SKIPPED_IN_ROW} steps in a row, the last "
-            f"being step {self.trainer.state.step}. None of them was applied; the last good state is saved and "
+            f"being step {step}. None of them was applied; the last good state is saved and "
             f"resumes with the rows after them. A lower training.lr may help."
         )
 
     def due(self) -> bool:
         """Whether a checkpoint is due: at the end of the run, and when a multiple of the interval has been passed."""
-        step = self.trainer.state.step
+        step = self.trainer.n_begun  # saving waits for those under way
         passed = step // self.save_every > self.saved_step // self.save_every
         return step > self.saved_step and (passed or self.trainer.finished)
 
     def save(self, stream: ShuffledRows) -> None:
         """Write a checkpoint. `stream` stands just after the last block that this run took."""
         trainer = self.trainer
-        for done in trainer.settle():
-            self._note(done)
+        self._settle()
         tensors, stream_state = stream.state()
         trainer.dictionary.absorb_(trainer.state.dictionary)
         facts = Facts(
@@ -167,6 +168,11 @@ class Run:
         save_dictionary(
             self.trainer.dictionary, path, self.source.spec, calibration, provenance, scale=calibration.scale
         )
+
+    def _settle(self) -> None:
+        """Wait for the steps under way and note them."""
+        for done in self.trainer.settle():
+            self._note(done)
 
     def _note(self, done: Done) -> None:
         if not done.result.applied:

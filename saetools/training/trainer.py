@@ -72,19 +72,22 @@ class Trainer:
             lr = self.plan.lr(self.n_begun)
             step.begin(self._rows(batch), self.state.dictionary, self._progress(), lr)
             self._ahead.append((batch, lr))
-            if len(self._ahead) == step.n_ahead or self.finished:
-                yield from self.settle()
+            yield from self.settle() if self.finished else self._told(step.known())
 
     def settle(self) -> list[Done]:
         """Wait for the steps under way; what they did. Their dictionary states are all that after the last of them."""
         if not self._ahead:
             return []
         assert isinstance(self.take_step, CapturedStep)
+        return self._told(self.take_step.collect())
+
+    def _told(self, results: list[StepResult]) -> list[Done]:
+        """What the first of the steps under way did."""
         found = []
-        for (batch, lr), result in zip(self._ahead, self.take_step.collect(), strict=True):
+        for (batch, lr), result in zip(self._ahead, results, strict=False):
             self.state = self.state.after(result.state, bool(result.applied))
             found.append(Done(batch, lr, result, self.state))
-        self._ahead.clear()
+        del self._ahead[: len(found)]
         return found
 
     def _step(self, batch: ActivationBatch) -> Done:

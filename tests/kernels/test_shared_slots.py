@@ -122,9 +122,14 @@ def test_a_wrong_guess_and_too_little_room_are_done_again(monkeypatch: pytest.Mo
     assert step.choice.guesses and step.choice.room == 2 * K * N
     begun = [rows(0), rows(1), rows(2, 0.35), rows(1)], [rows(4), rows(5, 20.0)]
     for batches, flags in zip(begun, ([False, False, True, True], [False, True]), strict=True):
-        for x in batches:
+        begin(step, batches[0])
+        mark = step.mark()
+        for x in batches[1:]:
             begin(step, x)
-        records = step.read()
+        assert mark.since_F is not step.since_F
+        records = step.read(mark)
+        assert len(records) == 1
+        records += step.read()
         assert [record.flagged for record in records] == flags
         assert [record.applied for record in records] == [not flag for flag in flags]
         for x, record in zip(batches, records, strict=True):
@@ -178,6 +183,7 @@ def test_nothing_waits_for_the_device(selection: str, monkeypatch: pytest.Monkey
             step = DeviceStep(*tensors, settings, N)
             waits(step.prime, selection == "global")
             begin(step, torch.empty(N, D))
+            step.mark()
 
 
 def start_meta() -> tuple[Weights, Weights, Weights, Tensor]:

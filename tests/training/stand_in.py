@@ -18,6 +18,7 @@ from saetools.kernels.encode_topk import encode_topk
 from saetools.kernels.global_topk import global_topk
 from saetools.kernels.sparse import Sparse
 from saetools.kernels.topk_step import StepRecord, StepSettings
+from saetools.kernels.topk_step.triton import Mark
 
 
 class StandIn:
@@ -42,6 +43,7 @@ class StandIn:
         self.x_ND = torch.full((n_rows, weights.W_dec_FD.shape[1]), torch.nan)
         self.rates: list[float] = []
         self.told: list[StepRecord] = []
+        self.n_told = 0
         self.threshold, self.missed = 0.0, False  # of a selection over the batch, which has a guess of the next
 
     def set_rates(self, rates: Sequence[float]) -> None:
@@ -83,8 +85,13 @@ class StandIn:
             StepRecord(loss, float(aux), l0, n_dead, norm, applied, 0, flagged, float(least_positive(values)))
         )
 
-    def read(self) -> list[StepRecord]:
-        told, self.told = self.told, []
+    def mark(self) -> Mark:
+        return Mark(self.n_told + len(self.told), self.x_ND, self.since_F.clone(), None)
+
+    def read(self, mark: Mark | None = None) -> list[StepRecord]:
+        n = len(self.told) if mark is None else mark.n_launched - self.n_told
+        told, self.told = self.told[:n], self.told[n:]
+        self.n_told += n
         return told
 
     @contextmanager

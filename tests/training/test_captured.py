@@ -26,6 +26,7 @@ from saetools.training import captured
 from saetools.training.captured import CapturedStep, why_not_captured
 from saetools.training.checkpoint import load_newest
 from saetools.training.optim import Adam
+from saetools.training.result import StepResult
 from saetools.training.step import PlainStep, make_step, trained_parameters
 from tests.training.stand_in import StandIn
 
@@ -70,23 +71,30 @@ def plain_steps(
 
 
 def captured_steps(
-    n: int, together: int, bad: int = -1, kind: type[Dictionary] = TopK
+    n: int, together: int | None, bad: int = -1, kind: type[Dictionary] = TopK
 ) -> tuple[Dictionary, CapturedStep, list, State]:
+    """So many are read together; None: two readings of four are under way, and the first is asked for after each."""
     dictionary = topk(kind)
     step = CapturedStep(dictionary, Adam(trained_parameters(dictionary)), 0.2, "fp32")
+    step.n_ahead = 4 if together is None else step.n_ahead
     state, told = dictionary.initial_state(), []
     for number in range(n):
         step.begin(rows(number) * (torch.nan if number == bad else 1), state, PROGRESS, 1e-2)
-        if (number + 1) % together == 0 or number == n - 1:
+        results: list[StepResult] = []
+        if number == n - 1 or (together and (number + 1) % together == 0):
             results = step.collect()
+        elif together is None:
+            results = step.known()
+            assert len(results) in (0, 4, 8)
+        if results:
             state = results[-1].state
             told += [(float(r.loss), float(r.l0), int(r.n_dead), float(r.grad_norm)) for r in results]
     return dictionary, step, told, state
 
 
 @pytest.mark.parametrize("kind", [TopK, MutualChoice])
-@pytest.mark.parametrize(("n", "together"), [(12, 1), (12, 4), (50, 16)])
-def test_read_together_or_one_by_one(n: int, together: int, kind: type[Dictionary], anywhere: None) -> None:
+@pytest.mark.parametrize(("n", "together"), [(12, 1), (12, 4), (50, 16), (50, None)])
+def test_read_together_or_one_by_one(n: int, together: int | None, kind: type[Dictionary], anywhere: None) -> None:
     """Features die within a reading, twice, and rows become smaller than was guessed: what was begun after that is done
     again, with room for them."""
     plain, optimizer, expected, state = plain_steps(n, kind=kind)
@@ -193,6 +201,22 @@ def test_not_on_a_cpu() -> None:
     assert not isinstance(make(topk()), CapturedStep)
 
 
+@pytest.mark.parametrize("kind", [TopK, MutualChoice])
+def test_a_reading_is_told_with_the_state_after_it(kind: type[Dictionary], anywhere: None) -> None:
+    """While the next is under way: the counters and the threshold are not those of what was begun since."""
+    *_, expected = plain_steps(2, kind=kind)
+    dictionary = topk(kind)
+    step = CapturedStep(dictionary, Adam(trained_parameters(dictionary)), 0.2, "fp32")
+    step.n_ahead = 2
+    found = []
+    for number in range(4):
+        step.begin(rows(number), dictionary.initial_state(), PROGRESS, 1e-2)
+        found.append(step.known())
+    assert [len(results) for results in found] == [0, 0, 0, 2]
+    assert_same_state(found[3][-1].state, expected)
+    assert step.optimizer.n_steps == 2 and len(step.collect()) == 2 and step.collect() == step.known() == []
+
+
 def make(dictionary: Dictionary, compute: str = "auto"):
     return make_step(dictionary, Adam(trained_parameters(dictionary)), 1.0, "auto", compute)
 
@@ -224,6 +248,7 @@ def test_a_run_stopped_anywhere_goes_on_as_if_it_had_not(
 
     with monkeypatch.context() as patch:
         patch.setattr(CapturedStep, "begin", begin)
+        patch.setattr(CapturedStep, "n_ahead", 2)  # two readings and more between two checkpoints
         with pytest.raises(KeyError):
             train_tiny(tmp_path / "run", **short)
     stopped = load_newest(tmp_path / "run" / "checkpoints")

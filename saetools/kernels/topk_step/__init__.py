@@ -23,7 +23,8 @@ class StepSettings:
     where the capacity is the largest that there is: then the longest dead are helped, and the others counted.
     guess: the share of the last batch's threshold that candidates of a selection over the batch must reach, where its
     pre-activations come in several chunks. A batch of which too few do is flagged.
-    n_ahead: batches between two readings of statistics and flags; learning rates are given for as many.
+    n_ahead: batches of a reading of statistics and flags, of which there is room for two; learning rates are given for
+    as many.
     """
 
     k: int  # kept per row, on average where the batch shares them

@@ -1,8 +1,9 @@
 """The TopK step on the GPU, without a synchronisation: every launch has a fixed shape, every decision is made there.
 
 `DeviceStep` owns the buffers. `launch` does the step for the batch that was loaded; `capture` records it as a CUDA
-graph that `replay` runs again. Statistics are written to a ring that `read` fetches every `n_ahead` batches or
-earlier; a batch whose record is `flagged` changed nothing and is to be done again by `launch` under `exactly()`. A flag
+graph that `replay` runs again. Statistics are written to a ring of two readings of `n_ahead` batches: `mark` has those
+that were launched so far copied to the host beside whatever is launched next, and `read` waits for a mark's, or for
+all. A batch whose record is `flagged` changed nothing and is to be done again by `launch` under `exactly()`. A flag
 stays until then: after a flagged batch all are flagged, so that doing them again in turn gives what doing them one by
 one would have given.
 
@@ -13,7 +14,7 @@ threshold, is then right to 2^-9 of itself.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -91,6 +92,16 @@ def _record(
     tl.store(out + 8, least)
 
 
+@dataclass(frozen=True)
+class Mark:
+    """What will be known of the batches up to one, without waiting for those after it."""
+
+    n_launched: int
+    ring: Tensor  # on the host, once `copied`
+    since_F: Tensor  # counters after that batch
+    copied: torch.cuda.Event | None  # None: at once
+
+
 class DeviceStep:
     """The step over fixed weights, moments and counters, which it updates in place.
 
@@ -132,7 +143,8 @@ class DeviceStep:
         self.loss_NGB = empty(n_rows, 1, n_blocks(D), dtype=torch.float32)
         self.ones = torch.ones(1, device=device)
         self.sum, self.aux_loss = (torch.zeros((), device=device) for _ in range(2))
-        self.ring = torch.zeros(s.n_ahead, N_STATS, device=device)
+        self.ring = torch.zeros(2 * s.n_ahead, N_STATS, device=device)
+        self.side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.workspace = Workspace()
         self.rule = Rule(0.0, n_steps, s.clip_norm, s.betas, s.eps)
         self.control = Control.make(self.rule, device, s.n_ahead)
@@ -300,15 +312,28 @@ class DeviceStep:
         self.graph.replay()
         self.n_launched += 1
 
-    def read(self) -> list[StepRecord]:
-        """Wait, and give the records of the batches since the last reading (the last n_ahead of them)."""
-        n_new = min(self.n_launched - self.n_read, self.settings.n_ahead)
-        rows = self.ring.tolist()
-        numbers = range(self.n_launched - n_new, self.n_launched)
-        self.n_read = self.n_launched
+    def mark(self) -> Mark:
+        """Have the records of all batches so far copied to the host when they are done; not waiting."""
+        since_F = self.since_F.clone()
+        if self.side is None:
+            return Mark(self.n_launched, self.ring.clone(), since_F, None)
+        ring = torch.empty(self.ring.shape, pin_memory=True)
+        self.side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.side):
+            ring.copy_(self.ring, non_blocking=True)
+            return Mark(self.n_launched, ring, since_F, self.side.record_event())
+
+    def read(self, mark: Mark | None = None) -> list[StepRecord]:
+        """Wait, and give the records of the batches since the last reading, up to the mark or all (of the last
+        2 n_ahead)."""
+        if mark is not None and mark.copied is not None:
+            mark.copied.synchronize()
+        rows, end = (self.ring, self.n_launched) if mark is None else (mark.ring, mark.n_launched)
+        numbers = range(max(self.n_read, end - len(rows)), end)
+        lines, self.n_read = rows.tolist(), end
         return [
             StepRecord(r[0], r[1], r[2], int(r[3]), r[4], r[5] != 0, int(r[6]), r[7] != 0, r[8])
-            for r in (rows[number % len(rows)] for number in numbers)
+            for r in (lines[number % len(lines)] for number in numbers)
         ]
 
     @contextmanager
