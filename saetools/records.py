@@ -1,9 +1,8 @@
 """Frozen records that travel between rooms as JSON: no torch here."""
 
-import math
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class FrozenModel(BaseModel):
@@ -78,13 +77,11 @@ class EvalRecord(FrozenModel):
     spread: tuple[float, float] | None = Field(
         None, description="95 % bootstrap interval over documents, or over the n items of a mean of items"
     )
-    series: dict[str, list[float]] | None = Field(None, description="curves or histograms behind the figure")
+    series: dict[str, list[float | None]] | None = Field(
+        None, description="curves or histograms behind the figure; None where one has no value"
+    )
     config: dict[str, Any] = Field(default_factory=dict, description="settings of the evaluation")
     heldout: str | None = Field(
         None, description="what was judged on: text, host, point, windows; None where not recorded"
     )
     note: str | None = Field(None, description="what a reader must know, e.g. why an evaluation was skipped")
-
-    @field_serializer("value")
-    def _finite(self, value: float | None) -> float | str | None:
-        return value if value is None or math.isfinite(value) else str(value)

@@ -149,11 +149,14 @@ def curves(named: Named) -> Iterator[Panel]:
         for place, (name, records) in enumerate(named.items()):
             record = _find(records, figure)
             series = (record.series if record else None) or {}
-            points = list(zip(series.get(x_name, []), series.get(y_name, []), strict=True))
-            points = [
-                (x, y) for x, y in points if (x > 0 or "x" not in logarithmic) and (y > 0 or "y" not in logarithmic)
-            ]
-            points = _thinned(points)
+            points = _thinned(
+                [
+                    (x, y)
+                    for x, y in zip(series.get(x_name, []), series.get(y_name, []), strict=True)
+                    if x is not None and y is not None
+                    if (x > 0 or "x" not in logarithmic) and (y > 0 or "y" not in logarithmic)
+                ]
+            )
             if points:
                 colour = COLOURS[place % len(COLOURS)]
                 dash = ("solid", "dash", "dot", "dashdot")[place // len(COLOURS) % 4]

@@ -1,6 +1,7 @@
 """What an evaluation is given and what it gives back. Adding an evaluation is adding one file beside this one."""
 
 import importlib
+import math
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -109,9 +110,31 @@ class Evaluation(ABC):
         return None
 
     def record(self, name: str, value: float | None, unit: str, n: int, **fields: Any) -> EvalRecord:
-        """An EvalRecord with this evaluation's settings; nan becomes None (undefined on these data)."""
-        value = None if value is None or value != value else float(value)
-        return EvalRecord(name=name, value=value, unit=unit, n=n, config=self.settings(), **fields)
+        """An EvalRecord with this evaluation's settings. What is not finite becomes None, and the note says so."""
+        notes, spread, series = [fields.pop("note", None)], fields.pop("spread", None), fields.pop("series", None)
+        value = None if value is None else float(value)
+        if value is None and notes == [None]:
+            notes.append("undefined on these data")
+        if value is not None and not math.isfinite(value):
+            notes.append(f"undefined on these data: it came to {value}")
+            value = None
+        if spread is not None and not all(map(math.isfinite, spread)):
+            notes.append("an end of its interval is not finite")
+            spread = None
+        if series is not None:
+            series = {key: [v if math.isfinite(v) else None for v in values] for key, values in series.items()}
+            notes += [f"{key} is not finite everywhere" for key, values in series.items() if None in values]
+        return EvalRecord(
+            name=name,
+            value=value,
+            unit=unit,
+            n=n,
+            spread=spread,
+            series=series,
+            config=self.settings(),
+            note="; ".join(filter(None, notes)) or None,
+            **fields,
+        )
 
     def settings(self) -> dict[str, Any]:
         """The config as JSON, with the evaluation's name."""

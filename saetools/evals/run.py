@@ -126,13 +126,19 @@ def run_evaluations(
             done(i, Outcome(evaluation.name, records, "computed", str(cost)))
     records = [record for i in range(len(evaluations)) for record in outcomes[i].records]
     if directory is not None:
-        atomic.write_json(directory / EVAL_FILE, [record.model_dump(mode="json") for record in records])
+        _write(directory / EVAL_FILE, records)
     return records
 
 
 def read_records(path: Path) -> list[EvalRecord]:
     """The records of an `eval.json`."""
     return [EvalRecord.model_validate(entry) for entry in json.loads(path.read_text())]
+
+
+def _write(path: Path, records: Sequence[EvalRecord]) -> None:
+    """Strict JSON: `Evaluation.record` has left out what is not finite."""
+    values = [record.model_dump(mode="json") for record in records]
+    atomic.write_text(path, json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def dictionary_fingerprint(dictionary: Dictionary) -> str:
@@ -189,7 +195,7 @@ class _Store:
     def write(self, evaluation: Evaluation, records: list[EvalRecord]) -> None:
         path = self.path(evaluation)
         if path is not None:
-            atomic.write_json(path, [record.model_dump(mode="json") for record in records])
+            _write(path, records)
 
 
 def _passes(todo: list[tuple[int, Evaluation]]) -> Iterator[list[tuple[int, Evaluation]]]:

@@ -1,6 +1,7 @@
 """Running, keeping and listing evaluations."""
 
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from small_hosts import D_MODEL, by_name, host_subject, row_subject
 import saetools
 from saetools.arguments import parse_run
 from saetools.config import EvaluationConfig
+from saetools.dictionaries.itda import ITDA
 from saetools.dictionaries.topk import TopK
 from saetools.errors import ConfigError
 from saetools.evals.base import available_evaluations, make_evaluation
@@ -187,6 +189,42 @@ def test_only_what_compares_is_computed_again_beside_others(tmp_path):
     assert statuses(other=other) == {"sparsity": "kept", "stability": "computed"}
     assert statuses(other=other) == {"sparsity": "kept", "stability": "kept"}
     assert statuses(other=third) == {"sparsity": "kept", "stability": "computed"}
+
+
+def strict(path):
+    def refuse(name):
+        raise AssertionError(f"{name} in {path}")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+@pytest.mark.parametrize("spoiled", ["no atoms", "an atom of nan", "a row of nan"])
+def test_what_is_not_finite_is_null_with_a_note(tmp_path, gaussian, spoiled):
+    dictionary = TopK(TopK.configure(n_features=8, k=2), 5)
+    if spoiled == "no atoms":
+        dictionary = ITDA(ITDA.examples()[0], 5)
+    if spoiled == "an atom of nan":
+        dictionary.W_dec_FD.data[3] = torch.nan
+    subject = row_subject(dictionary, gaussian)
+    if spoiled == "a row of nan":
+        subject.heldout.x_ND[5] = torch.nan
+    evaluations = [make_evaluation(name) for name in ("reconstruction", "sparsity", "geometry")]
+    run_evaluations(subject, evaluations, tmp_path)
+    found = strict(tmp_path / "eval.json")
+    assert all(record["note"] for record in found if record["value"] is None)
+    assert any(record["value"] is None for record in found)
+    for path in (tmp_path / "evaluations").iterdir():
+        strict(path)
+
+
+def test_a_record_is_finite():
+    record = make_evaluation("sparsity").record
+    found = record("x", 1.0, "ratio", 2, spread=(0.0, math.inf), series={"a": [1.0, math.nan], "b": [2.0]}, note="why")
+    assert (found.value, found.spread, found.series) == (1.0, None, {"a": [1.0, None], "b": [2.0]})
+    assert found.note == "why; an end of its interval is not finite; a is not finite everywhere"
+    assert record("x", math.inf, "ratio", 2).note == "undefined on these data: it came to inf"
+    assert record("x", None, "ratio", 2).note == "undefined on these data"
+    assert record("x", None, "ratio", 2, note="why").note == "why"
 
 
 def test_what_cannot_be_run_is_said(tmp_path, gaussian):
