@@ -144,9 +144,11 @@ class CapturedStep:
         if step is None or not self._kept:
             return []
         records = records + step.read()
-        for number, record in enumerate(records):
-            if record.flagged:
-                records[number] = self._again(*self._kept[number])
+        flagged = [number for number, record in enumerate(records) if record.flagged]
+        if flagged:
+            _logger.info("%d of %d batches are done again: a room or a guess was wrong", len(flagged), len(records))
+        for number in flagged:
+            records[number] = self._again(*self._kept[number])
         results = self._told(records, step.since_F.clone())
         self._fit_room(records[-1].n_dead)
         return results

@@ -345,4 +345,9 @@ def test_every_kernel_compiles_for_hopper(shape: str) -> None:
     program = Path(__file__).with_name("offline.py")
     done = subprocess.run([sys.executable, program, shape], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert "_update" in done.stdout and "_select" in done.stdout and "_keep_largest" in done.stdout
+    assert (
+        "_update" in done.stdout
+        and "_select" in done.stdout
+        and "_keep_largest" in done.stdout
+        and "_label" in done.stdout
+    )
