@@ -28,8 +28,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from saetools.errors import DataError
-from saetools.evals.base import EvalRecord, Evaluation, HostSubject, Subject, Tick, no_tick, with_host
+from saetools.evals.base import (
+    EvalRecord,
+    Evaluation,
+    HostSubject,
+    NotApplicableError,
+    Subject,
+    Tick,
+    no_tick,
+    with_host,
+)
 from saetools.evals.bootstrap import DocumentSums, Statistic
 from saetools.evals.references import Reference, References
 from saetools.evals.sample import TokenSample
@@ -81,7 +89,7 @@ class LossRecovered(Evaluation, name="loss_recovered"):
             added.add(reference.windows, columns_NC[:, -2] - columns_NC[:, 1])
             tick(len(columns_NC))
         if sums.n_rows == 0:
-            raise DataError("No held-out window has two tokens in a row, so no prediction can be judged. Add text.")
+            raise NotApplicableError("no held-out window has two tokens in a row to predict from; add text")
         return self._records(subject, sums, added, parts, splicer)
 
     def _without(self, subject: Subject, parts: HostSubject) -> Iterator[Reference]:

@@ -81,8 +81,8 @@ def run_evaluations(
     """All records in the order of `evaluations`, and `eval.json` in `directory` where one is given.
 
     Row evaluations of equal length share one pass; rows that a host made are kept for those after (kept_rows.py).
-    `fresh` computes again what is there; `progress` shows a bar per
-    pass on stderr; `on_done` is told of each evaluation as it ends.
+    `fresh` computes again what is there; `progress` shows a bar per pass on stderr; `on_done` is told of each
+    evaluation as it ends. Where one raises, `eval.json` has those that ended before.
     """
     store, judged_on = _Store(directory, subject, fresh), subject.heldout.fingerprint(calibrated=False)
     if subject.host is not None and not isinstance(subject.heldout, KeptRows):
@@ -108,25 +108,25 @@ def run_evaluations(
             done(i, Outcome(evaluation.name, kept, "kept"))
         else:
             todo.append(i)
-    for group in _passes([(i, evaluations[i]) for i in todo]):
-        members = [evaluation for _, evaluation in group]
-        try:
-            cost, results = _run_pass(members, subject, progress)
-        except NotApplicableError as error:
-            for i, _ in group:
-                skipped(i, str(error))
-            continue
-        for (i, evaluation), records in zip(group, results, strict=True):
-            records = [*records, _cost_record(evaluation, cost, [m.name for m in members])]
-            records = [
-                record.model_copy(update={"heldout": judged_on, "config": {**record.config, "seed": subject.seed}})
-                for record in records
-            ]
-            store.write(evaluation, records)
-            done(i, Outcome(evaluation.name, records, "computed", str(cost)))
-    records = [record for i in range(len(evaluations)) for record in outcomes[i].records]
-    if directory is not None:
-        _write(directory / EVAL_FILE, records)
+    try:
+        for group in _passes([(i, evaluations[i]) for i in todo]):
+            members = [evaluation for _, evaluation in group]
+            try:
+                cost, results = _run_pass(members, subject, progress)
+            except NotApplicableError as error:
+                for i, _ in group:
+                    skipped(i, str(error))
+                continue
+            for (i, evaluation), found in zip(group, results, strict=True):
+                found = [*found, _cost_record(evaluation, cost, [m.name for m in members])]
+                settings = {**found[0].config, "seed": subject.seed}
+                found = [record.model_copy(update={"heldout": judged_on, "config": settings}) for record in found]
+                store.write(evaluation, found)
+                done(i, Outcome(evaluation.name, found, "computed", str(cost)))
+    finally:
+        records = [record for i in sorted(outcomes) for record in outcomes[i].records]
+        if directory is not None and (records or not evaluations):
+            _write(directory / EVAL_FILE, records)
     return records
 
 

@@ -36,7 +36,6 @@ import torch
 from pydantic import Field, PositiveFloat, field_validator
 from torch import Tensor
 
-from saetools.errors import DataError
 from saetools.evals.base import (
     EvalRecord,
     Evaluation,
@@ -225,7 +224,7 @@ class _Bench:
         self.subject, self.parts, self.splicer = subject, parts, Splicer(subject, parts)
         self.windows = list(counted_windows(parts, config.n_predictions, config.n_read_tokens))
         if not self.windows:
-            raise DataError("No held-out window has two tokens in a row, so nothing can be steered. Add text.")
+            raise NotApplicableError("no held-out window has two tokens in a row to predict from; add text")
         self.logits = [self.splicer.logits(w).float() for w in self.windows]
         self.median_norm = subject.heldout.calibration.median_norm
         self.W_U_VD, self.norm_weight_D = (

@@ -197,10 +197,10 @@ def row_subject(dictionary, x_ND, **source) -> Subject:
 
 
 def host_subject(
-    dictionary=None, host=None, host_batch=4, order=None, n=12, context=CONTEXT, listed=False, **source
+    dictionary=None, host=None, host_batch=4, order=None, n=12, context=CONTEXT, listed=False, corpus=None, **source
 ) -> Subject:
     host = host or LinearHost()
-    corpus = Texts(n, order=order)
+    corpus = corpus or Texts(n, order=order)
     corpus = Listed([document.text for document in corpus.items]) if listed else corpus
     plan = TokenPlan(corpus, host.tokenize, "heldout", context, host_batch, 0, True)
     live = LiveSource(host, plan, "resid", "float32", **source)

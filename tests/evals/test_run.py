@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_hosts import D_MODEL, by_name, host_subject, row_subject
+from small_hosts import D_MODEL, Listed, by_name, host_subject, row_subject
 
 import saetools
 from saetools.arguments import parse_run
@@ -83,7 +83,10 @@ def test_finished_evaluations_are_kept_and_an_interruption_loses_only_the_rest(t
         patched.setattr(LossRecovered, "run", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run_evaluations(host_subject(), small(), tmp_path)
-    assert not (tmp_path / "eval.json").exists()
+    assert {record.config["evaluation"] for record in read_records(tmp_path / "eval.json")} == {
+        "reconstruction",
+        "sparsity",
+    }
     outcomes = []
     first = run_evaluations(host_subject(), small(), tmp_path, outcomes.append)
     assert {o.name: o.status for o in outcomes} == {
@@ -189,6 +192,15 @@ def test_only_what_compares_is_computed_again_beside_others(tmp_path):
     assert statuses(other=other) == {"sparsity": "kept", "stability": "computed"}
     assert statuses(other=other) == {"sparsity": "kept", "stability": "kept"}
     assert statuses(other=third) == {"sparsity": "kept", "stability": "computed"}
+
+
+def test_text_without_predictions_skips_what_needs_them(tmp_path):
+    subject = host_subject(corpus=Listed(["a", "b", "c", "d", "e"] * 3))
+    names = ("loss_recovered", "steering", "sparsity")
+    found = by_name(run_evaluations(subject, [make_evaluation(name) for name in names], tmp_path))
+    for name in names[:2]:
+        assert found[name].note == "skipped: no held-out window has two tokens in a row to predict from; add text"
+    assert found["l0_mean"].value == 3
 
 
 def strict(path):
