@@ -85,7 +85,7 @@ class TrainingConfig(FrozenModel):
 class EvaluationConfig(FrozenModel):
     """Evaluation on held-out documents."""
 
-    n_tokens: int = Field(200_000, gt=0, description="held-out tokens for reconstruction and sparsity")
+    n_tokens: int = Field(200_000, gt=0, description="held-out tokens that an evaluation reads at most")
     n_ce_tokens: int = Field(50_000, gt=0, description="held-out tokens for loss recovered")
     n_features: int = Field(200, ge=0, description="features shown on the page")
     seed: int = Field(
@@ -93,6 +93,9 @@ class EvaluationConfig(FrozenModel):
     )
     run: tuple[str, ...] = Field(
         ("reconstruction", "sparsity", "loss_recovered"), description="names of evaluations; `all` is every one"
+    )
+    settings: dict[str, dict[str, Any]] = Field(
+        {}, description="fields of single evaluations: {steering: {doses: [0.1, 1]}}; they go before n_tokens"
     )
 
 

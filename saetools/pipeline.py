@@ -142,8 +142,8 @@ def train(configs: Sequence[Any], allow_inexact: bool = False) -> list[TrainResu
 
 
 def _check_evaluations(config: Any) -> None:
-    """Refuse names of evaluations that do not exist before hours of training, not after; they take 3 s to import."""
-    if config.evaluation.run != type(config.evaluation)().run:
+    """Refuse evaluations and settings that do not exist before hours of training, not after; imports take 3 s."""
+    if config.evaluation.run != type(config.evaluation)().run or config.evaluation.settings:
         from saetools.evals.run import default_evaluations
 
         default_evaluations(config.evaluation)

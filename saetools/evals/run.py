@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from tqdm import tqdm
 
 import saetools
@@ -24,6 +25,7 @@ from saetools.activations.base import digest
 from saetools.activations.kept_rows import KeptRows
 from saetools.config import EvaluationConfig
 from saetools.dictionaries.base import Dictionary
+from saetools.errors import ConfigError, nearest
 from saetools.evals.base import (
     EvalRecord,
     Evaluation,
@@ -55,19 +57,38 @@ OnDone = Callable[[Outcome], None]
 
 
 def default_evaluations(section: EvaluationConfig) -> list[Evaluation]:
-    """The evaluations that a config names, with the sizes that it gives; ConfigError for an unknown name."""
-    sizes = {
-        "reconstruction": {"n_tokens": section.n_tokens},
-        "sparsity": {"n_tokens": section.n_tokens},
-        "geometry": {"n_tokens": section.n_tokens},
-        "loss_recovered": {
-            "n_tokens": section.n_ce_tokens,
-            "n_read_tokens": section.n_tokens,
-            "n_mean_tokens": section.n_tokens,
-        },
-    }
-    names = available_evaluations() if "all" in section.run else dict.fromkeys(section.run)
-    return [make_evaluation(name, **sizes.get(name, {})) for name in names]
+    """The evaluations that a config names, with the sizes and settings that it gives; ConfigError for unknown names."""
+    known = available_evaluations()
+    for name in (*(name for name in section.run if name != "all"), *section.settings):
+        if name not in known:
+            raise ConfigError(f"unknown evaluation {name!r}.{nearest(name, known)} Known: {', '.join(known)}.")
+    names = known if "all" in section.run else dict.fromkeys(section.run)
+    return [_configured(name, known[name], section) for name in names]
+
+
+def _configured(name: str, kind: type[Evaluation], section: EvaluationConfig) -> Evaluation:
+    """An evaluation with the section's settings of it, and else with its sizes.
+
+    A field `...tokens` whose default is that of section.n_tokens takes its value; one of fewer is at most that.
+    """
+    given, fields, sizes = section.settings.get(name, {}), kind.Config.model_fields, {}
+    every = type(section).model_fields["n_tokens"].default
+    for field in fields:
+        if field.endswith("tokens"):
+            own = fields[field].default
+            sizes[field] = section.n_tokens if own == every else min(own, section.n_tokens)
+    if name == "loss_recovered":
+        sizes["n_tokens"] = section.n_ce_tokens
+    where = f"evaluation.settings.{name}"
+    for field in given:
+        if field not in fields:
+            raise ConfigError(f"unknown key {where}.{field}.{nearest(field, fields)} Known: {', '.join(fields)}.")
+    try:
+        return make_evaluation(name, **{**sizes, **given})
+    except ValidationError as error:
+        raise ConfigError(
+            " ".join(f"{where}.{'.'.join(map(str, e['loc']))}: {e['msg']}; got {e['input']!r}." for e in error.errors())
+        ) from None
 
 
 def run_evaluations(

@@ -256,6 +256,44 @@ def test_names_in_the_config():
         default_evaluations(EvaluationConfig(run=("geometri",)))
 
 
+def test_n_tokens_bounds_what_every_evaluation_reads():
+    for n_tokens in (3000, 50_000, 1_000_000):
+        made = {
+            e.name: e.config.model_dump()
+            for e in default_evaluations(EvaluationConfig(run=("all",), n_tokens=n_tokens, n_ce_tokens=9))
+        }
+        assert made["loss_recovered"].pop("n_tokens") == 9
+        read = {(name, f): v for name, config in made.items() for f, v in config.items() if f.endswith("tokens")}
+        assert len({name for name, _ in read}) == len(made) - 1, "all but stability, which reads none"
+        for field in [("sparsity", "n_tokens"), ("loss_recovered", "n_mean_tokens"), ("steering", "n_read_tokens")]:
+            assert read[field] == n_tokens
+        assert read["probing", "n_tokens"] == min(100_000, n_tokens)
+        assert max(read.values()) == n_tokens
+
+
+def test_any_field_of_an_evaluation_is_set_in_the_config():
+    def made(settings, **fields):
+        values = {"run": {"dir": "unused"}, "dictionary": {"kind": "topk", "n_features": 8, "k": 2}}
+        overrides = [f"--evaluation.{key}={value}" for key, value in {"settings": settings, **fields}.items()]
+        section = parse_run(values, overrides, dictionary_configs()).evaluation
+        return {e.name: e.config for e in default_evaluations(section)}
+
+    found = made(
+        "{steering: {doses: [0.2, 0.4]}, loss_recovered: {error_term: 0.5}, probing: {n_tokens: 7}}",
+        run="[steering, loss_recovered, probing]",
+        n_tokens=3000,
+    )
+    assert found["steering"].doses == (0.2, 0.4) and found["steering"].n_read_tokens == 3000
+    assert found["loss_recovered"].error_term == 0.5 and found["probing"].n_tokens == 7
+    for settings, message in (
+        ("{sparsty: {}}", 'unknown evaluation .sparsty.. Did you mean "sparsity"'),
+        ("{sparsity: {dens_above: 0.1}}", 'unknown key evaluation.settings.sparsity.dens_above. Did you mean "dense_'),
+        ("{sparsity: {dense_above: 2}}", "evaluation.settings.sparsity.dense_above: .*less than 1; got 2"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            made(settings)
+
+
 def test_every_evaluation_runs_or_says_why_not():
     outcomes = []
     run_evaluations(host_subject(), default_evaluations(EvaluationConfig(run=("all",))), on_done=outcomes.append)
