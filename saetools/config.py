@@ -9,7 +9,7 @@ from operator import or_
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, create_model
+from pydantic import Field, create_model, model_validator
 
 from saetools.records import FrozenModel
 
@@ -41,11 +41,47 @@ class CorpusConfig(FrozenModel):
     max_documents: int | None = Field(None, gt=0, description="use only the first documents of each split")
 
 
+class PlantedConfig(FrozenModel):
+    """A law of planted rows (activations/planted.py)."""
+
+    d_model: int = Field(gt=0, description="D, width of a row")
+    n_features: int = Field(gt=0, description="F, number of planted atoms")
+    mean_active: float = Field(
+        gt=0, description="expected number of root features that fire per row, before parents gate"
+    )
+    zipf_exponent: float = Field(0.5, ge=0, description="firing probability of feature i falls as (i + 1)^-exponent")
+    coefficient_low: float = Field(0.5, gt=0, description="least coefficient of a firing feature")
+    coefficient_high: float = Field(1.5, gt=0, description="greatest coefficient of a firing feature")
+    noise: float = Field(0.0, ge=0, description="standard deviation of Gaussian noise per coordinate")
+    group_size: int = Field(1, gt=0, description="consecutive features that fire together; 1: independent")
+    correlation: float = Field(0.0, ge=0, lt=1, description="correlation of the Gaussians behind firing in a group")
+    children_per_parent: int = Field(
+        0, ge=0, description="of each 1 + n consecutive features, the first is parent of the rest; 0: no hierarchy"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PlantedConfig":
+        if self.coefficient_low > self.coefficient_high:
+            raise ValueError("coefficient_low exceeds coefficient_high")
+        if self.mean_active > self.n_features / 4:
+            raise ValueError("mean_active exceeds a quarter of n_features: that is not sparse")
+        return self
+
+
+class PlantedSection(PlantedConfig):
+    """Rows with known atoms, where activations.source is planted."""
+
+    d_model: int = Field(64, gt=0, description="D, width of a row")
+    n_features: int = Field(256, gt=0, description="F, number of planted atoms")
+    mean_active: float = Field(4.0, gt=0, description="expected number of root features that fire per row")
+    seed: int = Field(0, ge=0, description="decides the atoms and the rows; run.seed decides the dictionary's start")
+
+
 class ActivationsConfig(FrozenModel):
     """Where rows come from and how they are mixed."""
 
-    source: Literal["live", "cached", "rows"] = Field(
-        "live", description="run the host, or read its stored rows, or a file"
+    source: Literal["live", "cached", "rows", "planted"] = Field(
+        "live", description="run the host, or read its stored rows, or a file; planted: rows whose atoms are known"
     )
     path: Path | None = Field(None, description="store directory (cached) or .safetensors / .npy file (rows)")
     heldout_path: Path | None = Field(None, description="held-out rows file; without it the last 10 % of path")
@@ -59,6 +95,11 @@ class ActivationsConfig(FrozenModel):
         False, description="with each row dL/dx, field `grad` (a rows file trains with its own in any case)"
     )
     prefetch: int = Field(0, ge=0, description="host batches made ahead by a producer thread; changes no bit")
+
+    @property
+    def has_host(self) -> bool:
+        """Whether rows come from a model; else from a file or a law."""
+        return self.source in ("live", "cached")
 
 
 class TrainingConfig(FrozenModel):
@@ -123,6 +164,7 @@ class RunConfigBase(FrozenModel):
     host: HostConfig = Field(HostConfig(), description="subject model")
     corpus: CorpusConfig = Field(CorpusConfig(), description="text")
     activations: ActivationsConfig = Field(ActivationsConfig(), description="rows")
+    planted: PlantedSection = Field(PlantedSection(), description="law of planted rows")
     training: TrainingConfig = Field(TrainingConfig(), description="optimization")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="held-out evaluation")
     logging: LoggingConfig = Field(LoggingConfig(), description="metrics and progress")

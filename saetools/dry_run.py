@@ -41,7 +41,10 @@ def describe(config: Any) -> list[tuple[str, str]]:
     seconds = plan.n_steps * step_seconds
     settings, free = config.activations, _free(config.run.dir)
     found = [
-        ("point", f"{settings.point} of {config.host.name}" if data.has_host else str(settings.path)),
+        (
+            "point",
+            f"{settings.point} of {config.host.name}" if data.has_host else str(settings.path or settings.source),
+        ),
         ("dictionary", f"{config.dictionary.kind}, {config.dictionary.n_features} features of width {d_model}"),
         ("parameters", f"{n_parameters:,}"),
         ("rows", f"{plan.n_tokens:,} in {plan.n_steps:,} steps of {plan.batch_rows:,}"),
@@ -61,7 +64,7 @@ def _rows(config: Any, data: Data) -> tuple[int, float | None]:
     settings = config.activations
     if settings.source == "rows":
         return RowsFile(settings.path).d_model, None
-    if settings.source == "cached":
+    if settings.source in ("cached", "planted"):
         return data.source("train").spec.d_model, None
     host = data.host
     point = host.canonical(settings.point)

@@ -247,7 +247,7 @@ def serve(
 
 def _model(load: Callable[[], Any], config: Any) -> _Model | None:
     """What fires and steers; None for rows without a host."""
-    return _Model(load) if config.activations.source != "rows" else None
+    return _Model(load) if config.activations.has_host else None
 
 
 class _Model:

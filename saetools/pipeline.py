@@ -75,8 +75,8 @@ class Data:
 
     @property
     def has_host(self) -> bool:
-        """Whether rows come from a model; else they are those of a file."""
-        return self.config.activations.source != "rows"
+        """Whether rows come from a model."""
+        return bool(self.config.activations.has_host)
 
     @cached_property
     def host(self) -> Host:
@@ -126,6 +126,7 @@ class Data:
             self.host if live else None,
             self.plan(split) if live else None,
             calibration,
+            self.config.planted,
         )
 
 

@@ -66,7 +66,7 @@ def test_an_override_keeps_the_kind_of_the_yaml(tmp_path: Path) -> None:
         (["--run.seed"], "--run.seed has no value"),
         (["foo"], "unexpected argument 'foo'"),
         (["--dictionary.n_features", "0"], "dictionary.n_features: input should be greater than 0"),
-        (["--activations.source", "disk"], "activations.source: input should be 'live', 'cached' or 'rows'"),
+        (["--activations.source", "disk"], "activations.source: input should be 'live', 'cached', 'rows' or 'planted'"),
     ],
 )
 def test_errors_say_what_came_and_what_is_allowed(config: Path, overrides: list[str], expected: str) -> None:

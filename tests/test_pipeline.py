@@ -76,6 +76,41 @@ def test_a_run_on_the_store_equals_the_live_run(common: list[str], live: Path, s
         assert (tmp_path / "run" / name).read_bytes() == (live / name).read_bytes()
 
 
+def test_planted_rows_are_trained_on_and_judged_by_their_truth(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a host or a file; a run of another seed is judged by the same atoms."""
+    law = {"d_model": 16, "n_features": 24, "mean_active": 1.5, "zipf_exponent": 0}
+    settings = {f"planted.{name}": value for name, value in law.items()} | {
+        "activations.source": "planted",
+        "activations.ring_rows": 4096,
+        "dictionary.n_features": 48,
+        "dictionary.k": 2,
+        "training.n_tokens": 60_000,
+        "training.batch_rows": 256,
+        "training.lr": 0.01,
+        "evaluation.run": "[ground_truth, reconstruction, loss_recovered]",
+        "logging.progress": "false",
+        "run.threads": 1,
+    }
+    values = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    assert main(["train", "topk", *values, "--run.dir", str(tmp_path / "run"), "--dry-run"]) == 0
+    found = {}
+    for seed in (0, 1):
+        run = tmp_path / f"seed{seed}"
+        assert main(["train", "topk", *values, "--run.dir", str(run), "--run.seed", str(seed)]) == 0
+        assert main(["evaluate", str(run)]) == 0
+        records = json.loads((run / "eval.json").read_text())
+        found[seed] = {record["name"]: record["value"] for record in records}
+        assert found[seed]["recovered_fraction"] > 0.8 and found[seed]["fvu"] < 0.2
+        assert found[seed]["loss_recovered"] is None
+    assert found[0]["fvu"] != found[1]["fvu"] and found[0]["matched_cosine"] != found[1]["matched_cosine"]
+    capsys.readouterr()
+    refused = ["--activations.dtype", "bfloat16", "--run.dir", str(tmp_path / "refused")]
+    assert main(["train", "topk", *values, *refused]) == 2
+    assert "planted rows are float32" in capsys.readouterr().err
+
+
 def test_gradients_train_a_run_live_and_from_a_store_alike(common: list[str], tmp_path: Path) -> None:
     settings = [*common, "--training.n_tokens", "2000"]
     assert main(["train", "gradient", *settings, "--run.dir", str(tmp_path / "live")]) == 0

@@ -12,41 +12,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from saetools import rng
 from saetools.activations.base import ActivationBatch, NumberedBatches, digest
 from saetools.activations.calibration import measure
-from saetools.records import Calibration, FrozenModel, PointSpec
+from saetools.config import PlantedConfig
+from saetools.records import Calibration, PointSpec
 from saetools.text.base import Split
-
-
-class PlantedConfig(FrozenModel):
-    """The law of the rows."""
-
-    d_model: int = Field(gt=0, description="D, width of a row")
-    n_features: int = Field(gt=0, description="F, number of planted atoms")
-    mean_active: float = Field(
-        gt=0, description="expected number of root features that fire per row, before parents gate"
-    )
-    zipf_exponent: float = Field(0.5, ge=0, description="firing probability of feature i falls as (i + 1)^-exponent")
-    coefficient_low: float = Field(0.5, gt=0, description="least coefficient of a firing feature")
-    coefficient_high: float = Field(1.5, gt=0, description="greatest coefficient of a firing feature")
-    noise: float = Field(0.0, ge=0, description="standard deviation of Gaussian noise per coordinate")
-    group_size: int = Field(1, gt=0, description="consecutive features that fire together; 1: independent")
-    correlation: float = Field(0.0, ge=0, lt=1, description="correlation of the Gaussians behind firing in a group")
-    children_per_parent: int = Field(
-        0, ge=0, description="of each 1 + n consecutive features, the first is parent of the rest; 0: no hierarchy"
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "PlantedConfig":
-        if self.coefficient_low > self.coefficient_high:
-            raise ValueError("coefficient_low exceeds coefficient_high")
-        if self.mean_active > self.n_features / 4:
-            raise ValueError("mean_active exceeds a quarter of n_features: that is not sparse")
-        return self
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ from saetools.activations.base import RowSource
 from saetools.activations.calibration import calibrate
 from saetools.activations.layout import row_bytes
 from saetools.activations.live import LiveSource
+from saetools.activations.planted import Planted, PlantedSource
 from saetools.activations.prefetch import PrefetchedSource
 from saetools.activations.rows import RowsSource
 from saetools.activations.shuffle import ring_bytes
 from saetools.activations.store import CachedSource
-from saetools.config import ActivationsConfig
+from saetools.config import ActivationsConfig, PlantedSection
 from saetools.errors import ConfigError, MismatchError
 from saetools.lm.base import Host
 from saetools.records import Calibration
@@ -24,12 +25,16 @@ def make_source(
     host: Host | None = None,
     plan: TokenPlan | None = None,
     calibration: Calibration | None = None,
+    planted: PlantedSection | None = None,
 ) -> RowSource:
     """The rows of one split, calibrated: by `calibration`, a store's own, or else by measuring the train split.
 
     `live` needs the host and the plan of that split; `cached` is checked against those that are given; `rows` needs
-    neither. Raises ConfigError where something needed is missing, MismatchError where a store is of something else.
+    neither; `planted` only its law. Raises ConfigError where something needed is missing, MismatchError where a store
+    is of something else.
     """
+    if activations.source == "planted":
+        return _planted(activations, planted or PlantedSection(), split)
     source = _MAKERS[activations.source](activations, split, host, plan, calibration)
     return PrefetchedSource(source, activations.prefetch) if activations.prefetch else source
 
@@ -110,6 +115,16 @@ def _rows(
         )
 
     return source(split, calibration or calibrate(source("train", None), activations.calibration_rows))
+
+
+def _planted(activations: ActivationsConfig, law: PlantedSection, split: Split) -> RowSource:
+    """Their calibration is a function of the law, and they are made faster than a thread could hand them on."""
+    if activations.gradients or activations.dtype != "float32":
+        raise ConfigError(
+            f"planted rows are float32 and have no gradients; activations.dtype is {activations.dtype} and "
+            f"activations.gradients {str(activations.gradients).lower()}. Leave both at their defaults."
+        )
+    return PlantedSource(Planted(law, law.seed), split, calibration_rows=activations.calibration_rows)
 
 
 _MAKERS = {"live": _live, "cached": _cached, "rows": _rows}
