@@ -27,7 +27,6 @@ from torch import Tensor
 
 from saetools.dictionaries.base import Dictionary
 from saetools.evals.base import EvalRecord, Evaluation, Subject, Tick, no_tick
-from saetools.evals.bootstrap import mean_interval
 from saetools.evals.labelled import LabelledConfig, LabelledRows, class_groups, collect_labelled, usable_classes
 from saetools.evals.probes import Firings, Probe, encode_rows, random_dictionary, train_probe
 
@@ -112,15 +111,7 @@ class Absorption(Evaluation, name="absorption"):
     def _mean(self, name: str, found: dict[str, float], unit: str, seed: int) -> EvalRecord:
         values = [value for value in found.values() if value == value]
         series = {letter: [value] for letter, value in found.items() if value == value}
-        return self.record(
-            name,
-            float(np.mean(values)) if values else None,
-            unit,
-            len(values),
-            n_unit="letters",
-            spread=mean_interval(values, seed),
-            series=series,
-        )
+        return self.mean_record(name, values, unit, "letters", seed, series=series)
 
 
 def first_letters(text: str, token_texts: list[str]) -> np.ndarray:

@@ -4,13 +4,16 @@ import importlib
 import math
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
 
 from saetools.activations.base import RowSource
 from saetools.dictionaries.base import Dictionary
 from saetools.errors import ConfigError, DataError, nearest
+from saetools.evals.bootstrap import mean_interval
 from saetools.lm.base import Host
 from saetools.records import EvalRecord, FrozenModel, PointSpec
 from saetools.text.packing import TokenPlan
@@ -135,6 +138,26 @@ class Evaluation(ABC):
             note="; ".join(filter(None, notes)) or None,
             **fields,
         )
+
+    def mean_record(
+        self,
+        name: str,
+        values: Sequence[float] | np.ndarray,
+        unit: str,
+        n_unit: str,
+        seed: int,
+        *,
+        series: dict[str, list[float]] | None = None,
+        note: str | None = None,
+    ) -> EvalRecord:
+        """The record of a mean of items, undefined where there are none, with its interval over them.
+
+        A note, where none is given, says that they are too few for an interval.
+        """
+        value, spread = float(np.mean(values)) if len(values) else None, mean_interval(values, seed)
+        if note is None and value is not None and spread is None:
+            note = f"{len(values)} {n_unit} are too few for an interval"
+        return self.record(name, value, unit, len(values), n_unit=n_unit, spread=spread, series=series, note=note)
 
     def settings(self) -> dict[str, Any]:
         """The config as JSON, with the evaluation's name."""

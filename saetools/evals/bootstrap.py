@@ -19,6 +19,9 @@ N_RESAMPLES = 1000
 RESAMPLED_BYTES = 4 << 20
 """Counts of drawn groups, or totals of columns, that are held at a time: 1000 resamples of 4096 would take 31 MiB."""
 LEVEL = 0.95
+LEAST_ITEMS = 8
+"""Of fewer items a mean has no interval. Means of resamples of n items spread too little: for normal items the interval
+holds the true mean in 51 % of cases at n = 2, in 80 % at 4, in 90 % at 8, in 93 % at 16."""
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """totals [R, C] of the columns -> value [R]; row by row, so that a total of all documents is R = 1."""
@@ -69,13 +72,40 @@ class DocumentSums:
         return bootstrap_interval(self.sums_GC[self.n_rows_G > 0].numpy(), statistic, seed, n_resamples)
 
 
+def ratio_sums(items: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> DocumentSums:
+    """Of I items, each (document_N, below_N, above_N) over rows of its own, the sums that `mean_ratio` is of."""
+    sums = DocumentSums(2 * len(items))
+    for i, (document_N, below_N, above_N) in enumerate(items):
+        columns_NC = torch.zeros(len(document_N), 2 * len(items), dtype=torch.float64)
+        columns_NC[:, 2 * i : 2 * i + 2] = torch.from_numpy(np.stack([below_N, above_N], 1))
+        sums.add(torch.from_numpy(document_N), columns_NC)
+    return sums
+
+
+def mean_ratio(totals_RC: np.ndarray) -> np.ndarray:
+    """[R]: the mean over items of sum of above / sum of below."""
+    return (totals_RC[:, 1::2] / totals_RC[:, ::2]).mean(1)
+
+
+def standard_error(values_N: np.ndarray, document_N: np.ndarray) -> float:
+    """Of the mean of N values, from how the G documents that they belong to differ; inf for one document.
+
+    sqrt(G / (G - 1) * sum over documents of (sum of (value - mean))^2) / N
+    """
+    _, group_N, n_G = np.unique(document_N, return_inverse=True, return_counts=True)
+    off_G = np.bincount(group_N, values_N - values_N.mean())
+    return float((len(n_G) / (len(n_G) - 1) * (off_G @ off_G)) ** 0.5 / len(values_N)) if len(n_G) > 1 else float("inf")
+
+
 def mean_interval(values: Sequence[float] | np.ndarray, seed: int) -> tuple[float, float] | None:
     """The 95 % interval of the mean of items (features, classes, points) that were drawn, or could be, independently.
 
-    Items that are nan are left out; None with fewer than two others.
+    Items that are nan are left out; None with fewer than LEAST_ITEMS others.
     """
     values_N = np.asarray(values, np.float64)
     values_N = values_N[np.isfinite(values_N)]
+    if len(values_N) < LEAST_ITEMS:
+        return None
     return bootstrap_interval(np.stack([np.ones(len(values_N)), values_N], 1), lambda t: t[:, 1] / t[:, 0], seed)
 
 

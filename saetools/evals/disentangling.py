@@ -17,10 +17,13 @@ that their scores change by - sum over f in S of a_f <d_f, w>.
                before) / (accuracy of a probe trained on balanced rows - before), on balanced test rows
     scr_<n>_random   the floor
 
-Pairs where the balanced probe gains less than 0.02 are left out. Intervals resample classes or pairs. Sources:
-SAEBench (Karvonen et al. 2025, arXiv 2503.09532), after Marks et al. 2024 (SHIFT). Both measures have been doubted
-(arXiv 2605.18229): dictionaries with few living features score well. Read them beside dead_fraction. Cost: as
-probing. Cannot tell: effects through later layers.
+A pair counts where what it divides by, the gap that the balanced probe closes, is at least `least_gap` and at least
+`least_gap_errors` of its standard errors over test documents or rows, the greater (documents may be few): of a smaller
+one the quotient is noise. Intervals of tpp resample classes, of scr test documents, for these pairs, probes and
+features; there is none over fewer than 8. Sources: SAEBench (Karvonen et al. 2025, arXiv 2503.09532), after Marks et
+al. 2024 (SHIFT). Both measures have been doubted (arXiv 2605.18229): dictionaries with few living features score well.
+Read them beside dead_fraction. Cost: as probing. Cannot tell: effects through later layers, nor, with the few pairs
+there are, what another pair would give.
 """
 
 from collections.abc import Callable
@@ -33,7 +36,7 @@ from torch import Tensor
 
 from saetools.dictionaries.base import Dictionary
 from saetools.evals.base import EvalRecord, Evaluation, Subject, Tick, no_tick
-from saetools.evals.bootstrap import mean_interval
+from saetools.evals.bootstrap import LEAST_ITEMS, mean_ratio, ratio_sums, standard_error
 from saetools.evals.labelled import (
     LabelledConfig,
     LabelledRows,
@@ -46,7 +49,7 @@ from saetools.evals.probes import Firings, Probe, encode_rows, random_dictionary
 from saetools.evals.python_labels import CLASSES
 
 PAIRS = (("string", "call_argument"), ("keyword", "nested"), ("attribute", "call_argument"), ("operator", "nested"))
-LEAST_GAIN = 0.02
+NO_PAIR = "no pair of classes whose correlation misleads a probe by least_gap and least_gap_errors"
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ class Disentangling(Evaluation, name="disentangling"):
         n_ablated: tuple[int, ...] = Field((2, 10, 50), description="numbers of features ablated")
         n_train: int = Field(400, gt=0, description="training rows per class and side, and per cell of a pair")
         n_test: int = Field(200, gt=0, description="test rows per class and side, and per cell of a pair")
+        least_gap: float = Field(0.1, gt=0, le=1, description="in accuracy, between the probes of a pair that counts")
+        least_gap_errors: float = Field(3.0, ge=0, description="the same gap in its standard errors")
 
     config: Config
 
@@ -109,30 +114,46 @@ class Disentangling(Evaluation, name="disentangling"):
         for n in self.config.n_ablated:
             for suffix, coded in (("", own), ("_random", random)):
                 found = {name: bench.targeted(name, bench.ablated(coded, name, n)) for name in bench.names}
-                records.append(self._mean_record(f"tpp_{n}{suffix}", found, "accuracy", "classes", seed))
+                records.append(self._over_classes(f"tpp_{n}{suffix}", found, seed))
         dense = {name: bench.targeted(name, bench.projected(name)) for name in bench.names}
-        return [*records, self._mean_record("tpp_dense", dense, "accuracy", "classes", seed)]
+        return [*records, self._over_classes("tpp_dense", dense, seed)]
+
+    def _over_classes(self, name: str, found: dict[str, float], seed: int) -> EvalRecord:
+        series = {key: [value] for key, value in found.items()}
+        return self.mean_record(name, list(found.values()), "accuracy", "classes", seed, series=series)
 
     def _scr(self, rows: LabelledRows, own: _Coded, random: _Coded, seed: int) -> list[EvalRecord]:
         usable = [pair for pair in PAIRS if min(rows.size(_cell(*pair, t, s)) for t in (0, 1) for s in (0, 1)) > 0]
         x_ND = rows.x_ND.double().numpy()
         pairs = [_Pair(rows, x_ND, *pair, self.config.min_rows) for pair in usable]
-        pairs = [pair for pair in pairs if pair.is_large_enough and pair.oracle - pair.before >= LEAST_GAIN]
-        records = []
-        for n in self.config.n_ablated:
-            for suffix, coded in (("", own), ("_random", random)):
-                found = {pair.name: pair.removal(coded, n) for pair in pairs}
-                records.append(
-                    self._mean_record(f"scr_{n}{suffix}", found, "fraction of the gap closed", "pairs", seed)
-                )
-        return records
+        pairs = [pair for pair in pairs if self._counts(pair)]
+        return [
+            self._over_pairs(f"scr_{n}{suffix}", [(pair, pair.gained(coded, n)) for pair in pairs], seed)
+            for n in self.config.n_ablated
+            for suffix, coded in (("", own), ("_random", random))
+        ]
 
-    def _mean_record(self, name: str, found: dict[str, float], unit: str, n_unit: str, seed: int) -> EvalRecord:
-        value = float(np.mean(list(found.values()))) if found else None
-        series = {key: [value] for key, value in found.items()}
-        note = None if found else "no pair of classes whose correlation misleads a probe"
-        interval = mean_interval(list(found.values()), seed)
-        return self.record(name, value, unit, len(found), n_unit=n_unit, spread=interval, series=series, note=note)
+    def _counts(self, pair: "_Pair") -> bool:
+        """Whether the gap between the pair's probes is there beyond doubt."""
+        if not pair.is_large_enough:
+            return False
+        by_row = np.arange(len(pair.gap_N))
+        error = max(standard_error(pair.gap_N, groups) for groups in (pair.document_N, by_row))
+        return float(pair.gap_N.mean()) >= max(self.config.least_gap, self.config.least_gap_errors * error)
+
+    def _over_pairs(self, name: str, found: "list[tuple[_Pair, np.ndarray]]", seed: int) -> EvalRecord:
+        """The mean over pairs of gained / gap, test documents resampled for the interval."""
+        unit, n_unit = "fraction of the gap closed", "pairs"
+        if not found:
+            return self.record(name, None, unit, 0, n_unit=n_unit, note=NO_PAIR)
+        sums = ratio_sums([(pair.document_N, pair.gap_N, gained_N) for pair, gained_N in found])
+        series = {pair.name: [gained_N.sum() / pair.gap_N.sum()] for pair, gained_N in found}
+        n_documents = len(np.unique(np.concatenate([pair.document_N for pair, _ in found])))
+        enough = n_documents >= LEAST_ITEMS
+        spread = sums.interval(mean_ratio, seed) if enough else None
+        note = None if enough else f"{n_documents} test documents are too few for an interval"
+        value, n = sums.value(mean_ratio), len(found)
+        return self.record(name, value, unit, n, n_unit=n_unit, spread=spread, series=series, note=note)
 
 
 class _Targets:
@@ -180,7 +201,6 @@ class _Pair:
         cells = {(t, s): _cell(target, spurious, t, s) for t in (0, 1) for s in (0, 1)}
         sizes = {split: min(len(rows.members[cell, split]) for cell in cells.values()) for split in ("train", "test")}
         self.is_large_enough = min(sizes.values()) >= min_rows
-        self.oracle = self.before = 0.0
         if not self.is_large_enough:
             return
         part = {
@@ -190,20 +210,18 @@ class _Pair:
         balanced, balanced_y = _joined(part["train"], by=0)
         self.balanced, self.spurious_y = _joined(part["train"], by=1)
         biased, biased_y = _joined({key: part["train"][key] for key in ((1, 1), (0, 0))}, by=0)
+        self.document_N = rows.document_N[self.test]
         self.biased = train_probe(x_ND[biased], biased_y)
-        self.scores = self.biased.scores(x_ND[self.test])
-        self.before = self._accuracy(self.scores)
-        oracle = train_probe(x_ND[balanced], balanced_y)
-        self.oracle = float(oracle.correct(x_ND[self.test], self.test_y).mean())
+        self.scores_N = self.biased.scores(x_ND[self.test])
+        self.before_N = (self.scores_N > 0) == self.test_y
+        right_N = train_probe(x_ND[balanced], balanced_y).correct(x_ND[self.test], self.test_y)
+        self.gap_N = right_N * 1.0 - self.before_N  # on each test row, what the balanced probe is better by
 
-    def removal(self, coded: _Coded, n: int) -> float:
-        """How much of the gap between the biased and the balanced probe is closed."""
+    def gained(self, coded: _Coded, n: int) -> np.ndarray:
+        """float64 [N]: on each test row, what the biased probe is better by after the ablation."""
         features = coded.most_effective(self.biased, self.balanced, self.spurious_y, n)
-        after = self._accuracy(self.scores - coded.taken(features, self.biased.w_D[:, None])[self.test, 0])
-        return (after - self.before) / (self.oracle - self.before)
-
-    def _accuracy(self, scores: np.ndarray) -> float:
-        return float(((scores > 0) == self.test_y).mean())
+        taken_N = coded.taken(features, self.biased.w_D[:, None])[self.test, 0]
+        return ((self.scores_N - taken_N > 0) == self.test_y) * 1.0 - self.before_N
 
 
 def _joined(parts: dict[tuple[int, int], np.ndarray], by: int) -> tuple[np.ndarray, np.ndarray]:

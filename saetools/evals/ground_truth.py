@@ -37,7 +37,7 @@ from saetools.activations.planted import PlantedSource
 from saetools.dictionaries.base import SparseCode
 from saetools.errors import DataError
 from saetools.evals.base import EvalRecord, Evaluation, Subject, Tick, no_tick
-from saetools.evals.bootstrap import DocumentSums, Statistic, mean_interval
+from saetools.evals.bootstrap import DocumentSums, Statistic
 from saetools.features.records import N_BINS, bin_of
 from saetools.functional.matching import best_matches, hungarian_match
 from saetools.functional.ranking import auc_F
@@ -112,26 +112,21 @@ class GroundTruth(Evaluation, name="ground_truth"):
         series = {"cosine": cosine_G.sort(descending=True).values.tolist()}
 
         def mean(name: str, values_G: Tensor, unit: str, **fields: Any) -> EvalRecord:
-            return self._mean(name, values_G, unit, "planted atoms", subject.seed, **fields)
+            return self.mean_record(name, values_G.numpy(), unit, "planted atoms", subject.seed, **fields)
 
         return [
             mean("matched_cosine", cosine_G, "cosine", series=series),
             mean("matched_cosine_chance", chance_G, "cosine", note="random unit atoms"),
             mean("recovered_fraction", recovered_G, "fraction of planted atoms"),
-            self._mean(
+            self.mean_record(
                 "spurious_fraction",
-                (~belongs_F[alive_F]).double(),
+                (~belongs_F[alive_F]).double().numpy(),
                 "fraction of living features",
                 "features",
                 subject.seed,
             ),
             self.record("features_per_atom", per_atom, "features per atom", len(found), n_unit="planted atoms"),
         ]
-
-    def _mean(self, name: str, values: Tensor, unit: str, n_unit: str, seed: int, **fields: Any) -> EvalRecord:
-        """The record of a mean of items, None where there are none, with its interval over them."""
-        value, interval = float(values.mean()) if len(values) else None, mean_interval(values.numpy(), seed)
-        return self.record(name, value, unit, len(values), n_unit=n_unit, spread=interval, **fields)
 
     def _support(self, subject: Subject, counts: "_Counts") -> list[EvalRecord]:
         statistics: dict[str, Statistic] = {
@@ -147,7 +142,7 @@ class GroundTruth(Evaluation, name="ground_truth"):
                 self.record(name, counts.sums.value(s), "fraction", n, spread=counts.sums.interval(s, subject.seed))
                 for name, s in statistics.items()
             ),
-            self._mean("support_auc", auc_G.double(), "probability", "planted atoms", subject.seed),
+            self.mean_record("support_auc", auc_G.double().numpy(), "probability", "planted atoms", subject.seed),
         ]
 
     def _tree(self, subject: Subject, counts: "_Counts") -> list[EvalRecord]:
@@ -167,9 +162,9 @@ class GroundTruth(Evaluation, name="ground_truth"):
             "hierarchy_recovered": implied.double()[usual],
         }
         return [
-            self._mean(
+            self.mean_record(
                 name,
-                values,
+                values.numpy(),
                 "fraction",
                 "parent-child pairs",
                 subject.seed,

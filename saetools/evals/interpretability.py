@@ -30,7 +30,6 @@ from pydantic import Field
 
 from saetools.errors import ConfigError
 from saetools.evals.base import EvalRecord, Evaluation, NotApplicableError, Subject, Tick, no_tick, with_host
-from saetools.evals.bootstrap import mean_interval
 from saetools.evals.judges import ClassScorer, NgramScorer, Scorer, Shown, Task
 from saetools.evals.labelled import python_labeller
 from saetools.evals.python_labels import CLASSES
@@ -101,13 +100,12 @@ class Interpretability(Evaluation, name="interpretability"):
         return [*purities, *(f"{scorer.name}_{task}" for scorer in self.scorers for task in TASKS)]
 
     def _mean(self, name: str, values: list[float], seed: int) -> EvalRecord:
-        return self.record(
+        return self.mean_record(
             name,
-            float(np.mean(values)) if values else None,
+            values,
             "purity" if name.removesuffix("_chance").endswith("_purity") else "AUC",
-            len(values),
-            n_unit="features",
-            spread=mean_interval(values, seed),
+            "features",
+            seed,
             note=None if values else "no feature has contexts to tell apart, with labels where it is of classes",
         )
 

@@ -18,11 +18,10 @@ regressions. Cannot tell: whether the host uses what is probed.
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from pydantic import Field
 
 from saetools.evals.base import EvalRecord, Evaluation, Subject, Tick, no_tick
-from saetools.evals.bootstrap import DocumentSums
+from saetools.evals.bootstrap import mean_ratio, ratio_sums
 from saetools.evals.labelled import (
     LabelledConfig,
     LabelledRows,
@@ -68,29 +67,18 @@ class Probing(Evaluation, name="probing"):
 
     def _result(self, name: str, rows: LabelledRows, names: list[str], judge: "Judge", seed: int) -> EvalRecord:
         """The mean accuracy over classes, each class in the series, documents resampled for the interval."""
-        sums = DocumentSums(2 * len(names))
-        for i, task in enumerate(names):
-            test, correct = judge(task)
-            columns_NC = torch.zeros(len(test), 2 * len(names), dtype=torch.float64)
-            columns_NC[:, 2 * i] = 1
-            columns_NC[:, 2 * i + 1] = torch.from_numpy(correct).double()
-            sums.add(torch.from_numpy(rows.document_N[test]), columns_NC)
-        totals = sums.totals()
-        series = {task: [totals[2 * i + 1] / totals[2 * i]] for i, task in enumerate(names)}
+        judged = [judge(task) for task in names]
+        sums = ratio_sums([(rows.document_N[test], np.ones(len(test)), correct_N) for test, correct_N in judged])
+        series = {task: [correct_N.mean()] for task, (_, correct_N) in zip(names, judged, strict=True)}
         return self.record(
             name,
-            sums.value(_mean_accuracy),
+            sums.value(mean_ratio),
             "accuracy",
             sums.n_rows,
             n_unit="test rows",
-            spread=sums.interval(_mean_accuracy, seed),
+            spread=sums.interval(mean_ratio, seed),
             series=series,
         )
-
-
-def _mean_accuracy(totals: np.ndarray) -> np.ndarray:
-    """Mean over classes of right / all, from pairs of columns (all, right)."""
-    return (totals[:, 1::2] / totals[:, ::2]).mean(1)
 
 
 def _dense(rows: LabelledRows) -> Judge:

@@ -46,7 +46,7 @@ from saetools.evals.base import (
     no_tick,
     with_host,
 )
-from saetools.evals.bootstrap import correlation_interval, mean_interval
+from saetools.evals.bootstrap import correlation_interval
 from saetools.evals.probes import Firings, encode_rows
 from saetools.evals.responses import area_under, response_columns
 from saetools.evals.splicing import Splicer, counted_windows, cross_entropy_N
@@ -169,13 +169,12 @@ class Steering(Evaluation, name="steering"):
             },
         }
         return [
-            self.record(
+            self.mean_record(
                 f"{name}{suffix}",
-                float(np.mean(values)) if values else None,
+                values,
                 UNITS[name],
-                len(values),
-                n_unit="features",
-                spread=mean_interval(values, seed),
+                "features",
+                seed,
                 series=mean_curve if name == "steering_area" else None,
                 note=None if values else "no living feature announces a labelled class",
             )

@@ -5,13 +5,17 @@ import pytest
 import torch
 
 from saetools.evals.bootstrap import (
+    LEAST_ITEMS,
     MAX_BYTES,
     RESAMPLED_BYTES,
     DocumentSums,
     bootstrap_interval,
     correlation_interval,
     mean_interval,
+    mean_ratio,
     median_interval,
+    ratio_sums,
+    standard_error,
 )
 
 
@@ -81,7 +85,30 @@ def test_the_mean_of_items_leaves_out_what_is_undefined():
     low, high = mean_interval(values, 0)
     assert low < values.mean() < high and high - low == pytest.approx(4 * 0.1, rel=0.2)
     assert mean_interval([*values, float("nan")], 0) == (low, high)
-    assert mean_interval([1.0, float("nan")], 0) is None
+    assert mean_interval([*values[: LEAST_ITEMS - 1], float("nan")], 0) is None
+
+
+def test_an_interval_of_the_mean_holds_it_nearly_as_often_as_it_says():
+    numbers = np.random.default_rng(0)
+    intervals = [mean_interval(numbers.normal(size=LEAST_ITEMS), seed) for seed in range(300)]
+    assert np.mean([low <= 0 <= high for low, high in intervals]) > 0.85
+
+
+def test_the_standard_error_is_over_documents():
+    values = np.random.default_rng(0).normal(size=50)
+    assert standard_error(values, np.arange(50)) == pytest.approx(values.std(ddof=1) / 50**0.5)
+    assert standard_error(np.repeat(values, 20), np.arange(1000) // 20) == pytest.approx(values.std(ddof=1) / 50**0.5)
+    assert standard_error(values, np.zeros(50)) == float("inf")
+
+
+def test_the_mean_of_ratios_weighs_items_alike():
+    """One of two items has ten times the rows; they share documents, which are drawn for both."""
+    numbers = np.random.default_rng(0)
+    items = [(numbers.integers(0, 30, n), numbers.random(n) + 1, numbers.random(n)) for n in (50, 500)]
+    sums = ratio_sums(items)
+    assert sums.value(mean_ratio) == pytest.approx(np.mean([above.sum() / below.sum() for _, below, above in items]))
+    low, high = sums.interval(mean_ratio, 0)
+    assert low < sums.value(mean_ratio) < high
 
 
 def test_the_interval_of_a_median_is_over_groups():

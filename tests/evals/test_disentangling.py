@@ -1,8 +1,11 @@
 """Ablation of features that stand for one class alone, and of ones that stand for none."""
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
-from planted_classes import N_CLASSES, planted_subject
+from planted_classes import N_CLASSES, noise, planted_subject
 from small_hosts import by_name, scaled_copy
 
 from saetools.evals.disentangling import Disentangling, _Coded
@@ -26,6 +29,33 @@ def test_spurious_features_are_removed():
     assert found["scr_2"].series.keys() >= {"keyword without nested", "operator without nested"}
     assert found["scr_2"].value > 0.4
     assert found["scr_2"].value > found["scr_2_random"].value + 0.2
+
+
+def test_the_interval_is_over_test_documents():
+    record = by_name(Disentangling(**SMALL).run(planted_subject()))["scr_2"]
+    assert record.n == len(record.series) <= 4 and record.n_unit == "pairs"
+    low, high = record.spread
+    assert low < record.value < high and record.value == pytest.approx(np.mean(list(record.series.values())))
+    few = by_name(Disentangling(**SMALL, n_tokens=5500).run(planted_subject()))["scr_2"]
+    assert few.value is not None and few.spread is None and "test documents are too few" in few.note
+
+
+def test_pairs_that_mislead_no_probe_beyond_doubt_are_left_out():
+    """Of rows that are noise both probes are at chance: their gap is a few test rows, of either sign."""
+    make = lambda document, positions: torch.from_numpy(noise(document, positions)).float()  # noqa: E731
+    subject, n_by_chance = planted_subject(make, scaled_copy(N_CLASSES, 1.0)), 0
+    for seed in range(3):
+        of_seed = replace(subject, seed=seed)
+        record = by_name(Disentangling(**SMALL).run(of_seed))["scr_2"]
+        assert record.value is None and "misleads" in record.note
+        n_by_chance += by_name(Disentangling(**SMALL, least_gap=0.01, least_gap_errors=0).run(of_seed))["scr_2"].n
+    assert n_by_chance > 0
+    assert by_name(Disentangling(**SMALL, least_gap=1.0).run(planted_subject()))["scr_2"].value is None
+
+
+def test_few_classes_have_no_interval_and_say_so():
+    few = Disentangling(**SMALL)._over_classes("tpp_2", {"self": 0.1, "import": 0.3}, 0)
+    assert few.value == 0.2 and few.spread is None and few.note == "2 classes are too few for an interval"
 
 
 def test_what_ablation_takes_from_scores_by_dense_algebra():
