@@ -16,6 +16,16 @@ GRAD = "grad"
 """The field of dL/dx: of the sum of the host's next-token losses (nats), raw, like the rows."""
 
 
+BLOCK_ROWS = 1000
+"""Rows of no document: so many consecutive ones count as one, so that there are several to resample."""
+
+
+def places(first: int, end: int) -> Tensor:
+    """`where` of the rows first .. end - 1 that belong to no document: (block of BLOCK_ROWS rows, row)."""
+    rows = torch.arange(first, end)
+    return torch.stack([rows // BLOCK_ROWS, rows], 1)
+
+
 @dataclass(frozen=True)
 class ActivationBatch:
     """Rows = kept tokens, in the order of the stream, raw (not scaled), in `activations.dtype`."""

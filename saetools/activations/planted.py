@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from saetools import rng
-from saetools.activations.base import ActivationBatch, NumberedBatches, digest
+from saetools.activations.base import ActivationBatch, NumberedBatches, digest, places
 from saetools.activations.calibration import measure
 from saetools.config import PlantedConfig
 from saetools.records import Calibration, PointSpec
@@ -144,8 +144,7 @@ class PlantedSource:
         number = start
         while self.split == "train" or number < self.n_heldout_batches:
             x_ND = self.planted.block(number, self.batch_rows, self.split).x_ND
-            rows = torch.arange(number * self.batch_rows, (number + 1) * self.batch_rows)
-            yield number, ActivationBatch(x_ND, torch.stack([torch.zeros_like(rows), rows], dim=1))
+            yield number, ActivationBatch(x_ND, places(number * self.batch_rows, (number + 1) * self.batch_rows))
             number += 1
 
     def document_id(self, number: int) -> str:

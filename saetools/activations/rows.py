@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from saetools import atomic
-from saetools.activations.base import ActivationBatch, Counts, NumberedBatches, digest
+from saetools.activations.base import ActivationBatch, Counts, NumberedBatches, digest, places
 from saetools.activations.calibration import drop_outliers, outlier_norm, outlier_rule
 from saetools.activations.live import TORCH_DTYPES
 from saetools.config import Dtype
@@ -59,12 +59,8 @@ class RowsFile:
         return self._where is not None
 
     def read(self, first: int, end: int) -> ActivationBatch:
-        """Rows first .. end - 1 as they are in the file; `where` is (0, row) where the file has none."""
-        if self._where is None:
-            rows = torch.arange(first, end)
-            where = torch.stack([torch.zeros_like(rows), rows], dim=1)
-        else:
-            where = self._where(first, end).to(torch.int64)
+        """Rows first .. end - 1 as they are in the file; `where` is (row // 1000, row) where the file has none."""
+        where = places(first, end) if self._where is None else self._where(first, end).to(torch.int64)
         return ActivationBatch(
             self._x(first, end), where, {name: read(first, end) for name, read in self._fields.items()}
         )

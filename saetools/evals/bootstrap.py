@@ -1,8 +1,9 @@
 """Sums per document and 95 % intervals from them: every evaluation's spread comes from here.
 
 Tokens of one document are not independent, so documents are resampled, not tokens: a resample draws as many documents
-as there are, with replacement; the statistic is computed from the sums of the drawn documents; the interval holds the
-middle 95 % of its values (percentile bootstrap; Efron and Tibshirani 1993, chapter 13).
+as there are, with replacement (of rows without documents, planted or of a file, blocks of 1,000 consecutive ones count
+as documents); the statistic is computed from the sums of the drawn documents; the interval holds the middle 95 % of its
+values (percentile bootstrap; Efron and Tibshirani 1993, chapter 13).
 """
 
 from collections.abc import Callable, Sequence

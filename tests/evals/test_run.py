@@ -15,12 +15,15 @@ import torch
 from small_hosts import D_MODEL, Listed, by_name, host_subject, row_subject
 
 import saetools
+from saetools.activations.calibration import calibrate
+from saetools.activations.planted import Planted, PlantedConfig, PlantedSource
+from saetools.activations.rows import RowsSource
 from saetools.arguments import parse_run
 from saetools.config import EvaluationConfig
 from saetools.dictionaries.itda import ITDA
 from saetools.dictionaries.topk import TopK
 from saetools.errors import ConfigError
-from saetools.evals.base import available_evaluations, make_evaluation
+from saetools.evals.base import Subject, available_evaluations, make_evaluation
 from saetools.evals.comparison import comparison_table
 from saetools.evals.run import default_evaluations, read_records, run_evaluations, sources_fingerprint
 from saetools.evals.table import table
@@ -227,6 +230,19 @@ def test_what_is_not_finite_is_null_with_a_note(tmp_path, gaussian, spoiled):
     assert any(record["value"] is None for record in found)
     for path in (tmp_path / "evaluations").iterdir():
         strict(path)
+
+
+def test_rows_without_documents_have_intervals_too(tmp_path):
+    law = PlantedConfig(d_model=5, n_features=8, mean_active=2)
+    np.save(tmp_path / "rows.npy", Planted(law).block(0, 4000).x_ND.numpy())
+    record = calibrate(RowsSource(tmp_path / "rows.npy"), 1000)
+    file = RowsSource(tmp_path / "rows.npy", tmp_path / "rows.npy", "heldout", calibration=record)
+    for source in (PlantedSource(Planted(law), "heldout", 4, 1000), file):
+        where = torch.cat([rows.where_N2 for _, rows in source.batches()])
+        assert where[:, 0].unique().tolist() == [0, 1, 2, 3] and where[:, 1].equal(torch.arange(4000))
+        subject = Subject(TopK(TopK.configure(n_features=8, k=2), 5), source.spec, source)
+        found = by_name(run_evaluations(subject, [make_evaluation("reconstruction")]))["fvu"]
+        assert found.spread[0] < found.value < found.spread[1]
 
 
 def test_a_record_is_finite():
