@@ -8,7 +8,9 @@ test tokens of l that the probe gets right:
     absorption         share at which every main feature is silent and one firing feature f, with cos(d_f, w) of at
                        least `least_cosine`, carries at least `least_share` of the probe's projection:
                        a_f <d_f, w> >= least_share * <x - mean, w>;  mean over letters
-    absorption_random  the same with random atoms (probes.py): the floor to be read against
+    absorption_random  the same with random atoms (probes.py), that is without letter features: no floor, since its
+                       main features are silent more often and large random codes carry a probe by chance; a
+                       trained dictionary may be below it, and is not shown to absorb where it is not above it
     first_letter_f1    F1 of "some main feature fires" as a test for l; first_letter_dense: accuracy of the dense probe
 
 Intervals resample letters. Source: Chanin et al. 2024 (arXiv 2409.14507) and SAEBench, which ask a model to spell;

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from operator import index
 from typing import Literal, get_args
 
 import torch
@@ -47,8 +48,8 @@ def steer(
     host begins windows with BOS, whose activations no dictionary has seen. A window grows while generating, and every
     pass edits its positions anew. `value` is in units of the code. `point`: needed only for a dictionary that does not
     know its own, or to steer at another. `elsewhere`: what else is meant to differ from what the dictionary was made
-    for, by name ("host", ...). Raises ConfigError for an unknown `how` or feature or a missing point, MismatchError
-    where the host is another, or widths differ.
+    for, by name ("host", ...). Raises ConfigError for an unknown `how` or feature, other `positions` or a missing
+    point, MismatchError where the host is another, or widths differ.
     """
     named = point or (dictionary.spec.point if dictionary.spec else None)
     if named is None:
@@ -80,8 +81,21 @@ class FeatureEdit:
                 f"unknown way to steer {self.how!r}.{nearest(self.how, known)} Known: {', '.join(known)}."
             )
         n_features = self.dictionary.config.n_features
-        if not 0 <= self.feature < n_features:
-            raise ConfigError(f"there is no feature {self.feature}: the dictionary has features 0 to {n_features - 1}.")
+        try:
+            is_known = 0 <= index(self.feature) < n_features
+        except TypeError:
+            is_known = False
+        if not is_known:
+            raise ConfigError(
+                f"there is no feature {self.feature!r}: the dictionary has features 0 to {n_features - 1}."
+            )
+        try:
+            self._columns(1)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"positions is {self.positions!r}. Give a list of whole numbers, as [3] or [0, -1], a slice of step 1 "
+                "or more, or None."
+            ) from error
 
     @torch.no_grad()
     def __call__(self, x_BTD: Tensor) -> Tensor:
@@ -99,9 +113,8 @@ class FeatureEdit:
         """int64: the places that this window has, of those wanted."""
         if self.positions is None or isinstance(self.positions, slice):
             return torch.arange(n_positions)[self.positions or slice(None)]
-        return torch.tensor(
-            [p % n_positions for p in self.positions if -n_positions <= p < n_positions], dtype=torch.long
-        )
+        places = [index(p) for p in self.positions]
+        return torch.tensor([p % n_positions for p in places if -n_positions <= p < n_positions], dtype=torch.long)
 
     def _edited(self, x_ND: Tensor) -> Tensor:
         d_D = self.dictionary.directions()[self.feature].to(torch.float32)

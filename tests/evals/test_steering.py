@@ -7,6 +7,7 @@ import pytest
 import torch
 from planted_classes import N_CLASSES, Reader, announcing_rows, planted_subject
 from pydantic import ValidationError
+from scipy.stats import spearmanr
 from small_hosts import D_MODEL, VOCABULARY, LinearHost, by_name, host_subject, scaled_copy
 
 from saetools.evals.python_labels import CLASSES
@@ -123,6 +124,17 @@ def test_attribution_is_first_order():
     record = figures(subject, n_features=12)["attribution_correlation"]
     np.testing.assert_allclose(record.series["loss_change"], record.series["first_order"], rtol=0.05, atol=2e-3)
     assert 0.98 < record.spread[0] <= record.value <= record.spread[1] <= 1 + 1e-9
+
+
+def test_attribution_is_a_rank_correlation_of_more_features_than_are_steered():
+    subject = host_subject(scaled_copy(D_MODEL, 1.0))
+    found = figures(subject, n_features=3, n_attributed=10)
+    record = found["attribution_correlation"]
+    assert record.n == 10 and found["steering_area"].n == 3
+    expected = spearmanr(record.series["loss_change"], record.series["first_order"]).statistic
+    assert record.value == pytest.approx(expected)
+    few = figures(subject, n_features=3, n_attributed=3)["attribution_correlation"]
+    assert few.spread is None and few.note == "3 features are too few for an interval"
 
 
 def test_one_living_feature_is_not_enough(tmp_path):

@@ -1,5 +1,6 @@
 """What each way of steering does to one row, and where."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -114,8 +115,13 @@ def test_mistakes_are_named(dictionary):
     host = RecordingHost()
     with pytest.raises(ConfigError, match='Did you mean "clamp"'):
         steer(host, dictionary, 0, "clmp", point="mid")
-    with pytest.raises(ConfigError, match="features 0 to 9"):
-        steer(host, dictionary, 10, point="mid")
+    for feature in (10, -1, 1.5, "3", None):
+        with pytest.raises(ConfigError, match="features 0 to 9"):
+            steer(host, dictionary, feature, point="mid")
+    for positions in (3, [0.5], "3", slice(0.5), slice(None, None, -1), [None]):
+        with pytest.raises(ConfigError, match="list of whole numbers"):
+            steer(host, dictionary, 0, positions=positions, point="mid")
+    steer(host, dictionary, np.int64(1), positions=np.array([0, 7]), point="mid")
     with pytest.raises(ConfigError, match="which point"):
         steer(host, dictionary, 0)
     with pytest.raises(MismatchError, match="these vectors have 6"):
