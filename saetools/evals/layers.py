@@ -1,7 +1,8 @@
 """Which layer of one model is like which of another? Layer matching between two hosts, without self-pairs.
 
 Both hosts read the same tokens. For each measure the points of host A are compared with those of host B; a point is
-matched rightly if its most similar point of the other host is the one of the same place. Over the points of both:
+matched rightly if its most similar point of the other host is the one of the same place. Each place counts with the
+mean of its two directions, A's point among those of B and B's among those of A. Over the places:
 
     layer_matching_<measure>    share matched rightly; chance is 1 / number of points
     layer_margin_<measure>      mean of (similarity to the right point - greatest similarity to a wrong one)
@@ -11,10 +12,10 @@ map), and itda: |A and B| / |A or B| of the tokens that ITDA takes for atoms at 
 
 Self-pairs (a model with itself) are trivially right and would flatter every measure, as in the published scripts of
 ITDA: the two hosts must differ. Rows are split into `n_folds` disjoint parts, each matched by itself; intervals
-resample points. Series: the mean similarity matrix, row by row.
+resample places, whose two directions are not independent. Series: the mean similarity matrix, row by row.
 
 Cost: one pass of each host over the windows; N D^2 per pair of points; one ITDA construction per point and fold.
-Cannot tell: why layers are alike.
+Cannot tell: why layers are alike; nor one point from another that is nearly the same within either host.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -166,7 +167,7 @@ def _figures(name: str, similarity_LLR: np.ndarray, n: int, config: LayerMatchin
     note = f"chance is {1 / n_points:.3f}; {n:,} tokens"
     records = []
     for figure, values, unit in (("matching", right, "fraction of points"), ("margin", margin, "similarity")):
-        per_point = np.concatenate(values)
+        per_point = np.mean(values, 0)
         records.append(
             EvalRecord(
                 name=f"layer_{figure}_{name}",

@@ -8,7 +8,8 @@ import torch
 from small_hosts import D_MODEL, Letters, LinearHost, Texts
 
 from saetools.errors import DataError, MismatchError
-from saetools.evals.layers import LayerMatchingConfig, Measure, itda_tokens, judged, match_layers
+from saetools.evals.bootstrap import mean_interval
+from saetools.evals.layers import LayerMatchingConfig, Measure, _figures, itda_tokens, judged, match_layers
 from saetools.records import PointSpec
 from saetools.text.packing import TokenPlan
 
@@ -62,7 +63,16 @@ def test_rotated_layers_are_matched_by_every_measure():
         assert found[f"layer_matching_{name}"].value == 1, name
         assert found[f"layer_margin_{name}"].value > 0, name
     assert "chance is 0.250" in found["layer_matching_cka"].note
-    assert found["layer_matching_cka"].n == 2 * len(POINTS)
+    assert found["layer_matching_cka"].n == len(POINTS)
+
+
+def test_the_two_directions_of_a_place_are_one_item_of_the_interval():
+    """Half of the places matched rightly in both directions: as many items as places, not twice as many."""
+    similarity_LLR = np.eye(20)[:, :, None] + np.zeros((20, 20, 2))
+    similarity_LLR[np.arange(10), np.arange(10)] = -1.0  # no longer the greatest, seen from either host
+    record = _figures("spy", similarity_LLR, 100, CONFIG, 0)[0]
+    assert record.value == 0.5 and record.n == 20
+    assert record.spread == mean_interval([0.0] * 10 + [1.0] * 10, 0)
 
 
 def test_unrelated_orders_are_not():
