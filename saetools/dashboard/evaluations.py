@@ -131,6 +131,7 @@ def scores(named: Named) -> Iterator[Panel]:
             "ticktext": [plain(_short(name)) for name in shown],
             "autorange": "reversed",
             "rangemode": "normal",
+            "automargin": True,
         }
         unit = next(iter(shown.values())).unit
         shape = layout(unit, "", {}, axis) | {"height": 90 + 22 * len(shown), "showlegend": False}
@@ -214,8 +215,11 @@ def _find(records: Sequence[EvalRecord], figure: str) -> EvalRecord | None:
 
 
 def _floor(records: Sequence[EvalRecord], figure: str) -> EvalRecord | None:
+    """The figure of random atoms or by chance; of an AUC 0.5."""
     names = (FLOORS.get(figure, ""), f"{figure}_random", f"{figure}_chance")
-    return next((found for name in names if (found := _find(records, name)) is not None), None)
+    own = _find(records, figure)
+    half = None if own is None or own.unit != "AUC" else own.model_copy(update={"value": 0.5, "spread": None})
+    return next((found for name in names if (found := _find(records, name)) is not None), half)
 
 
 def _value(record: EvalRecord | None) -> float | str:

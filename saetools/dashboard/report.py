@@ -8,15 +8,22 @@ from saetools.atomic import write_text
 from saetools.dashboard.inline import asset, escaped, fill, inline_json, plotly_script, policy
 from saetools.dashboard.panel import Panel
 
+LONG = 80
+"""A column with a cell of more characters is text: its lines are wrapped."""
+_TEXT = ' class="sae-report-text"'
 SCRIPTS = ("token.js", "bars.js", "feature.js", "report.js")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; the first column names the row. A row of one cell is a heading within the table."""
+    """Cells as text; the first column names the row. A row of one cell is a heading within the table.
+
+    Columns of a table without headings sort its rows, by the number that a cell begins with, else by its text.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    note: str = ""  # below it
 
 
 @dataclass(frozen=True)
@@ -63,16 +70,21 @@ def _bold(text: str) -> str:
 
 
 def _table(table: Table, name: str) -> str:
-    head = "".join(f'<th scope="col">{escaped(column)}</th>' for column in table.columns)
-    body = "".join(_row(row, len(table.columns)) for row in table.rows)
+    lines = [row for row in table.rows if len(row) > 1]
+    long = [any(len(row[i]) > LONG for row in lines) for i in range(len(table.columns))]
+    titles = zip(table.columns, long, strict=True)
+    head = "".join(f'<th scope="col"{_TEXT if text else ""}>{escaped(title)}</th>' for title, text in titles)
+    body = "".join(_row(row, len(table.columns), long) for row in table.rows)
     return (
         f'<div class="sae-report-table" tabindex="0" role="region" aria-label="{escaped(name)}">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        + (f"<p>{_bold(table.note)}</p>" if table.note else "")
     )
 
 
-def _row(row: tuple[str, ...], n_columns: int) -> str:
+def _row(row: tuple[str, ...], n_columns: int, long: Sequence[bool]) -> str:
     if len(row) == 1:
         return f'<tr class="sae-report-group"><th colspan="{n_columns}" scope="colgroup">{escaped(row[0])}</th></tr>'
-    cells = "".join(f"<td>{escaped(cell)}</td>" for cell in row[1:])
+    parts = zip(row[1:], long[1:], strict=True)
+    cells = "".join(f"<td{_TEXT if text else ''}>{escaped(cell)}</td>" for cell, text in parts)
     return f'<tr><th scope="row">{escaped(row[0])}</th>{cells}</tr>'

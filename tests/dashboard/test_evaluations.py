@@ -51,6 +51,11 @@ def test_scores_stand_beside_their_floors() -> None:
     assert co_firing.data[1]["x"] == [0.05, 0.05]
 
 
+def test_the_floor_of_an_auc_is_a_half() -> None:
+    (panel,) = scores({"a": [record("ngram_fuzzing", 0.7, "interpretability", unit="AUC", spread=(0.6, 0.8))]})
+    assert panel.rows == (("a", 0.7, 0.6, 0.8, 0.5),) and panel.data[1]["x"] == [0.5]
+
+
 def test_curves_leave_out_what_a_logarithmic_axis_cannot_show() -> None:
     position, densities = curves(NAMED)
     line = position.data[0]
@@ -74,6 +79,14 @@ def test_a_page_without_figures_has_no_empty_sections(tmp_path: Path) -> None:
     assert len(text.encode()) < 5_000_000
 
 
+def test_text_is_wrapped_column_by_column_and_a_note_stands_below(tmp_path: Path) -> None:
+    table = Table(("a", "b", "c"), (("x", "1", "words " * 20), ("y", "2", "few")), "What it **says**.")
+    report_page("t", [], [Section("s", tables=(table,))], tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert '<td>2</td><td class="sae-report-text">few</td>' in text
+    assert "</table></div><p>What it <b>says</b>.</p>" in text
+
+
 # --- in a browser -------------------------------------------------------------------------------------------
 
 
@@ -92,6 +105,35 @@ def test_the_page_draws_its_charts(watched: Any, tmp_path: Path) -> None:
     page.click("text=Numbers >> nth=-1")
     page.locator(".sae-numbers").nth(1).wait_for()
     assert page.locator(".sae-numbers").last.locator("td").all_text_contents()[:3] == ["a", "1", "0.5"]
+    watched.check()
+
+
+@pytest.mark.browser
+def test_names_beside_scores_are_not_cut_off(watched: Any, tmp_path: Path) -> None:
+    comparison_page({"variational, as released (L0 32)": records(0.0), "b": records(0.1)}, tmp_path / "page.html")
+    page = watched.page
+    page.goto((tmp_path / "page.html").as_uri())
+    chart = page.locator(".sae-chart", has_text="probe_top1")
+    chart.scroll_into_view_if_needed()
+    label = chart.locator(".ytick", has_text="released")
+    label.wait_for()
+    assert label.bounding_box()["x"] >= chart.bounding_box()["x"]
+    watched.check()
+
+
+@pytest.mark.browser
+def test_a_click_on_a_heading_sorts_the_rows(watched: Any, tmp_path: Path) -> None:
+    rows = (("a", "10 (9 to 11)"), ("b", "-"), ("c", "2"), ("d", "1,000"))
+    sections = [Section("s", tables=(Table(("name", "value"), rows), Table(("name", "value"), (("group",), *rows))))]
+    report_page("t", [], sections, tmp_path / "page.html")
+    page = watched.page
+    page.goto((tmp_path / "page.html").as_uri())
+    buttons = page.locator("thead button")
+    assert buttons.count() == 2, "a table with headings keeps its order"
+    for order in (["c", "a", "d", "b"], ["d", "a", "c", "b"]):
+        buttons.last.click()
+        assert page.locator("tbody").first.locator("th").all_text_contents() == order
+    assert page.locator("th[aria-sort]").get_attribute("aria-sort") == "descending"
     watched.check()
 
 
