@@ -1,171 +1,193 @@
-"""What the papers of seven dictionaries claim, and what came out here: one paragraph per claim, from what was run."""
+"""What the papers of seven dictionaries claim, and what came out here: one paragraph per claim, from what was run.
 
-import json
+The figures behind a claim, over seeds, are its `figures`; the paragraph says what they are and when the claim holds.
+"""
+
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-from judging import SAME_L0, Claim, Evaluated, Pair, grouped, less, more, pairs, result_of, same_l0, told, verdict
+from judging import (
+    SAME_L0,
+    Claim,
+    Evaluated,
+    Judged,
+    Pair,
+    grouped,
+    judge,
+    less,
+    more,
+    of_dictionaries,
+    overall,
+    pairs,
+    summary,
+    told,
+)
+
+Tests = dict[str, Callable[[float, float], bool]]
+
+
+def of_pairs(claim: str, source: str, found: Sequence[Pair], tests: Tests, also: Sequence[str], finding: str) -> Claim:
+    """A claim judged by `tests` over pairs, with further figures told, and both sides' L0 as measured."""
+    judged = [judge(found, figure, test) for figure, test in tests.items()]
+    further = [*(told(found, figure) for figure in also), grouped("L0 measured", found, Pair.measured_l0)]
+    return Claim(claim, source, overall(j.verdict for j in judged), finding, (*judged, *further))
 
 
 def mutual_choice(every: Sequence[Evaluated]) -> Claim:
-    found = pairs(every, "mutual_choice", "topk")
-    return Claim(
+    return of_pairs(
         "At equal L0, mutual choice has lower loss than TopK, and fewer dead features.",
         "Ayonrinde 2024, arXiv 2411.02124",
-        verdict(found, {"fvu": less, "ce_recovered_zero": more, "dead_fraction": less}),
-        f"Mutual choice against TopK: FVU {told(found, 'fvu')}. CE recovered {told(found, 'ce_recovered_zero')}. Dead "
-        f"features {told(found, 'dead_fraction')}. Its L0 varies over tokens: sd {told(found, 'l0_sd')}; mean L0 at "
-        f"inference, by the learnt threshold, {told(found, 'l0_mean')}.",
+        pairs(every, "mutual_choice", "topk"),
+        {"fvu": less, "ce_recovered_zero": more, "dead_fraction": less},
+        ["l0_sd"],
+        "Mutual choice against TopK. Its L0 varies over tokens and is set at inference by the threshold learnt in "
+        "training; TopK's figures are those at that L0.",
     )
 
 
 def aux_zipf(every: Sequence[Evaluated]) -> Claim:
-    found = pairs(every, "feature_choice", "feature_choice, no aux_zipf")
-    return Claim(
+    return of_pairs(
         "aux_zipf_loss leaves fewer features under-utilised.",
         "Ayonrinde 2024, arXiv 2411.02124 (our reconstruction)",
-        verdict(found, {"under_used_fraction": less}),
-        f"Feature choice with against without aux_zipf: under-used features {told(found, 'under_used_fraction')}; dead "
-        f"features {told(found, 'dead_fraction')}; FVU {told(found, 'fvu')}.",
+        pairs(every, "feature_choice", "feature_choice, no aux_zipf"),
+        {"under_used_fraction": less},
+        ["dead_fraction", "fvu"],
+        "Feature choice with against without aux_zipf.",
     )
 
 
 def gradient(every: Sequence[Evaluated]) -> Claim:
-    found = pairs(every, "gradient", "topk")
-    return Claim(
+    return of_pairs(
         "Choosing features by activation times gradient recovers more cross-entropy at equal L0, and the features move "
         "logits more in arbitrary contexts.",
         "Olmo et al. 2024, arXiv 2411.10397 (our reconstruction)",
-        verdict(found, {"ce_recovered_zero": more, "kl_recovered_zero": more, "logit_influence": more}),
-        f"Gradient against TopK: CE recovered {told(found, 'ce_recovered_zero')}; KL recovered "
-        f"{told(found, 'kl_recovered_zero')}; FVU {told(found, 'fvu')}; logit change per unit of norm "
-        f"{told(found, 'logit_influence')}. Inference is without gradients.",
+        pairs(every, "gradient", "topk"),
+        {"ce_recovered_zero": more, "kl_recovered_zero": more, "logit_influence": more},
+        ["fvu"],
+        "Gradient against TopK; logit_influence is the logit change per unit of norm. Inference is without gradients.",
     )
 
 
 def pursuit_steps(every: Sequence[Evaluated]) -> Claim:
-    own = [e for e in every if e.facts["label"] == "matching_pursuit" and e.measure("steps")]
-    falls, texts = [], []
+    own, topk = (
+        [e for e in every if e.label == label and e.measure("steps")] for label in ("matching_pursuit", "topk")
+    )
+    ways = []
     for e in own:
-        fvu = [(step["k"], step["fvu"]) for step in e.measure("steps")]
-        trained = [(k, v) for k, v in fvu if k >= e.facts["target_l0"]]
-        falls += [later < earlier for (_, earlier), (_, later) in pairwise(trained)]
-        texts.append(f"{e.name}: " + ", ".join(f"{v:.3g} at {k}" for k, v in fvu))
-    result = "not run" if not falls else "holds" if all(falls) else "mixed" if any(falls) else "fails"
-    topk = [e for e in every if e.facts["label"] == "topk" and e.measure("steps")]
-    others = [f"{e.name}: " + ", ".join(f"{s['fvu']:.3g} at {s['k']}" for s in e.measure("steps")) for e in topk]
+        trained = [step["fvu"] for step in e.measure("steps") if step["k"] >= e.facts["target_l0"]]
+        falls = [later < earlier for earlier, later in pairwise(trained)]
+        ways.append("holds" if all(falls) else "fails" if not any(falls) else "undecided")
+    judged = of_dictionaries("fvu at more steps", ways, {})
     return Claim(
         "Matching pursuit keeps improving with more steps at inference than it was trained with.",
         "Costa et al. 2025, arXiv 2506.03093",
-        result,
-        f"FVU by steps at inference, judged from the trained number on. {'; '.join(texts) or 'not run'}. TopK with "
-        "other k at inference. "
-        f"{'; '.join(others) or 'not run'}.",
+        judged.verdict,
+        "FVU by steps at inference, mean and range over seeds, judged from the trained number on. Matching pursuit, "
+        f"trained with 32: {_by_steps(own)}. TopK with other k at inference: {_by_steps(topk)}.",
+        (judged,),
     )
+
+
+def _by_steps(of: Sequence[Evaluated]) -> str:
+    by_k: dict[int, list[float]] = {}
+    for step in (step for e in of for step in e.measure("steps")):
+        by_k.setdefault(step["k"], []).append(step["fvu"])
+    return ", ".join(f"{summary(values)} at {k}" for k, values in by_k.items()) or "not run"
 
 
 def conditional_orthogonality(every: Sequence[Evaluated]) -> Claim:
-    found = pairs(every, "matching_pursuit", "topk")
-    texts, results = [], set()
-    for e in every:
-        together = next((r for r in e.records if r.name == "co_firing_cosine"), None)
-        drawn, general = e.figure("independent_cosine"), e.figure("mean_cosine")
-        if e.facts["label"] == "matching_pursuit" and together and together.value and together.spread and drawn:
-            assert general is not None
+    ways, own = [], []
+    for e in (e for e in every if e.label == "matching_pursuit"):
+        together, drawn, general = (e.record(n) for n in ("co_firing_cosine", "independent_cosine", "mean_cosine"))
+        if together and together.spread and drawn and general:
             low, high = together.spread
-            results.add(
-                "holds" if high < min(drawn, general) else "fails" if low > max(drawn, general) else "undecided"
-            )
-            texts.append(
-                f"{e.name}: {together.value:.4g} [{low:.4g}, {high:.4g}], of successive ones "
-                f"{e.figure('next_atom_cosine'):.4g}; {drawn:.4g} if atoms fired independently, {general:.4g} of all "
-                "pairs"
-            )
+            both = drawn.value or 0.0, general.value or 0.0
+            ways.append("holds" if high < min(both) else "fails" if low > max(both) else "undecided")
+            own.append(e)
+    judged = of_dictionaries("co_firing_cosine", ways, {})
+    rival = told(pairs(every, "matching_pursuit", "topk"), "co_firing_cosine")
     return Claim(
         "Atoms that matching pursuit selects together are close to orthogonal, more so than its atoms in general.",
         "Costa et al. 2025, arXiv 2506.03093 (the paper's exact definition is not public)",
-        result_of(results),
-        f"Mean |cosine| of atoms that fire together: {'; '.join(texts) or 'not run'}; of random directions in 256 "
-        f"dimensions {math.sqrt(2 / (256 * math.pi)):.3g}. It holds where the interval lies below both comparisons. "
-        f"Against TopK's: {told(found, 'co_firing_cosine')}.",
+        judged.verdict,
+        f"Mean |cosine| of atoms that fire together: {_with_intervals(own, 'co_firing_cosine')}; of successive ones "
+        f"{_mean(own, 'next_atom_cosine')}; {_mean(own, 'independent_cosine')} if atoms fired independently, "
+        f"{_mean(own, 'mean_cosine')} of all pairs, {math.sqrt(2 / (256 * math.pi)):.3g} of random directions in 256 "
+        "dimensions. It holds where a dictionary's interval lies below what independent firing gives and below all "
+        "pairs. Against TopK's it is told below.",
+        (judged, rival),
     )
+
+
+def _mean(of: Iterable[Evaluated], figure: str) -> str:
+    return summary(value for e in of if (value := e.figure(figure)) is not None)
+
+
+def _with_intervals(of: Sequence[Evaluated], figure: str) -> str:
+    spans = [r.spread for e in of if (r := e.record(figure)) is not None and r.spread is not None]
+    return _mean(of, figure) + _reach(spans)
+
+
+def _reach(spans: Sequence[Sequence[float]]) -> str:
+    """` [low, high]`, within which all of several 95 % intervals lie."""
+    return f" [{min(s[0] for s in spans):.3g}, {max(s[1] for s in spans):.3g}]" if spans else ""
 
 
 def variational(every: Sequence[Evaluated]) -> Claim:
-    found = pairs(every, "variational, as released", "topk")
-    noisy = pairs(every, "variational", "topk")
-    control = pairs(every, "variational, no noise", "topk")
-    tests = {"dead_fraction": more, "fvu": more, "ce_recovered_zero": less}
-    return Claim(
+    tests: Tests = {"dead_fraction": more, "fvu": more, "ce_recovered_zero": less}
+    others = []
+    for label, what in (("variational", "noise, beta 0.001"), ("variational, no noise", "no noise, beta 0.001")):
+        found = pairs(every, label, "topk")
+        each = [judge(found, figure, test) for figure, test in tests.items()]
+        others += [Judged(f"{j.figure}: {what}", j.by_target) for j in each]
+    claim = of_pairs(
         "A variational SAE has more dead features and reconstructs worse than TopK.",
         "Baker & Li 2025, arXiv 2509.22994",
-        verdict(found, tests),
-        f"As released (no noise, beta 1) against TopK: dead features {told(found, 'dead_fraction')}; FVU "
-        f"{told(found, 'fvu')}; CE recovered {told(found, 'ce_recovered_zero')}. With noise, beta 0.001 "
-        f"({verdict(noisy, tests)}): dead features {told(noisy, 'dead_fraction')}; FVU {told(noisy, 'fvu')}; CE "
-        f"recovered {told(noisy, 'ce_recovered_zero')}. The control, no noise and beta 0.001: dead features "
-        f"{told(control, 'dead_fraction')}; FVU {told(control, 'fvu')}.",
+        pairs(every, "variational, as released", "topk"),
+        tests,
+        [],
+        "As released (no noise, beta 1) against TopK. Below it, without a verdict, with noise and beta 0.001, and the "
+        "control, beta 0.001 without noise.",
     )
+    return Claim(claim.claim, claim.source, claim.verdict, claim.finding, (*claim.figures, *others))
 
 
 def itda(every: Sequence[Evaluated]) -> Claim:
-    found = pairs(every, "itda", "topk")
-    parts, reached = [], []
-    for pair in found:
-        goal = pair.other.figure("fvu")
-        found_at = None if goal is None else reached_after(pair.one.run, goal)
-        total, when = pair.other.facts["n_tokens"], "never reached"
-        if found_at is not None:
-            tokens, seconds = found_at
-            reached.append(tokens / total)
-            when = (
-                f"reached after {tokens:,} ({tokens / total:.1%}) and {seconds:.0f} s of wall clock beside other work"
-            )
-        own, other = cpu_seconds(pair)
-        parts.append(
-            f"L0 {pair.target}, seed {pair.seed}: {pair.one.facts.get('n_atoms', '?')} atoms; TopK's held-out FVU "
-            f"after {total:,} tokens is {when}; {own:.0f} CPU seconds in all against {other:.0f}"
-        )
-    short = pairs(every, "itda, 1 % of the rows", "topk")
-    share = verdict(short, {"fvu": lambda a, b: a <= 1.1 * b, "ce_recovered_zero": lambda a, b: a >= b - 0.05})
-    if share == "not run" and found:
-        share = "holds" if reached and max(reached) <= 0.02 else "mixed" if reached else "fails"
-    return Claim(
+    short, full = (pairs(every, label, "topk") for label in ("itda, 1 % of the rows", "itda"))
+    claim = of_pairs(
         "ITDA reaches its quality with about 1 % of the tokens and seconds, at a modest cost in cross-entropy.",
         "Leask et al. 2025, arXiv 2505.17769",
-        share,
-        f"ITDA against TopK: FVU {told(found, 'fvu')}; CE recovered {told(found, 'ce_recovered_zero')}. "
-        f"{'. '.join([*parts, ''])}Built from 1 % of the rows: FVU {told(short, 'fvu')}; CE recovered "
-        f"{told(short, 'ce_recovered_zero')}; CPU seconds {grouped(short, cpu_seconds)}. It holds if 1 % of the rows "
-        "give at most 1.1 times TopK's FVU and 0.05 less of the cross-entropy.",
+        short,
+        {"fvu": lambda a, b: a <= 1.1 * b, "ce_recovered_zero": lambda a, b: a >= b - 0.05},
+        [],
+        "ITDA built from 1 % of the rows against TopK trained on all of them; below it, built from all. It holds where "
+        "1 % gives at most 1.1 times TopK's FVU, and at most 0.05 less of the cross-entropy. CPU seconds are of one "
+        "thread; those of equal work differ up to sixfold here with what else ran.",
     )
+    atoms = grouped("atoms: all rows", full, lambda pair: (pair.one.facts["n_atoms"], pair.rivals[0].facts["n_atoms"]))
+    further = [grouped("CPU seconds", short, cpu_seconds), grouped("CPU seconds: all rows", full, cpu_seconds), atoms]
+    whole = [Judged(f"{name}: all rows", told(full, name).by_target) for name in ("fvu", "ce_recovered_zero")]
+    return Claim(claim.claim, claim.source, claim.verdict, claim.finding, (*claim.figures, *whole, *further))
 
 
 def cpu_seconds(pair: Pair) -> tuple[float, float]:
-    return pair.one.facts["cpu_seconds"], pair.other.facts["cpu_seconds"]
+    return pair.one.facts["cpu_seconds"], pair.rivals[0].facts["cpu_seconds"]
 
 
-def reached_after(run: Path, fvu: float, window: int = 5) -> tuple[int, float] | None:
-    """(tokens, wall-clock seconds) after which the mean loss of `window` logged steps is first at most `fvu`."""
-    metrics, timing = ([json.loads(line) for line in (run / f"{name}.jsonl").open()] for name in ("metrics", "timing"))
-    losses = [line["loss"] for line in metrics]
-    for i in range(window, len(metrics) + 1):
-        if sum(losses[i - window : i]) / window <= fvu:
-            last = metrics[i - 1]
-            return last["n_tokens"], sum(line["seconds"] for line in timing if line["step"] <= last["step"])
-    return None
+NEAR_SIMILARITY = 0.005
+"""Two points of a host are one where CKA tells no more of them than this."""
 
 
 def itda_layers(layers: dict[str, Any] | None) -> Claim:
+    found = layers or {"records": [], "points": []}
     values = {
         r["name"].removeprefix("layer_matching_"): r
-        for r in (layers or {"records": []})["records"]
+        for r in found["records"]
         if r["name"].startswith("layer_matching_")
     }
-    n_points = len((layers or {}).get("points", []))
+    n_points = len(found["points"])
     told_each = [f"{name} {r['value']:.2f} [{r['spread'][0]:.2f}, {r['spread'][1]:.2f}]" for name, r in values.items()]
     result = "not run"
     if "itda" in values:
@@ -178,80 +200,91 @@ def itda_layers(layers: dict[str, Any] | None) -> Claim:
         "representations.",
         "Leask et al. 2025, arXiv 2505.17769",
         result,
-        f"Between the embedded host and one of another seed and half its size, {n_points} points, without self-pairs; "
-        f"share of points matched rightly: {'; '.join(told_each) or 'not run'}. Chance: 1 / {n_points or '?'}. It "
-        "holds where ITDA's interval reaches no lower than what any of the three has, and fails where it lies below "
-        "the interval of one; linear regression is ours.",
+        f"Between the embedded host and one of another seed and half its size, {n_points} points, without self-pairs, "
+        f"over {_n_tokens(values)} tokens: share of points whose most similar point of the other host is the one of "
+        f"the same name: {'; '.join(told_each) or 'not run'}. Chance: 1 / {n_points or '?'}. It holds where ITDA's "
+        "interval reaches no lower than what any of the three has, and fails where it lies below the interval of one; "
+        f"linear regression is ours.{_near_points(found['points'], values.get('cka'))}",
+    )
+
+
+def _n_tokens(values: dict[str, Any]) -> str:
+    counts = {r["config"]["n_tokens"] for r in values.values() if "config" in r}
+    return f"{max(counts):,}" if counts else "?"
+
+
+def _near_points(points: Sequence[str], cka: dict[str, Any] | None) -> str:
+    """Which points the two hosts themselves hardly tell apart, so that taking one for the other is no clear mistake."""
+    rows = [] if cka is None else list((cka.get("series") or {}).values())
+    near = [
+        f"{one} to itself {row[i]:.3f}, to {other} {row[j]:.3f}"
+        for i, (one, row) in enumerate(zip(points, rows))
+        for j, other in enumerate(points)
+        if i != j and abs(row[i] - row[j]) <= NEAR_SIMILARITY
+    ]
+    return (
+        f" Some points are nearly one, so that 'same name' is a hard rule for them (CKA: {'; '.join(near)})."
+        if near
+        else ""
     )
 
 
 def top_afa(every: Sequence[Evaluated]) -> Claim:
-    rivals = [e for e in every if e.facts["label"] == "topk" and e.figure("l0_mean") is not None]
-    texts, near = [], []
-    for e in (e for e in every if e.facts["label"] == "top_afa"):
-        l0, seed = e.figure("l0_mean") or math.inf, e.facts["seed"]
-        own = [r for r in rivals if r.facts["seed"] == seed]
-        if not own:
-            continue
-        rival = min(own, key=lambda r: abs((r.figure("l0_mean") or 0) - l0))
-        at = rival.figure("l0_mean") or 0.0
-        beaten = at < l0 and (rival.figure("fvu") or math.inf) < (e.figure("fvu") or 0)
-        if same_l0(at, l0) or beaten:
-            near.append(Pair(e.facts["target_l0"], seed, e, rival))
-        texts.append(
-            f"seed {seed}: FVU {e.figure('fvu'):.3g} at its own L0 of {l0:.0f}; TopK {rival.figure('fvu'):.3g} at L0 "
-            f"{at:.0f}"
-        )
-    return Claim(
+    claim = of_pairs(
         "Top-AFA needs no k and reconstructs better than TopK (by reviews and our notes: only at high L0).",
         "Lee et al. 2025, arXiv 2503.24277",
-        verdict(near, {"fvu": less}) if near or not texts else "not tested (no rival has its L0)",
-        f"{'; '.join(texts) or 'not run'}. It chooses its L0 itself; a rival counts within {SAME_L0:.0%} of that, and "
-        "one that is better with fewer features.",
+        pairs(every, "top_afa", "topk"),
+        {"fvu": less},
+        ["ce_recovered_zero"],
+        f"It chooses its L0 itself; TopK's figures are those at that L0, from a run within {SAME_L0:.0%} of it.",
     )
+    own = [e for e in every if e.label == "top_afa"]
+    verdict = "not tested" if claim.verdict == "not run" and own else claim.verdict
+    return Claim(claim.claim, claim.source, verdict, claim.finding, claim.figures)
 
 
 def gradients_at_inference(every: Sequence[Evaluated]) -> Claim:
-    results, texts = set(), []
-    for e in every:
-        if found := e.measure("gradients_at_inference"):
-            value, low, high = found["difference"]
-            results.add("holds" if low > 0 else "fails" if high < 0 else "undecided")
-            by_way = ", ".join(f"{value:.4f} {way}" for way, value in found["recovered"].items())
-            added = (
-                f"with {share} of the error put in, loss rises by "
-                + ", ".join(f"{1000 * value:.1f} {way}" for way, value in ways.items())
-                for share, ways in found["added"].items()
-            )
-            fvu = ", ".join(f"{value:.3g}" for value in found["fvu"].values())
-            texts.append(
-                f"{e.name}: CE recovered {by_way} (with less without: {value:+.4f} [{low:.4f}, {high:.4f}]); FVU in "
-                f"that order {fvu}; in thousandths of a nat, {'; '.join(added)}"
-            )
+    found = [measured for e in every if (measured := e.measure("gradients_at_inference"))]
+    spans = [measured["difference"][1:] for measured in found]
+    judged = of_dictionaries("difference of CE recovered", [_side(low, high) for low, high in spans], {})
+    parts = []
+    for way in found[0]["recovered"] if found else ():
+        added = ", ".join(
+            f"{summary(1000 * measured['added'][share][way] for measured in found)} with {share} of the error put in"
+            for share in found[0]["added"]
+        )
+        fvu, recovered = (summary(measured[figure][way] for measured in found) for figure in ("fvu", "recovered"))
+        parts.append(f"{way}: CE recovered {recovered}, FVU {fvu}, loss rises by {added} (thousandths of a nat)")
+    difference = summary(measured["difference"][0] for measured in found) + _reach(spans)
     return Claim(
         "A gradient dictionary recovers more cross-entropy if gradients choose its features at inference too.",
         "our own question; Olmo et al. 2024 leave inference open",
-        result_of(results),
-        f"Features chosen without gradients, with them, or with those of other rows. {'. '.join(texts) or 'not run'}.",
+        judged.verdict,
+        "Features chosen without gradients, with them, or with those of other rows, means over seeds at L0 32. "
+        f"{'. '.join(parts) or 'Not run'}. CE recovered with less without: {difference}.",
+        (judged,),
     )
 
 
+def _side(low: float, high: float) -> str:
+    """What an interval of a difference says of its being greater than 0."""
+    return "holds" if low > 0 else "fails" if high < 0 else "undecided"
+
+
 def amortisation_gap(every: Sequence[Evaluated]) -> Claim:
-    results, texts = set(), []
-    for e in every:
-        if found := e.measure("amortisation"):
-            value, low, high = found["difference"]
-            results.add("holds" if high < 0 else "fails" if low > 0 else "undecided")
-            texts.append(
-                f"{e.name}: FVU {found['fvu_shrinkage']:.4f} at L0 {found['l0_shrinkage']:.1f} against "
-                f"{found['fvu_encoder']:.4f} at L0 {found['l0_encoder']:.1f} (difference {value:+.4f} [{low:.4f}, "
-                f"{high:.4f}]), {found['n_rows']:,} rows"
-            )
+    found = [measured for e in every if (measured := e.measure("amortisation"))]
+    spans = [measured["difference"][1:] for measured in found]
+    judged = of_dictionaries("difference of FVU", [_side(-high, -low) for low, high in spans], {})
+    figure = {name: summary(m[name] for m in found) for name in ("fvu_shrinkage", "l0_shrinkage", "fvu_encoder")}
+    difference = summary(m["difference"][0] for m in found) + _reach(spans)
     return Claim(
         "Over TopK's own atoms, iterative shrinkage (CEL0) reconstructs better than TopK's encoder (amortisation gap).",
         "the baseline of this toolkit",
-        result_of(results),
-        "; ".join(texts) or "not run",
+        judged.verdict,
+        f"FVU {figure['fvu_shrinkage']} at L0 {figure['l0_shrinkage']} by shrinkage against {figure['fvu_encoder']} at "
+        f"L0 {summary(m['l0_encoder'] for m in found)} by the encoder: difference {difference}; "
+        f"{max((m['n_rows'] for m in found), default=0):,} rows each.",
+        (judged,),
     )
 
 
