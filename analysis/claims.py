@@ -190,11 +190,15 @@ def itda_layers(layers: dict[str, Any] | None) -> Claim:
     n_points = len(found["points"])
     told_each = [f"{name} {r['value']:.2f} [{r['spread'][0]:.2f}, {r['spread'][1]:.2f}]" for name, r in values.items()]
     result = "not run"
+    judged: tuple[Judged, ...] = ()
     if "itda" in values:
-        low, high = values["itda"]["spread"]
+        own, (low, high) = values["itda"]["value"], values["itda"]["spread"]
         others = [values[name] for name in ("cka", "svcca", "relative")]
         result = "fails" if any(high < o["spread"][0] for o in others) else "undecided"
         result = "holds" if all(low >= o["value"] for o in others) else result
+        n_for = sum(own >= o["value"] for o in others)
+        n_clear = sum(high < o["spread"][0] or low > o["spread"][1] for o in others)
+        judged = (Judged("layer_matching against three", {}, result, n_for, 3 - n_for, n_clear, 3),)
     return Claim(
         "The Jaccard index of ITDA's atoms matches layers between models at least as well as CKA, SVCCA and relative "
         "representations.",
@@ -205,6 +209,7 @@ def itda_layers(layers: dict[str, Any] | None) -> Claim:
         f"the same name: {'; '.join(told_each) or 'not run'}. Chance: 1 / {n_points or '?'}. It holds where ITDA's "
         "interval reaches no lower than what any of the three has, and fails where it lies below the interval of one; "
         f"linear regression is ours.{_near_points(found['points'], values.get('cka'))}",
+        judged,
     )
 
 

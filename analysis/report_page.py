@@ -119,7 +119,7 @@ def figures_behind(claims: Sequence[Claim]) -> Table:
         shown = [figure for figure in claim.figures if figure.by_target]
         rows += [(claim.claim,)] if shown else []
         rows += [(f.figure, f.verdict or "-", *(f.by_target.get(target, "-") for target in targets)) for f in shown]
-    return Table(("figure", "verdict", *(f"L0 {target}" for target in targets)), tuple(rows))
+    return Table(("figure", "verdict", *(f"L0 target {target}" for target in targets)), tuple(rows))
 
 
 Column = tuple[str, Callable[[Evaluated], float | None]]

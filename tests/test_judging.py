@@ -220,18 +220,18 @@ def test_atoms_no_more_orthogonal_than_all_pairs_are_undecided(judging: Any, cla
 
 
 def test_layers_are_matched_as_well_as_by_the_three_that_are_named(claims: Any) -> None:
-    def verdict(itda: float, cka: float, linear: float = 0.9) -> str:
+    def verdict(itda: float, cka: float, linear: float = 0.9) -> tuple[str, str]:
         values = {"itda": itda, "cka": cka, "svcca": 0.1, "relative": 0.1, "linear": linear}
         records = [
             {"name": f"layer_matching_{name}", "value": value, "spread": [value - 0.1, value + 0.1]}
             for name, value in values.items()
         ]
-        claim: str = claims.itda_layers({"points": ["a"], "records": records}).verdict
-        return claim
+        claim = claims.itda_layers({"points": ["a"], "records": records})
+        return claim.verdict, claim.strength.split(": ")[1]
 
-    assert verdict(0.6, 0.5) == "holds"
-    assert verdict(0.55, 0.5) == "undecided"
-    assert verdict(0.2, 0.5) == "fails"
+    assert verdict(0.6, 0.5) == ("holds", "3 for, 0 against of 3, 2 clear")
+    assert verdict(0.55, 0.5) == ("undecided", "3 for, 0 against of 3, 2 clear")
+    assert verdict(0.2, 0.5) == ("fails", "2 for, 1 against of 3, 1 clear")
 
 
 def test_points_that_are_nearly_one_are_told(claims: Any) -> None:
