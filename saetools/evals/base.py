@@ -13,7 +13,7 @@ import numpy as np
 from saetools.activations.base import RowSource
 from saetools.dictionaries.base import Dictionary
 from saetools.errors import ConfigError, DataError, nearest
-from saetools.evals.bootstrap import mean_interval
+from saetools.evals.bootstrap import mean_interval, too_few
 from saetools.lm.base import Host
 from saetools.records import EvalRecord, FrozenModel, PointSpec
 from saetools.text.packing import TokenPlan
@@ -155,8 +155,8 @@ class Evaluation(ABC):
         A note, where none is given, says that they are too few for an interval.
         """
         value, spread = float(np.mean(values)) if len(values) else None, mean_interval(values, seed)
-        if note is None and value is not None and spread is None:
-            note = f"{len(values)} {n_unit} are too few for an interval"
+        if note is None and value is not None:
+            note = too_few(len(values), n_unit)
         return self.record(name, value, unit, len(values), n_unit=n_unit, spread=spread, series=series, note=note)
 
     def settings(self) -> dict[str, Any]:

@@ -110,6 +110,11 @@ def mean_interval(values: Sequence[float] | np.ndarray, seed: int) -> tuple[floa
     return bootstrap_interval(np.stack([np.ones(len(values_N)), values_N], 1), lambda t: t[:, 1] / t[:, 0], seed)
 
 
+def too_few(n: int, n_unit: str) -> str | None:
+    """The note of a figure over so few items that it has no interval; None where they are enough."""
+    return f"{n} {n_unit} are too few for an interval" if n < LEAST_ITEMS else None
+
+
 def correlation_interval(pairs_N2: np.ndarray, seed: int) -> tuple[float, float] | None:
     """The 95 % interval of the Pearson correlation of pairs that were drawn, or could be, independently.
 

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from saetools.dictionaries.base import Dictionary
 from saetools.evals.base import EvalRecord, Evaluation, Subject, Tick, no_tick
-from saetools.evals.bootstrap import LEAST_ITEMS, mean_ratio, ratio_sums, standard_error
+from saetools.evals.bootstrap import mean_ratio, ratio_sums, standard_error, too_few
 from saetools.evals.labelled import (
     LabelledConfig,
     LabelledRows,
@@ -148,10 +148,8 @@ class Disentangling(Evaluation, name="disentangling"):
             return self.record(name, None, unit, 0, n_unit=n_unit, note=NO_PAIR)
         sums = ratio_sums([(pair.document_N, pair.gap_N, gained_N) for pair, gained_N in found])
         series = {pair.name: [gained_N.sum() / pair.gap_N.sum()] for pair, gained_N in found}
-        n_documents = len(np.unique(np.concatenate([pair.document_N for pair, _ in found])))
-        enough = n_documents >= LEAST_ITEMS
-        spread = sums.interval(mean_ratio, seed) if enough else None
-        note = None if enough else f"{n_documents} test documents are too few for an interval"
+        note = too_few(len(np.unique(np.concatenate([pair.document_N for pair, _ in found]))), "test documents")
+        spread = None if note else sums.interval(mean_ratio, seed)
         value, n = sums.value(mean_ratio), len(found)
         return self.record(name, value, unit, n, n_unit=n_unit, spread=spread, series=series, note=note)
 

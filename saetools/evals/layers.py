@@ -31,7 +31,7 @@ from torch import Tensor
 from saetools.dictionaries.itda import ITDA
 from saetools.errors import DataError, MismatchError
 from saetools.evals.base import EvalRecord
-from saetools.evals.bootstrap import mean_interval
+from saetools.evals.bootstrap import mean_interval, too_few
 from saetools.evals.sample import DRAW
 from saetools.features.sampling import uniform
 from saetools.functional.similarity import jaccard, linear_cka, linear_r2, relative_similarity, svcca
@@ -164,9 +164,13 @@ def _figures(name: str, similarity_LLR: np.ndarray, n: int, config: LayerMatchin
     mean = similarity_LLR.mean(2)
     series = {str(i): row.tolist() for i, row in enumerate(mean)}
     settings = {"evaluation": "layer_matching", **config.model_dump(mode="json")}
-    note = f"chance is {1 / n_points:.3f}; {n:,} tokens"
+    few = too_few(n_points, "points")
+    chance = f"chance is {1 / n_points:.3f}; {n:,} tokens" + (f"; {few}" if few else "")
     records = []
-    for figure, values, unit in (("matching", right, "fraction of points"), ("margin", margin, "similarity")):
+    for figure, values, unit, note in (
+        ("matching", right, "fraction of points", chance),
+        ("margin", margin, "similarity", few),
+    ):
         per_point = np.mean(values, 0)
         records.append(
             EvalRecord(
@@ -178,7 +182,7 @@ def _figures(name: str, similarity_LLR: np.ndarray, n: int, config: LayerMatchin
                 spread=mean_interval(per_point, seed),
                 series=series if figure == "matching" else None,
                 config=settings,
-                note=note if figure == "matching" else None,
+                note=note,
             )
         )
     return records

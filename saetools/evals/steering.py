@@ -53,7 +53,7 @@ from saetools.evals.base import (
     no_tick,
     with_host,
 )
-from saetools.evals.bootstrap import correlation_interval
+from saetools.evals.bootstrap import correlation_interval, too_few
 from saetools.evals.probes import Firings, encode_rows
 from saetools.evals.responses import area_under, response_columns
 from saetools.evals.splicing import Splicer, counted_windows, cross_entropy_N
@@ -194,15 +194,14 @@ class Steering(Evaluation, name="steering"):
         pairs = np.array([bench.ablation(feature) for feature in bench.living[: self.config.n_attributed]])
         ranked = np.stack([ranks(column) for column in pairs.T], 1)
         varies = len(pairs) > 2 and (pairs.std(0) > 0).all()
-        spread = correlation_interval(ranked, bench.subject.seed) if varies else None
         return self.record(
             "attribution_correlation",
             float(np.corrcoef(ranked.T)[0, 1]) if varies else None,
             "rank correlation",
             len(pairs),
             n_unit="features",
-            spread=spread,
-            note=f"{len(pairs)} features are too few for an interval" if varies and spread is None else None,
+            spread=correlation_interval(ranked, bench.subject.seed) if varies else None,
+            note=too_few(len(pairs), "features") if varies else None,
             series={"loss_change": pairs[:, 0].tolist(), "first_order": pairs[:, 1].tolist()},
         )
 

@@ -64,6 +64,9 @@ def test_rotated_layers_are_matched_by_every_measure():
         assert found[f"layer_margin_{name}"].value > 0, name
     assert "chance is 0.250" in found["layer_matching_cka"].note
     assert found["layer_matching_cka"].n == len(POINTS)
+    for figure in ("matching", "margin"):  # of four points
+        record = found[f"layer_{figure}_cka"]
+        assert record.spread is None and "4 points are too few for an interval" in record.note
 
 
 def test_the_two_directions_of_a_place_are_one_item_of_the_interval():

@@ -25,6 +25,13 @@ def test_the_greater_side_has_features_alone() -> None:
     np.testing.assert_array_equal(found.cosine_F, [0, 1, 0, 0, 1, 0])
 
 
+@pytest.mark.parametrize("most", [8, 5])
+def test_signed_features_are_matched_whichever_way_they_point(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    monkeypatch.setattr(compare, "MAX_ONE_TO_ONE", most)
+    found = compare.match_features(torch.eye(6), -torch.eye(6)[[2, 0]], either_sign=True)
+    assert found.partner_F[[0, 2]].tolist() == [1, 0] and found.cosine_F[[0, 2]].tolist() == [1, 1]
+
+
 def test_of_too_many_each_gets_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "MAX_ONE_TO_ONE", 5)
     found = compare.match_features(torch.eye(6), torch.eye(6)[[2, 0]])
