@@ -41,11 +41,7 @@ N_ROWS = 60_000
 ROUNDS: dict[str, dict[str, dict[str, Any]]] = {
     "geometry": {"geometry": {"n_tokens": N_ROWS}},
     "steering": {"steering": {"n_predictions": 256, "n_read_tokens": N_ROWS}},
-    "disentangled": {
-        "probing": {"n_tokens": N_ROWS},
-        "disentangling": {"n_tokens": N_ROWS},
-        "absorption": {"n_tokens": N_ROWS},
-    },
+    "disentangled": {"probing": {}, "disentangling": {}, "absorption": {}},
     "interpretable": {"interpretability": {"n_tokens": N_ROWS}},
 }
 """Rounds over all dictionaries, one after another; the runs' own `eval.json` has reconstruction, loss and sparsity."""

@@ -31,7 +31,7 @@ Groups = Mapping[str, Callable[[np.ndarray], np.ndarray]]
 class LabelledConfig(Evaluation.Config):
     """Sizes that all labelled evaluations share."""
 
-    n_tokens: int = Field(100_000, gt=0, description="held-out tokens among which rows are sampled")
+    n_tokens: int = Field(200_000, gt=0, description="held-out tokens among which rows are sampled")
     n_train: int = Field(1000, gt=0, description="training rows per class and side")
     n_test: int = Field(500, gt=0, description="test rows per class and side")
     min_rows: int = Field(50, gt=0, description="rows per side and split below which a class is left out")
@@ -44,6 +44,7 @@ class LabelledRows:
     x_ND: Tensor  # float32, on the CPU
     document_N: np.ndarray  # int64
     members: dict[tuple[str, str], np.ndarray]  # (group, split) -> rows
+    n_read: int  # held-out rows among which they were found
 
     def task(self, positive: str, negative: str, split: str) -> tuple[np.ndarray, np.ndarray]:
         """(rows, y): equally many of each group, y True for the positive one."""
@@ -86,8 +87,23 @@ def collect_labelled(
 ) -> LabelledRows:
     """Up to per_group = (training, test) rows of each group among the first n_tokens held-out tokens.
 
+    Groups are known by their names, labellers by theirs, where the subject's `references` have the rows from before.
     Raises NotApplicableError where no document can be labelled.
     """
+    if subject.references is None:
+        return _collect(subject, labeller, groups, n_tokens, per_group, tick)
+    own = subject.heldout.fingerprint(), subject.seed, labeller.__qualname__, tuple(groups), n_tokens, per_group
+    if (kept := subject.references.labelled(own)) is not None:
+        tick(kept.n_read)
+        return kept
+    rows = _collect(subject, labeller, groups, n_tokens, per_group, tick)
+    subject.references.keep_labelled(own, rows)
+    return rows
+
+
+def _collect(
+    subject: Subject, labeller: Labeller, groups: Groups, n_tokens: int, per_group: tuple[int, int], tick: Tick
+) -> LabelledRows:
     samples = {
         (group, split): TokenSample(2, torch_seed(subject.seed, f"labelled {group} {split}"), size)
         for group in groups
@@ -156,18 +172,19 @@ def _fetch(
     reach = 1 + max((int(places[:, 1].max()) for places in wanted.values() if len(places)), default=0)
     keys = {name: places[:, 0] * reach + places[:, 1] for name, places in wanted.items()}
     every = np.unique(np.concatenate([*keys.values(), np.zeros(0, np.int64)]))
-    found_keys, found_rows = [], []
+    found_keys, found_rows, n_read = [], [], 0
     for rows in rows_through(subject, *last):
         where = rows.where_N2.cpu().numpy()
         key = np.where(where[:, 1] < reach, where[:, 0] * reach + where[:, 1], -1)
         here = np.isin(key, every)
         found_keys.append(key[here])
         found_rows.append(rows.x_ND[torch.from_numpy(here).to(rows.x_ND.device)].float().cpu())
+        n_read += len(rows)
         tick(len(rows))
     key, x_ND = np.concatenate(found_keys), torch.cat(found_rows)
     order = np.argsort(key)
     members = {name: _rows_of(own, key, order) for name, own in keys.items()}
-    return LabelledRows(x_ND, key // reach, members)
+    return LabelledRows(x_ND, key // reach, members, n_read)
 
 
 def _rows_of(own: np.ndarray, key: np.ndarray, order: np.ndarray) -> np.ndarray:

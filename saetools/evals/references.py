@@ -1,17 +1,22 @@
-"""What the host predicts without a dictionary, kept for the next dictionary that is judged on the same windows.
+"""What is the same for all dictionaries judged on the same text: labelled rows, and predictions without a dictionary.
 
-Of the four runs of `loss_recovered.py` three know nothing of the dictionary. A `Subject` that carries `References` has
-them made once: their windows and figures (about 100 bytes per prediction) and, while they fit, the host's own logits.
+A `Subject` that carries `References` has them made once. Labels and the rows sampled by them (labelled.py) are kept
+while they fit. Of the four runs of `loss_recovered.py` three know nothing of the dictionary: their windows and figures
+(about 100 bytes per prediction) are kept and, while they fit, the host's own logits.
 """
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from saetools.evals.splicing import Windows
 
-LOGIT_BYTES, FIGURE_BYTES = 512 << 20, 512 << 20
+if TYPE_CHECKING:
+    from saetools.evals.labelled import LabelledRows
+
+LOGIT_BYTES, FIGURE_BYTES, LABELLED_BYTES = 512 << 20, 512 << 20, 256 << 20
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Reference:
 
 
 class References:
-    """The references of the last key asked for: logits of `logit_bytes` at most, and all or none of the rest.
+    """Labelled rows, and the references of the last key asked for: logits of `logit_bytes` at most, all or none else.
 
     Where windows and figures take more than `figure_bytes`, nothing is kept.
     """
@@ -38,6 +43,16 @@ class References:
         self.logit_bytes, self.figure_bytes = logit_bytes, figure_bytes
         self._key: Hashable = None
         self._kept: list[Reference] = []
+        self._labelled: dict[Hashable, LabelledRows] = {}
+
+    def labelled(self, key: Hashable) -> "LabelledRows | None":
+        """The rows kept under the key."""
+        return self._labelled.get(key)
+
+    def keep_labelled(self, key: Hashable, rows: "LabelledRows") -> None:
+        """Keep rows for the next dictionary, if they fit beside those kept."""
+        if rows.x_ND.nbytes + sum(kept.x_ND.nbytes for kept in self._labelled.values()) <= LABELLED_BYTES:
+            self._labelled[key] = rows
 
     def read(self, key: Hashable, make: Callable[[], Iterator[Reference]]) -> Iterator[Reference]:
         """Those kept under the key, else what `make` gives, which is kept if it fits and is read to its end."""

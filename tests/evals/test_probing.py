@@ -14,6 +14,7 @@ from saetools.evals.labelled import class_groups, collect_labelled, python_label
 from saetools.evals.probes import Firings, encode_rows, random_dictionary, train_probe
 from saetools.evals.probing import Probing
 from saetools.evals.python_labels import CLASSES
+from saetools.evals.references import References
 from saetools.evals.token_classes import read_token_classes
 
 SMALL = {"n_train": 60, "n_test": 40, "min_rows": 20, "ks": (1, 2)}
@@ -136,3 +137,14 @@ def test_random_dictionary_has_the_same_size_and_sparsity():
     assert made.config.k == round(float((subject.dictionary.encode(x).to_dense() != 0).sum(1).double().mean()))
     dense, every = made.encode(x).to_dense().detach().double(), torch.arange(2 * N_CLASSES)
     np.testing.assert_array_equal(encode_rows(made, x, n_chunk=64).columns(every), dense.numpy())
+
+
+def test_labelled_rows_are_read_once_for_all_dictionaries(monkeypatch):
+    subject = replace(planted_subject(), references=References())
+    ticked = []
+    first = collect_labelled(subject, python_labeller, class_groups(), 10**6, (200, 100), ticked.append)
+    monkeypatch.setattr("saetools.evals.labelled.labelled_documents", None)
+    again = collect_labelled(subject, python_labeller, class_groups(), 10**6, (200, 100), ticked.append)
+    assert again is first and sum(ticked) == 2 * first.n_read
+    with pytest.raises(TypeError):  # another size, which would have to be read
+        collect_labelled(subject, python_labeller, class_groups(), 10**6, (20, 10), ticked.append)
