@@ -104,6 +104,19 @@ class CapturedStep:
         self.begin(x_ND, state, progress, lr)
         return self.collect()[-1]
 
+    def rehearse(self, n_rows: int) -> None:
+        """Record steps on random rows, without and with AuxK, which change nothing, and forget them.
+
+        What this card or its compiler does not take is raised here, before a run has begun.
+        """
+        dictionary = self.dictionary
+        x_ND = torch.randn(n_rows, dictionary.d_model, device=dictionary.device)
+        since_F = torch.zeros(dictionary.config.n_features, dtype=torch.int64, device=dictionary.device)
+        settings = self._settings(_before(n_rows))
+        settings = replace(settings, variance=1.0)  # not calibrated yet, maybe
+        for room in (0, min(LEAST_ROOM, len(since_F))) if settings.aux_weight > 0 else (0,):
+            self._captured(replace(settings, capacity=room), x_ND, since_F)
+
     def begin(self, x_ND: Tensor, state: "State", progress: "Progress", lr: float) -> None:
         """Start the step on one batch of scaled float32 rows; at most 2 `n_ahead` may be under way.
 
@@ -211,10 +224,13 @@ class CapturedStep:
         self._device = self._captured(replace(settings, capacity=room), x_ND, since_F)
 
     def _make(self, x_ND: Tensor, state: "State", progress: "Progress") -> "DeviceStep":
+        return self._captured(self._settings(progress), x_ND, state.tokens_since_fired_F.clone())
+
+    def _settings(self, progress: "Progress") -> StepSettings:
         weights = self.dictionary.loss_weights(progress)
         auxiliary, main = self.plan.auxiliary, weights[self.plan.main]
         assert main == 1, "the captured step has no weight on the reconstruction"
-        settings = StepSettings(
+        return StepSettings(
             k=self.plan.k,
             selection="per_row" if self.plan.selection == "per_row" else "global",
             variance=float(self.dictionary.total_variance),
@@ -228,7 +244,6 @@ class CapturedStep:
             betas=self.optimizer.betas,
             eps=self.optimizer.eps,
         )
-        return self._captured(settings, x_ND, state.tokens_since_fired_F.clone())
 
     def _captured(self, settings: StepSettings, x_ND: Tensor, since_F: Tensor) -> "DeviceStep":
         from saetools.kernels.topk_step import triton as kernels
@@ -260,3 +275,9 @@ class CapturedStep:
             applied=torch.tensor(record.applied),
             state=self._state,
         )
+
+
+def _before(n_rows: int) -> "Progress":
+    from saetools.dictionaries.base import Progress
+
+    return Progress(step=0, n_steps=1, n_tokens=n_rows, dead_after_tokens=n_rows)

@@ -54,25 +54,52 @@ class Step(Protocol):
 
 
 def make_step(
-    dictionary: "Dictionary", optimizer: Adam, clip_norm: float, impl: Impl, compute: Compute = "auto"
+    dictionary: "Dictionary",
+    optimizer: Adam,
+    clip_norm: float,
+    impl: Impl,
+    compute: Compute = "auto",
+    n_rows: int | None = None,
 ) -> Step:
     """The step for a dictionary; ConfigError where `fused` is asked for and there is none.
 
     `auto` takes the fused step where the dictionary has a plan that covers all its losses, at every point of the run;
     captured as one graph where it is on a GPU and the plan allows; else the plain one, and says so once for a kind
-    that trains by gradients.
+    that trains by gradients. Where n_rows, the rows of a batch, are given, a captured step is rehearsed: on a card that
+    does not take it the fused step by stock torch operations is the step, from the start and at every resume.
     """
     if impl == "plain":
         return PlainStep(dictionary, optimizer, clip_norm, compute)
     reason = why_not_fused(dictionary)
     if reason is None:
         if why_not_captured(dictionary) is None:
-            return CapturedStep(dictionary, optimizer, clip_norm, "fp32" if compute == "fp32" else "bf16")
+            step = CapturedStep(dictionary, optimizer, clip_norm, "fp32" if compute == "fp32" else "bf16")
+            if n_rows is None or _can_be_recorded(step, n_rows):
+                return step
+            return FusedStep(dictionary, optimizer, clip_norm, PRECISION[compute], impl="torch")
         return FusedStep(dictionary, optimizer, clip_norm, PRECISION[compute])
     if impl == "fused":
         raise ConfigError(f"training.impl is fused, but {reason}. Use auto or plain.")
     _say_once(reason)
     return PlainStep(dictionary, optimizer, clip_norm, compute)
+
+
+def _can_be_recorded(step: CapturedStep, n_rows: int) -> bool:
+    """Whether this card takes the captured step; says why it does not."""
+    try:
+        step.rehearse(n_rows)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the compiler's, the assembler's and the driver's have no common class
+        reason = (str(error).splitlines() or [""])[0]
+        logging.getLogger(__name__).warning(
+            "the captured step cannot be recorded on this GPU (%s: %s): training by stock torch operations, exact but "
+            "slower. Please report it.",
+            type(error).__name__,
+            reason,
+        )
+        return False
+    return True
 
 
 @cache

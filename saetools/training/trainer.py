@@ -39,7 +39,7 @@ class Trainer:
     ) -> None:
         self.dictionary, self.plan, self.calibration = dictionary, plan, calibration
         self.optimizer = Adam(trained_parameters(dictionary))
-        self.take_step = make_step(dictionary, self.optimizer, plan.clip_norm, impl, compute)
+        self.take_step = make_step(dictionary, self.optimizer, plan.clip_norm, impl, compute, plan.batch_rows)
         self.state = TrainState(dictionary.initial_state())
         self.queue = BatchCutter()
         self.n_blocks = 0

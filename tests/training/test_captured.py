@@ -7,6 +7,7 @@ The kernels are stood in for by plain ones (`stand_in.py`), but for one test by 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,9 +26,10 @@ from saetools.kernels.topk_step import triton as topk_step
 from saetools.training import captured
 from saetools.training.captured import CapturedStep, why_not_captured
 from saetools.training.checkpoint import load_newest
+from saetools.training.fused import FusedStep
 from saetools.training.optim import Adam
 from saetools.training.result import StepResult
-from saetools.training.step import PlainStep, make_step, trained_parameters
+from saetools.training.step import PlainStep, Step, make_step, trained_parameters
 from tests.training.stand_in import StandIn
 
 N, D, F, K = 32, 12, 40, 3
@@ -199,6 +201,35 @@ def test_mutual_choice_is_captured_where_its_state_is_the_one_that_the_step_keep
 def test_not_on_a_cpu() -> None:
     assert "no Triton kernels on cpu" in why_not_captured(topk())
     assert not isinstance(make(topk()), CapturedStep)
+
+
+@pytest.mark.parametrize("fails_at", [0, 4])
+def test_a_card_that_does_not_take_it_trains_by_stock_operations(
+    fails_at: int, anywhere: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The compiler's refusal, of the step itself or of its AuxK, comes before the run begins, and changes nothing."""
+
+    class Refused(StandIn):
+        def __init__(self, *values: Any, **named: Any) -> None:
+            super().__init__(*values, **named)
+            if self.settings.capacity == fails_at:
+                raise RuntimeError("out of resource: shared memory\nRequired: 1 GB")
+
+    def trained(step: Step, dictionary: Dictionary) -> Tensor:
+        state = dictionary.initial_state()
+        for number in range(6):
+            state = step(x := rows(number), x, {}, state, PROGRESS, 1e-2).state
+        return dictionary.W_dec_FD
+
+    monkeypatch.setattr(topk_step, "DeviceStep", Refused)
+    ours, plain = topk(), topk()
+    ours.total_variance.fill_(0)  # as of a dictionary that a checkpoint is still to be read into
+    step = make_step(ours, Adam(trained_parameters(ours)), 0.2, "auto", "fp32", N)
+    assert isinstance(step, FusedStep) and step.impl == "torch"
+    assert "out of resource: shared memory)" in caplog.text and "Required" not in caplog.text
+    ours.total_variance.fill_(float(D))
+    expected = trained(PlainStep(plain, Adam(trained_parameters(plain)), 0.2), plain)
+    torch.testing.assert_close(trained(step, ours), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [TopK, MutualChoice])
