@@ -195,6 +195,7 @@ def time_steps(report: Report, shape: str, floor_ms: float) -> dict[str, float]:
             step.capture()
 
         def run(n: int, step: Any = step, batches: Any = batches, graphed: bool = graphed) -> None:
+            step.set_rates([1e-4])
             step.load(batches[n % len(batches)])
             if graphed:
                 step.replay()

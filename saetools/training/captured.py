@@ -105,12 +105,14 @@ class CapturedStep:
         return self.collect()[-1]
 
     def rehearse(self, n_rows: int) -> None:
-        """Record steps on random rows, without and with AuxK, which change nothing, and forget them.
+        """Record steps on random rows, without and with the least room for AuxK, which change nothing, and forget them.
 
-        What this card or its compiler does not take is raised here, before a run has begun.
+        What this card or its compiler does not take is raised here, before a run has begun; more room is recorded when
+        it is needed.
         """
         dictionary = self.dictionary
-        x_ND = torch.randn(n_rows, dictionary.d_model, device=dictionary.device)
+        numbers = torch.Generator(dictionary.device).manual_seed(0)  # the device's own does not move
+        x_ND = torch.randn(n_rows, dictionary.d_model, generator=numbers, device=dictionary.device)
         since_F = torch.zeros(dictionary.config.n_features, dtype=torch.int64, device=dictionary.device)
         settings = self._settings(_before(n_rows))
         settings = replace(settings, variance=1.0)  # not calibrated yet, maybe
@@ -124,7 +126,7 @@ class CapturedStep:
         """
         assert len(self._kept) < 2 * self.n_ahead
         if self._device is None:
-            self._device, self._state = self._make(x_ND, state, progress), state
+            self._device, self._state = self._make(x_ND, state, progress), self._on_host(state)
         step = self._device
         step.set_rates([lr])
         step.load(x_ND)
@@ -173,16 +175,20 @@ class CapturedStep:
         self._state = self._after(records, since_F)
         return [self._result(record) for record in records]
 
+    def _on_host(self, state: "State") -> "State":
+        """The state with the two numbers of a learnt threshold on the host, where they are counted on."""
+        if self.plan.selection != "global":
+            return state
+        learnt = cast("ThresholdState", state)
+        return replace(learnt, threshold_sum=learnt.threshold_sum.cpu(), threshold_weight=learnt.threshold_weight.cpu())
+
     def _after(self, records: list[StepRecord], since_F: Tensor) -> "State":
         """The state after these batches, as the dictionary's `next_state` would have given it."""
         assert self._state is not None
         state = replace(self._state, tokens_since_fired_F=since_F)
         if self.plan.selection != "global":
             return state
-        learnt = cast("ThresholdState", state)  # two numbers, on the host from here on
-        learnt = replace(
-            learnt, threshold_sum=learnt.threshold_sum.cpu(), threshold_weight=learnt.threshold_weight.cpu()
-        )
+        learnt = cast("ThresholdState", state)
         for record in records:
             if record.applied:
                 learnt = learnt.observe(torch.tensor(record.least))

@@ -59,6 +59,8 @@ class Run:
         self.facts = directory.read_facts()
         self.mirror = Mirror(config.logging, directory.mirror, self.facts["mirror_id"], config.model_dump(mode="json"))
         self.bar = self._progress_bar()
+        self.stalled_at: int | None = None
+        self.timing_due = False
 
     def forget_loaded(self) -> None:
         """Free the memory of the checkpoint that this run was resumed from."""
@@ -73,17 +75,16 @@ class Run:
 
     def stalled(self) -> bool:
         """Whether too many steps in a row were not finite."""
-        return self.trainer.state.n_skipped_in_row >= MAX_SKIPPED_IN_ROW
+        return self.stalled_at is not None
 
     def give_up(self, stream: ShuffledRows) -> RunError:
         """Save the last good state of a stalled run; the error to raise."""
-        step = self.trainer.state.step
         self._settle()
         self.trainer.state = self.trainer.state.calmed()
         self.save(stream)
         return RunError(
             f"{self.directory.path}: loss or gradient was not finite in {MAX_SKIPPED_IN_ROW} steps in a row, the last "
-            f"being step {step}. None of them was applied; the last good state is saved and "
+            f"being step {self.stalled_at}. None of them was applied; the last good state is saved and "
             f"resumes with the rows after them. A lower training.lr may help."
         )
 
@@ -177,17 +178,25 @@ class Run:
     def _note(self, done: Done) -> None:
         if not done.result.applied:
             self._check_rows(done)
+        if self.stalled_at is None and done.state.n_skipped_in_row >= MAX_SKIPPED_IN_ROW:
+            self.stalled_at = done.state.step
         self._log(done)
 
     def _log(self, done: Done) -> None:
         step, n_tokens = done.state.step, done.state.step * self.trainer.plan.batch_rows
         self.bar.update(self.trainer.plan.batch_rows)
+        self._log_record(step, n_tokens, done)
+        if self.timing_due and done.state is self.trainer.state:  # not between steps that are told of together
+            self.timing.append(step, n_tokens)
+            self.timing_due = False
+
+    def _log_record(self, step: int, n_tokens: int, done: Done) -> None:
         if step != 1 and step % self.config.logging.every_steps:
             return
         n_features = self.trainer.dictionary.config.n_features
         record = metrics_record(step, n_tokens, done.lr, done.state.n_skipped, n_features, done.result)
         self.metrics.append(record)
-        self.timing.append(step, n_tokens)
+        self.timing_due = True
         self.mirror.log(record)
         self.bar.set_postfix(
             loss=f"{record['loss']:.4f}", L0=f"{record['l0']:.1f}", dead=record["n_dead"], refresh=False

@@ -13,6 +13,7 @@ captured step has hardware for it, and fp32 in the plain one.
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -86,9 +87,12 @@ def make_step(
 
 def _can_be_recorded(step: CapturedStep, n_rows: int) -> bool:
     """Whether this card takes the captured step; says why it does not."""
+    device = step.dictionary.device
+    stream = torch.cuda.stream(torch.cuda.current_stream(device)) if device.type == "cuda" else nullcontext()
     try:
-        step.rehearse(n_rows)
-    except torch.OutOfMemoryError:
+        with stream:  # a capture that fails may leave its own stream behind
+            step.rehearse(n_rows)
+    except (torch.OutOfMemoryError, AssertionError):
         raise
     except Exception as error:  # the compiler's, the assembler's and the driver's have no common class
         reason = (str(error).splitlines() or [""])[0]

@@ -197,3 +197,19 @@ def waits(work: Callable[[], None], expected: bool) -> None:
             work()
     else:
         work()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n_features", "k"), [(256, 8), (512, 8)])
+def test_there_is_room_for_the_candidates_of_gaussian_scores(n_features: int, k: int) -> None:
+    """Also where as many are kept as there are groups of 32 features, or more: the bound is their least, or none."""
+    numbers, n_rows = torch.Generator().manual_seed(0), 48
+    made = choice.BatchChoice.make(n_rows, n_features, k, 4, 1 << 30, torch.device("cpu"))
+    assert made.room < n_rows * n_features
+    x, W = torch.randn(n_rows, 8, generator=numbers), torch.randn(n_features, 8, generator=numbers)
+    M, flag = n_rows * k, torch.zeros(1, dtype=torch.int32)
+    slots = torch.empty(M), torch.empty(M, dtype=torch.int32), torch.empty(M, dtype=torch.int32)
+    made.run(x, W, torch.zeros(n_features), slots, Workspace(), 1 << 30, flag)
+    assert not flag.any()
+    expected = (x @ W.T).flatten().topk(M).values
+    torch.testing.assert_close(slots[0].sort(descending=True).values, expected)

@@ -185,9 +185,10 @@ class DeviceStep:
         self.control.flag.copy_(n_dead > (self.capacity if self._flags else self.F))
 
     def set_rates(self, rates: Sequence[float]) -> None:
-        """Learning rates of the next batches, at most n_ahead of them."""
+        """Learning rates of the next batches, at most n_ahead of them; not waiting, as setting an element would."""
         for ahead, lr in enumerate(rates):
-            self.control.lr[(self.n_launched + ahead) % self.settings.n_ahead] = lr
+            place = (self.n_launched + ahead) % self.settings.n_ahead
+            self.control.lr[place : place + 1].fill_(lr)
 
     def load(self, x_ND: Tensor) -> None:
         """Take over the rows of the next batch; not waiting."""
@@ -282,7 +283,7 @@ class DeviceStep:
             self.rehearse()
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # a host that is read ahead may allocate
             self.launch()
         self.n_launched = n_launched
         for tensor, value in zip(small, kept, strict=True):
