@@ -69,7 +69,7 @@ class PlantedConfig(FrozenModel):
 
 
 class PlantedSection(PlantedConfig):
-    """Rows with known atoms, where activations.source is planted."""
+    """Rows with known atoms, where activations.source is planted; 16,384 of them are held out."""
 
     d_model: int = Field(64, gt=0, description="D, width of a row")
     n_features: int = Field(256, gt=0, description="F, number of planted atoms")
@@ -164,7 +164,9 @@ class RunConfigBase(FrozenModel):
     host: HostConfig = Field(HostConfig(), description="subject model")
     corpus: CorpusConfig = Field(CorpusConfig(), description="text")
     activations: ActivationsConfig = Field(ActivationsConfig(), description="rows")
-    planted: PlantedSection = Field(PlantedSection(), description="law of planted rows")
+    planted: PlantedSection = Field(
+        PlantedSection(), description="law of planted rows, read where activations.source is planted"
+    )
     training: TrainingConfig = Field(TrainingConfig(), description="optimization")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="held-out evaluation")
     logging: LoggingConfig = Field(LoggingConfig(), description="metrics and progress")

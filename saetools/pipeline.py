@@ -328,6 +328,11 @@ def harvest(config: Any, out: Path, points: Sequence[str], n_rows: int | None = 
         raise ConfigError(
             f"{n_rows} rows are to be stored. Give 1 or more, or leave it to what a run of the config reads."
         )
+    if not config.activations.has_host:
+        raise ConfigError(
+            f"activations.source is {config.activations.source}: rows that no host makes. What is stored are a host's "
+            "activations; set activations.source to live."
+        )
     set_threads(config.run.threads)
     data = Data(config)
     return harvest_points(data.host, data.plan("train"), points, config.activations, out, n_rows)

@@ -106,6 +106,16 @@ def test_planted_rows_are_trained_on_and_judged_by_their_truth(
         assert found[seed]["loss_recovered"] is None
     assert found[0]["fvu"] != found[1]["fvu"] and found[0]["matched_cosine"] != found[1]["matched_cosine"]
     capsys.readouterr()
+    assert main(["harvest", "topk", *values, "--run.dir", "unused", "--out", str(tmp_path / "store")]) == 2
+    assert "rows that no host makes" in capsys.readouterr().err and not (tmp_path / "store").exists()
+    configs = []
+    for seed in (0, 1):
+        printed = ["train", "topk", *values, "--planted.seed", str(seed), "--run.dir", str(tmp_path / f"law{seed}")]
+        assert main([*printed, "--print-config"]) == 0
+        configs.append(tmp_path / f"law{seed}.yaml")
+        configs[-1].write_text(capsys.readouterr().out)
+    assert main(["train", *map(str, configs)]) == 2
+    assert "differ in planted.seed" in capsys.readouterr().err
     refused = ["--activations.dtype", "bfloat16", "--run.dir", str(tmp_path / "refused")]
     assert main(["train", "topk", *values, *refused]) == 2
     assert "planted rows are float32" in capsys.readouterr().err

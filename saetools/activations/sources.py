@@ -122,7 +122,8 @@ def _planted(activations: ActivationsConfig, law: PlantedSection, split: Split) 
     if activations.gradients or activations.dtype != "float32":
         raise ConfigError(
             f"planted rows are float32 and have no gradients; activations.dtype is {activations.dtype} and "
-            f"activations.gradients {str(activations.gradients).lower()}. Leave both at their defaults."
+            f"activations.gradients {str(activations.gradients).lower()}. Set them to float32 and false; a kind that "
+            "trains by gradients needs a host or a file that has them."
         )
     return PlantedSource(Planted(law, law.seed), split, calibration_rows=activations.calibration_rows)
 

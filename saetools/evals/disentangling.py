@@ -31,7 +31,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from saetools.dictionaries.base import Dictionary
@@ -87,7 +87,7 @@ class Disentangling(Evaluation, name="disentangling"):
     class Config(LabelledConfig):
         """Numbers of features."""
 
-        n_ablated: tuple[int, ...] = Field((2, 10, 50), description="numbers of features ablated")
+        n_ablated: tuple[PositiveInt, ...] = Field((2, 10, 50), min_length=1, description="numbers of features ablated")
         n_train: int = Field(400, gt=0, description="training rows per class and side, and per cell of a pair")
         n_test: int = Field(200, gt=0, description="test rows per class and side, and per cell of a pair")
         least_gap: float = Field(0.1, gt=0, le=1, description="in accuracy, between the probes of a pair that counts")

@@ -82,7 +82,7 @@ class GroundTruth(Evaluation, name="ground_truth"):
             rows = rows.select(slice(0, self.config.n_tokens - counts.sums.n_rows))
             truth_NG = source.planted.block(number, source.batch_rows, source.split).code_NF[: len(rows)]
             code = subject.dictionary.encode(rows.x_ND.to(subject.dictionary.device))
-            counts.add(number, truth_NG, paired.values(code))
+            counts.add(rows.where_N2[:, 0], truth_NG, paired.values(code))
             counts.fired_F += firing_counts_F(code).cpu()
             tick(len(rows))
             if counts.sums.n_rows >= self.config.n_tokens:
@@ -253,10 +253,10 @@ class _Counts:
         child = torch.nonzero(parent_G != torch.arange(n_atoms))[:, 0]
         self.tree = _Tree(child, parent_G[child]) if len(child) else None
 
-    def add(self, number: int, truth_NG: Tensor, values_NG: Tensor) -> None:
+    def add(self, document_N: Tensor, truth_NG: Tensor, values_NG: Tensor) -> None:
         true_NG, fires_NG = truth_NG != 0, values_NG != 0
         columns = [(true_NG & fires_NG).sum(1), fires_NG.sum(1), true_NG.sum(1)]
-        self.sums.add(torch.full((len(truth_NG),), number), torch.stack(columns, 1).double())
+        self.sums.add(document_N, torch.stack(columns, 1).double())
         bins_NG = torch.zeros_like(values_NG, dtype=torch.int64)
         bins_NG[fires_NG] = 1 + torch.from_numpy(bin_of(values_NG[fires_NG].numpy().astype(np.float64)))
         n_atoms, n_bins = self.histogram_2GB.shape[1:]

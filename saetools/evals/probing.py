@@ -18,7 +18,7 @@ regressions. Cannot tell: whether the host uses what is probed.
 from collections.abc import Callable
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from saetools.evals.base import EvalRecord, Evaluation, Subject, Tick, no_tick
 from saetools.evals.bootstrap import mean_ratio, ratio_sums
@@ -45,7 +45,9 @@ class Probing(Evaluation, name="probing"):
     class Config(LabelledConfig):
         """Numbers of features."""
 
-        ks: tuple[int, ...] = Field((1, 2, 5), description="numbers of features given to the probe")
+        ks: tuple[PositiveInt, ...] = Field(
+            (1, 2, 5), min_length=1, description="numbers of features given to the probe"
+        )
 
     config: Config
 

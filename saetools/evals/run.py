@@ -39,8 +39,8 @@ from saetools.evals.cost import Cost
 from saetools.evals.rows import RowEvaluation, run_together
 
 EVAL_FILE, KEPT = "eval.json", "evaluations"
-FORMULAS = ("evals", "features", "functional")
-"""Rooms whose code decides figures of a given dictionary on given rows."""
+FORMULAS = ("activations", "dictionaries", "evals", "features", "functional", "kernels", "lm", "text")
+"""Rooms whose code decides figures of given weights on given text."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,12 @@ def default_evaluations(section: EvaluationConfig) -> list[Evaluation]:
         if name not in known:
             raise ConfigError(f"unknown evaluation {name!r}.{nearest(name, known)} Known: {', '.join(known)}.")
     names = known if "all" in section.run else dict.fromkeys(section.run)
+    idle = [name for name in section.settings if name not in names]
+    if idle:
+        raise ConfigError(
+            f"evaluation.settings has {', '.join(idle)}, which evaluation.run does not name ({', '.join(names)}). Add "
+            "it to evaluation.run, or leave its settings out."
+        )
     return [_configured(name, known[name], section) for name in names]
 
 
@@ -175,8 +181,8 @@ def dictionary_fingerprint(dictionary: Dictionary) -> str:
 def sources_fingerprint(*further: Path) -> str:
     """32 hex digits of the code of the rooms that make figures, and of `further` files; read once per process."""
     package = Path(saetools.__file__).parent
-    paths = [path for room in FORMULAS for path in sorted((package / room).glob("*.py"))]
-    return digest([[path.name, atomic.hash_file(path)] for path in [*paths, *further]])
+    paths = [path for room in FORMULAS for path in sorted((package / room).rglob("*.py"))]
+    return digest([[path.name, atomic.hash_file(path)] for path in [*package.glob("rng.py"), *paths, *further]])
 
 
 class _Store:

@@ -13,7 +13,7 @@ dead_fraction carries the curve over numbers of tokens n = N / 2^i, rounded down
 the N tokens would leave dead, which is the mean over features of C(N - count, n) / C(N, n). It has no bootstrap
 interval, nor have rare_fraction and under_used_fraction: resampling documents can only kill features, never revive
 them, so that the value would lie at an end of its interval or outside. `l0_mean` carries quantiles, `rare_fraction` the
-histogram of log10 density.
+histogram of log10 density. Intervals of zipf_exponent and dense_fraction are of 200 resamples.
 
 Cost: one encode per row. Cannot tell: whether the features that fire mean anything.
 """

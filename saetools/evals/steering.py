@@ -21,7 +21,7 @@ Targets are the tokens that d raises most on the direct path to the logits (feat
                      a <d, gradient of the loss>; by ranks, since one feature of great effect decides Pearson's
 
 Living are here the features that fire at some of the `n_predictions` and not at all of them: the more frequent ones
-(in the comparison, of 384 predictions, 2,614 of 4,067 that live, of 1.5 times the median density of all).
+(of 384 predictions of the embedded host, 2,614 of 4,067 that live, of 1.5 times the median density of all).
 
 Controls, with vectors of equal norm: `..._random` (random directions, judged by their own top tokens) and
 `..._shuffled` (another feature's atom, judged by this feature's targets). Intervals are over features, 8 or more.

@@ -20,7 +20,7 @@ from saetools.training.run_directory import RunDirectory, changed_keys, read_cal
 from saetools.training.signals import StopRequest, stop_on_signals
 
 _logger = logging.getLogger(__name__)
-SHARED = ("host", "corpus", "activations", "run.seed", "run.device", "run.threads")
+SHARED = ("host", "corpus", "activations", "planted", "run.seed", "run.device", "run.threads")
 """What configs trained on one stream have in common."""
 
 

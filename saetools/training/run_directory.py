@@ -12,7 +12,7 @@ import os
 import platform
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +123,10 @@ class RunDirectory:
 
     def check_same(self, config: RunConfigBase, fingerprint: str, calibration: Calibration) -> None:
         """Raise RunError naming what differs where this is not a continuation of the run recorded here."""
-        changed = [
-            key for key in changed_keys(self._read_config(), config.model_dump(mode="json")) if not _is_free(key)
-        ]
+        recorded_config, given = self._read_config(), config.model_dump(mode="json")
+        with suppress(ValidationError):  # of another kind, or with keys of another version: compared as it stands
+            recorded_config = type(config).model_validate(recorded_config).model_dump(mode="json")
+        changed = [key for key in changed_keys(recorded_config, given) if not _is_free(key)]
         changed = [key for key in changed if key != "training.n_tokens"]
         if changed:
             raise RunError(

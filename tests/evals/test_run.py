@@ -283,7 +283,7 @@ def test_n_tokens_bounds_what_every_evaluation_reads():
         assert len({name for name, _ in read}) == len(made) - 1, "all but stability, which reads none"
         for field in [("sparsity", "n_tokens"), ("loss_recovered", "n_mean_tokens"), ("steering", "n_read_tokens")]:
             assert read[field] == n_tokens
-        assert read["probing", "n_tokens"] == min(100_000, n_tokens)
+        assert read["interpretability", "n_tokens"] == min(100_000, n_tokens)
         assert max(read.values()) == n_tokens
 
 
@@ -305,9 +305,13 @@ def test_any_field_of_an_evaluation_is_set_in_the_config():
         ("{sparsty: {}}", 'unknown evaluation .sparsty.. Did you mean "sparsity"'),
         ("{sparsity: {dens_above: 0.1}}", 'unknown key evaluation.settings.sparsity.dens_above. Did you mean "dense_'),
         ("{sparsity: {dense_above: 2}}", "evaluation.settings.sparsity.dense_above: .*less than 1; got 2"),
+        ("{steering: {doses: [0.2]}}", "has steering, which evaluation.run does not name .reconstruction, sparsity"),
     ):
         with pytest.raises(ConfigError, match=message):
             made(settings)
+    for settings in ("{steering: {kl_limit: .inf}}", "{disentangling: {n_ablated: []}}", "{probing: {ks: [0]}}"):
+        with pytest.raises(ConfigError, match=r"evaluation\.settings"):
+            made(settings, run="[all]")
 
 
 def test_every_evaluation_runs_or_says_why_not():

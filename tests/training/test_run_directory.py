@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
 from saetools.errors import FormatError, RunError
 from saetools.training.run_directory import RunDirectory, changed_keys, read_calibration
@@ -85,3 +87,18 @@ def test_calibration_and_config_of_a_run(program: ModuleType, straight: Path, ro
     with pytest.raises(RunError, match=r"another dictionary\.n_features \(see"):
         other = program.tiny_config(rows, straight, **{"dictionary.n_features": 64, "logging.every_steps": 9})
         RunDirectory(straight).check_same(other, source.fingerprint(), source.calibration)
+
+
+def test_a_run_begun_before_a_section_existed_goes_on(
+    program: ModuleType, straight: Path, rows: Path, tmp_path: Path
+) -> None:
+    config = program.tiny_config(rows, straight)
+    source = program.tiny_source(config)(None)
+    older = shutil.copytree(straight, tmp_path / "older")
+    recorded = yaml.safe_load((older / "config.yaml").read_text())
+    del recorded["planted"], recorded["activations"]["prefetch"]
+    (older / "config.yaml").write_text(yaml.safe_dump(recorded))
+    RunDirectory(older).check_same(config, source.fingerprint(), source.calibration)
+    (older / "config.yaml").write_text(yaml.safe_dump(recorded | {"planted": {"n_features": 9}}))
+    with pytest.raises(RunError, match=r"another planted\.n_features"):
+        RunDirectory(older).check_same(config, source.fingerprint(), source.calibration)
