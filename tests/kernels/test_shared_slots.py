@@ -115,6 +115,7 @@ def test_steps_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_wrong_guess_and_too_little_room_are_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Primed by its first batch; a batch of small rows is flagged, one of large rows, and those begun after them."""
     monkeypatch.setattr(choice, "ROOM", 2)
+    monkeypatch.setattr(choice, "ROOM_OF_MANY", 2)
     monkeypatch.setattr(choice, "BLOCK", 0)
     plain, step = PlainSteps(), DeviceStep(*start(), IN_CHUNKS, N)
     step.load(rows(0))
