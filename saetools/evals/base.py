@@ -184,10 +184,15 @@ def available_evaluations() -> Mapping[str, type[Evaluation]]:
 
 def make_evaluation(name: str, **settings: Any) -> Evaluation:
     """The evaluation of this name with its config filled from `settings`; an unknown name names the nearest one."""
+    return evaluation_class(name)(**settings)
+
+
+def evaluation_class(name: str) -> type[Evaluation]:
+    """The class of this name; ConfigError names the nearest one where there is none."""
     known = available_evaluations()
     if name not in known:
         raise ConfigError(f"unknown evaluation {name!r}.{nearest(name, known)} Known: {', '.join(known)}.")
-    return known[name](**settings)
+    return known[name]
 
 
 __all__ = [

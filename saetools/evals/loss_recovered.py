@@ -32,7 +32,6 @@ from saetools.evals.base import (
     EvalRecord,
     Evaluation,
     HostSubject,
-    NotApplicableError,
     Subject,
     Tick,
     no_tick,
@@ -88,8 +87,6 @@ class LossRecovered(Evaluation, name="loss_recovered"):
             sums.add(reference.windows.document_N, columns_NC)
             added.add(reference.windows, columns_NC[:, -2] - columns_NC[:, 1])
             tick(len(columns_NC))
-        if sums.n_rows == 0:
-            raise NotApplicableError("no held-out window has two tokens in a row to predict from; add text")
         return self._records(subject, sums, added, parts, splicer)
 
     def _without(self, subject: Subject, parts: HostSubject) -> Iterator[Reference]:

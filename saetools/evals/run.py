@@ -33,6 +33,7 @@ from saetools.evals.base import (
     Subject,
     Tick,
     available_evaluations,
+    evaluation_class,
     make_evaluation,
 )
 from saetools.evals.cost import Cost
@@ -58,26 +59,24 @@ OnDone = Callable[[Outcome], None]
 
 def default_evaluations(section: EvaluationConfig) -> list[Evaluation]:
     """The evaluations that a config names, with the sizes and settings that it gives; ConfigError for unknown names."""
-    known = available_evaluations()
     for name in (*(name for name in section.run if name != "all"), *section.settings):
-        if name not in known:
-            raise ConfigError(f"unknown evaluation {name!r}.{nearest(name, known)} Known: {', '.join(known)}.")
-    names = known if "all" in section.run else dict.fromkeys(section.run)
+        evaluation_class(name)
+    names = available_evaluations() if "all" in section.run else dict.fromkeys(section.run)
     idle = [name for name in section.settings if name not in names]
     if idle:
         raise ConfigError(
             f"evaluation.settings has {', '.join(idle)}, which evaluation.run does not name ({', '.join(names)}). Add "
             "it to evaluation.run, or leave its settings out."
         )
-    return [_configured(name, known[name], section) for name in names]
+    return [_configured(name, section) for name in names]
 
 
-def _configured(name: str, kind: type[Evaluation], section: EvaluationConfig) -> Evaluation:
+def _configured(name: str, section: EvaluationConfig) -> Evaluation:
     """An evaluation with the section's settings of it, and else with its sizes.
 
     A field `...tokens` whose default is that of section.n_tokens takes its value; one of fewer is at most that.
     """
-    given, fields, sizes = section.settings.get(name, {}), kind.Config.model_fields, {}
+    given, fields, sizes = section.settings.get(name, {}), evaluation_class(name).Config.model_fields, {}
     every = type(section).model_fields["n_tokens"].default
     for field in fields:
         if field.endswith("tokens"):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saetools.evals.base import HostSubject, Subject
+from saetools.evals.base import HostSubject, NotApplicableError, Subject
 from saetools.evals.sample import DRAW
 from saetools.features.sampling import uniform
 from saetools.lm.base import Edit
@@ -52,12 +52,14 @@ def counted_windows(parts: HostSubject, n_predictions: int, n_read: int) -> Iter
     They are those of least hash among the windows that begin within the first n_read tokens (all, where these hold no
     more predictions), and of the one of greatest hash only the first predictions count, as many as are wanted: batches
     do not matter, nor does the order of documents but for what n_read reaches, in the plan's order, which is fixed.
-    The text is tokenized twice.
+    The text is tokenized twice. Raises NotApplicableError where there is none to count.
     """
     vocabulary = parts.host.unembedding()[0].shape[0]
     n_tokens = min(LOGIT_BYTES // (4 * vocabulary), MAX_TOKENS)
     n_windows = max(1, n_tokens // parts.tokens.context_tokens)
     drawn = _drawn(parts.tokens, n_predictions, n_read)
+    if not drawn:
+        raise NotApplicableError("no held-out window has two tokens in a row to predict from; add text")
     waiting = _Waiting()
     for batch in parts.tokens.batches(0):
         if batch.number > max(drawn, default=-1):

@@ -233,8 +233,6 @@ class _Bench:
     def __init__(self, subject: Subject, parts: HostSubject, config: Steering.Config) -> None:
         self.subject, self.parts, self.splicer = subject, parts, Splicer(subject, parts)
         self.windows = list(counted_windows(parts, config.n_predictions, config.n_read_tokens))
-        if not self.windows:
-            raise NotApplicableError("no held-out window has two tokens in a row to predict from; add text")
         self.logits = [self.splicer.logits(w).float() for w in self.windows]
         self.median_norm = subject.heldout.calibration.median_norm
         self.W_U_VD, self.norm_weight_D = (

@@ -79,7 +79,9 @@ class Trainer:
         if not self._ahead:
             return []
         assert isinstance(self.take_step, CapturedStep)
-        return self._told(self.take_step.collect())
+        done = self._told(self.take_step.collect())
+        assert not self._ahead, "every step begun is told of"
+        return done
 
     def _told(self, results: list[StepResult]) -> list[Done]:
         """What the first of the steps under way did."""
