@@ -5,6 +5,7 @@ Python versions; the fingerprint tells which text a figure belongs to.
 """
 
 import hashlib
+import os
 import sysconfig
 import tokenize
 from functools import cached_property
@@ -38,10 +39,9 @@ class StdlibCorpus(ListedCorpus):
     def ids(self) -> list[str]:
         """Paths relative to the root with `/`, sorted; undecodable and empty files are left out when read."""
         found = []
-        for path in self.root.rglob("*.py"):
-            relative = path.relative_to(self.root)
-            if SKIPPED_DIRECTORIES.isdisjoint(relative.parts[:-1]):
-                found.append(relative.as_posix())
+        for folder, below, files in os.walk(self.root):
+            below[:] = set(below) - SKIPPED_DIRECTORIES
+            found += [Path(folder, name).relative_to(self.root).as_posix() for name in files if name.endswith(".py")]
         return sorted(found)
 
     @property
