@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from saetools.dictionaries.base import Dictionary, SparseCode
@@ -13,6 +13,7 @@ from saetools.dictionaries.topk import TopK
 from saetools.rng import torch_seed
 
 ITERATIONS = 200
+POOLS = ThreadpoolController()  # of the libraries loaded by now; looking for them takes milliseconds
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def train_probe(x_ND: np.ndarray, y_N: np.ndarray) -> Probe:
     """
     mean_D, sd_D = x_ND.mean(0), x_ND.std(0)
     inverse_D = np.divide(1.0, sd_D, out=np.zeros_like(sd_D), where=sd_D > 1e-12 * (1 + np.abs(mean_D)))
-    with threadpool_limits(1):  # matrices this small lose time to threads that wait for each other
+    with POOLS.limit(limits=1):  # matrices this small lose time to threads that wait for each other
         fitted = LogisticRegression(max_iter=ITERATIONS).fit((x_ND - mean_D) * inverse_D, y_N)
     w_D = fitted.coef_[0] * inverse_D
     return Probe(w_D, float(fitted.intercept_[0] - mean_D @ w_D))
