@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
@@ -102,26 +102,35 @@ def test_wrong_yaml(tmp_path: Path, text: str, expected: str) -> None:
     assert expected in str(caught.value)
 
 
+NAMES = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1)
+
+
+@settings(max_examples=20)  # jsonargparse takes a fifth of a second to read a config, so each holds many values
 @given(
     k=st.integers(1, 10**6),
     lr=st.none() | st.floats(1e-8, 10, allow_nan=False),
-    name=st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1),
+    names=st.tuples(NAMES, NAMES, NAMES, NAMES, NAMES),
     dtype=st.sampled_from(["float32", "bfloat16", "float16"]),
 )
 def test_a_resolved_config_reads_back_equal(
-    tmp_path_factory: pytest.TempPathFactory, k: int, lr: float | None, name: str, dtype: str
+    tmp_path_factory: pytest.TempPathFactory, k: int, lr: float | None, names: tuple[str, ...], dtype: str
 ) -> None:
+    host, corpus, split, point, project = names
     values = {
         "dictionary": {"kind": "topk", "n_features": 9, "k": k},
         "training": {"lr": lr},
-        "host": {"name": name},
-        "activations": {"dtype": dtype},
+        "host": {"name": host},
+        "corpus": {"name": corpus, "split": split},
+        "activations": {"dtype": dtype, "point": point},
+        "logging": {"wandb_project": project},
         "run": {"dir": "runs/x"},
     }
     path = tmp_path_factory.mktemp("c") / "c.yaml"
     path.write_text(yaml.safe_dump(values))
     first = parse_run(path, [], KINDS)
-    assert (first.dictionary.k, first.training.lr, first.host.name) == (k, lr, name)
+    assert (first.dictionary.k, first.training.lr, first.host.name) == (k, lr, host)
+    assert (first.corpus.name, first.corpus.split) == (corpus, split)
+    assert (first.activations.point, first.logging.wandb_project) == (point, project)
     path.write_text(to_yaml(first))
     assert parse_run(path, [], KINDS) == first
 

@@ -2,13 +2,15 @@
 
 import hashlib
 import importlib.util
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -53,20 +55,35 @@ def train_tiny(program: ModuleType, rows: Path) -> Callable[..., Any]:
     return run
 
 
+class Done(NamedTuple):
+    """How a process ended, and what it said."""
+
+    returncode: int
+    stderr: str
+
+
 @pytest.fixture(scope="session")
-def spawn(rows: Path) -> Callable[..., subprocess.CompletedProcess]:
+def spawn(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Done]]:
     """spawn(run_dir, *changes, **environment): the tiny program in a process of its own, waited for."""
+    output = tmp_path_factory.mktemp("spawned") / "output"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(PROGRAM), "serve"]
+    with subprocess.Popen(command, env=environment, stdin=PIPE, stdout=PIPE, text=True) as server:
+        assert server.stdin and server.stdout
 
-    def run(run_dir: Path, *changes: str, **environment: Any) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, str(PROGRAM), str(rows), str(run_dir), *changes],
-            env={**os.environ, "PYTHONPATH": str(ROOT), **{k: str(v) for k, v in environment.items()}},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+        def run(run_dir: Path, *changes: str, **environment: Any) -> Done:
+            output.unlink(missing_ok=True)
+            asked = {
+                "arguments": [str(rows), str(run_dir), *changes],
+                "environment": {name: str(value) for name, value in environment.items()},
+                "output": str(output),
+            }
+            server.stdin.write(json.dumps(asked) + "\n")
+            server.stdin.flush()
+            return Done(int(server.stdout.readline()), output.read_text())
 
-    return run
+        yield run
+        server.stdin.close()
 
 
 @pytest.fixture(scope="session")

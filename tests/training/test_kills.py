@@ -3,6 +3,8 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+PROGRAM, ROOT = Path(__file__).with_name("tiny_program.py"), Path(__file__).parents[2]
 N_STEPS = 60
 N_OPERATIONS = 700  # fewer than an uninterrupted run does to the disk
 N_OPERATIONS_OF_A_SAVE = 80  # as many as writing a checkpoint takes, or fewer
@@ -106,11 +109,15 @@ def test_a_second_signal_exits_at_once(spawn: Callable, straight: Path, tmp_path
     check(tmp_path / "run", straight, digests)
 
 
-def test_surroundings_change_nothing(straight: Path, tmp_path: Path, digests: Callable, spawn: Callable) -> None:
+def test_surroundings_change_nothing(rows: Path, straight: Path, tmp_path: Path, digests: Callable) -> None:
+    """Of a process that starts as a user's does: the others of this file are forks of one that has its imports."""
     run = tmp_path / "a dir of ünïcode 漢" / ("long" * 40)
+    surroundings = {"LC_ALL": "C", "LANG": "C", "TZ": "Asia/Kathmandu", "PYTHONHASHSEED": "7", "HOME": "/nonexistent"}
     mask = os.umask(0o077)
     try:
-        done = spawn(run, LC_ALL="C", LANG="C", TZ="Asia/Kathmandu", PYTHONHASHSEED="7", HOME="/nonexistent")
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **surroundings}
+        command = [sys.executable, str(PROGRAM), str(rows), str(run)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     finally:
         os.umask(mask)
     assert done.returncode == 0, done.stderr

@@ -4,6 +4,8 @@ Environment: KILL_AT_STEP=n kills this process with SIGKILL after step n; KILL_A
 (open, write, fsync, rename, ...) of the module that owns all writes, a write being cut in its middle;
 KILL_IN_SAVE=c:n at the n-th operation of the c-th checkpoint that this process writes.
 STOP_AT_STEP=n sends it STOP_SIGNAL (a number; STOP_TWICE=1: two times). Imports nothing of a host.
+
+`python tiny_program.py serve` imports what the program needs once, and forks a process for each run that is asked for.
 """
 
 import json
@@ -125,5 +127,23 @@ def main(arguments: list[str]) -> None:
     assert "transformers" not in sys.modules
 
 
+def serve() -> None:
+    """For each line of stdin, {arguments, environment, output: file}, a run in a fork; its exit code to stdout."""
+    import saetools.kernels.swap_rows.cpu  # noqa: F401  # with numba, which a run imports late
+
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if not (child := os.fork()):
+            output = os.open(asked["output"], os.O_WRONLY | os.O_CREAT)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            os.environ.update(asked["environment"])
+            signal.alarm(600)
+            main(asked["arguments"])
+            return
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n")
+        sys.stdout.flush()
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    serve() if sys.argv[1:] == ["serve"] else main(sys.argv[1:])
