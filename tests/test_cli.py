@@ -37,6 +37,7 @@ def arguments(rows: Path, out: Path, **changes: str) -> list[str]:
         "training.n_tokens": "20000",
         "training.batch_rows": "256",
         "logging.progress": "false",
+        "run.threads": "1",
         "run.dir": str(out),
     } | {name.replace("__", "."): value for name, value in changes.items()}
     return ["train", "quickstart", *(part for name, value in values.items() for part in (f"--{name}", value))]
@@ -72,6 +73,7 @@ def test_every_config_trains_on_a_rows_file(config: Path, rows: Path, tmp_path: 
         "training.n_tokens": 1024,
         "training.batch_rows": 256,
         "logging.progress": "false",
+        "run.threads": "1",
         "run.dir": tmp_path / "run",
     }
     if "k: " in config.read_text():

@@ -20,6 +20,7 @@ from saetools.formats.native import save_dictionary
 from saetools.safeio import verify_directory
 
 pytestmark = pytest.mark.filterwarnings("ignore")
+F = 64  # features; collecting them takes time in proportion
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +28,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "out"
     values = {
         "corpus.max_documents": "6",
+        "corpus.context_tokens": "128",
         "activations.ring_rows": "4096",
         "activations.calibration_rows": "1000",
-        "dictionary.n_features": "256",
+        "dictionary.n_features": str(F),
         "dictionary.k": "8",
         "training.n_tokens": "6000",
         "training.batch_rows": "512",
-        "evaluation.n_tokens": "5000",
+        "evaluation.n_tokens": "2500",
         "evaluation.n_features": "5",
         "logging.progress": "false",
+        "run.threads": "1",
         "run.dir": str(out),
     }
     assert main(["train", "quickstart", *(part for k, v in values.items() for part in (f"--{k}", v))]) == 0
@@ -49,7 +52,7 @@ def subject(run: Path) -> Subject:
 
 def test_explore_collects_once_and_shows_text(run: Path, subject: Subject) -> None:
     explorer = saetools.explore(run)
-    assert explorer.store.info.n_features == 256 and explorer.training()
+    assert explorer.store.info.n_features == F and explorer.training()
     made = (run / "features" / "features.sqlite").stat().st_mtime_ns
     assert saetools.explore(run).store.info == explorer.store.info
     assert (run / "features" / "features.sqlite").stat().st_mtime_ns == made
@@ -74,7 +77,7 @@ def test_a_thousand_contexts_are_what_the_tokenizer_decodes(run: Path, subject: 
     numbers = range(config.corpus.max_documents)
     documents = {plan.document_id(n): plan.document(n) for n in numbers if plan.document(n) is not None}
     ids = {name: tokenize.encode([document.text])[0] for name, document in documents.items()}
-    examples = [example for feature in range(256) for example in store.examples(feature)]
+    examples = [example for feature in range(F) for example in store.examples(feature)]
     chosen = random.Random(0).sample(examples, 1000)
     n_cut = 0
     for example in chosen:
@@ -88,7 +91,7 @@ def test_a_thousand_contexts_are_what_the_tokenizer_decodes(run: Path, subject: 
         if example.band != "uniform":
             assert abs(example.values[example.peak]) == max(map(abs, example.values))
     assert n_cut < 20
-    tops = [sum(example.band == "top" for example in store.examples(feature)) for feature in range(256)]
+    tops = [sum(example.band == "top" for example in store.examples(feature)) for feature in range(F)]
     assert max(tops) == 20, "as many as are asked for, where there are as many contexts"
 
 
@@ -98,7 +101,7 @@ def test_logits_are_those_of_the_weights(run: Path, subject: Subject) -> None:
     loaded = pipeline.load_subject(run, pipeline.config_of(run))
     W_U_VD, norm_D = loaded.host.unembedding()
     effect_FV = (loaded.dictionary.directions() * norm_D) @ W_U_VD.T
-    for feature in range(0, 256, 16):
+    for feature in range(0, F, 4):
         logits = store.feature(feature).logits
         assert logits is not None and len(logits.top) == len(logits.bottom) == 10
         for listed, descending in ((logits.top, True), (logits.bottom, False)):
@@ -160,7 +163,7 @@ def test_features_of_older_weights_are_collected_again(run: Path, tmp_path: Path
     again = exploring.open_store(copy, how=exploring.Collecting(loss_effects=2))
     assert again.info.dictionary_hash != collected.dictionary_hash and again.info.loss_effects == 2
     with_effects = [
-        f for f in range(256) if any(example.loss_effects for example in again.examples(f) if example.band == "top")
+        f for f in range(F) if any(example.loss_effects for example in again.examples(f) if example.band == "top")
     ]
     assert with_effects == sample_of_firing(again.columns("count")["count"], 2, 0)
 
@@ -170,8 +173,8 @@ def test_a_loaded_dictionary(run: Path) -> None:
     with pytest.raises(ConfigError, match="config="):
         saetools.explore(dictionary)
     explorer = saetools.explore(dictionary, config=run)
-    assert explorer.store.info.n_features == 256 and not explorer.store.path.is_relative_to(run)
-    assert [cosine for _, _, cosine in explorer.partners(run)] == pytest.approx([1.0] * 256, abs=1e-3)
+    assert explorer.store.info.n_features == F and not explorer.store.path.is_relative_to(run)
+    assert [cosine for _, _, cosine in explorer.partners(run)] == pytest.approx([1.0] * F, abs=1e-3)
     folder = explorer.store.path.parent
     assert folder.is_dir()
     del explorer
@@ -188,7 +191,7 @@ def test_a_run_that_trains(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run / "checkpoints", copy / "checkpoints")
     newest = max(path.name for path in (copy / "checkpoints").iterdir())
     shown = exploring.explore(copy).store.info
-    assert shown.n_features == 256 and shown.dictionary_hash
+    assert shown.n_features == F and shown.dictionary_hash
     assert exploring.live_subject(copy, pipeline.config_of(copy), compare=copy / "checkpoints" / newest).comparison
     verify_directory(copy / "checkpoints" / newest)
     assert (copy / "checkpoint_results" / newest / "features").is_dir()
@@ -225,18 +228,18 @@ def test_dictionaries_that_belong_to_no_run(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run / "dictionary", tmp_path / "ours")
     explorer = saetools.explore(run)
     for name in ("theirs", "bare"):
-        assert [cosine for _, _, cosine in explorer.partners(tmp_path / name)] == pytest.approx([1.0] * 256, abs=1e-3)
+        assert [cosine for _, _, cosine in explorer.partners(tmp_path / name)] == pytest.approx([1.0] * F, abs=1e-3)
         with pytest.raises(FormatError, match="Name them with --config FILE"):
             pipeline.config_of(tmp_path / name)
     assert pipeline.config_of(tmp_path / "ours").corpus == pipeline.config_of(run).corpus
-    assert saetools.explore(tmp_path / "ours").store.info.n_features == 256
+    assert saetools.explore(tmp_path / "ours").store.info.n_features == F
     assert {path.name for path in tmp_path.iterdir()} == {"theirs", "bare", "bare.results", "ours", "ours.results"}
     verify_directory(tmp_path / "bare")
 
 
 def test_pages(run: Path, subject: Subject, tmp_path: Path) -> None:
     page = exploring.export(run, pipeline.config_of(run), tmp_path / "p.html", n_features=2)
-    assert page == tmp_path / "p.html" and "This page holds 2 of 256 features" in page.read_text()
+    assert page == tmp_path / "p.html" and f"This page holds 2 of {F} features" in page.read_text()
     index = exploring.export(run, pipeline.config_of(run), tmp_path / "folder", n_features=3, compare=run)
     assert str(tmp_path) not in index.read_text() and str(run.parent) not in index.read_text()
     assert index == tmp_path / "folder" / "index.html" and len(list((tmp_path / "folder/features").iterdir())) == 3
@@ -245,6 +248,6 @@ def test_pages(run: Path, subject: Subject, tmp_path: Path) -> None:
 
 def test_a_dictionary_is_its_own_partner(subject: Subject) -> None:
     assert subject.comparison is not None
-    assert subject.comparison.partner_F.tolist() == list(range(256))
+    assert subject.comparison.partner_F.tolist() == list(range(F))
     assert subject.comparison.title == "out", "the run's name, not where it lies"
     assert subject.comparison.cosine_F.min() > 0.999

@@ -35,7 +35,8 @@ def run(tmp_path: Path) -> Path:
     save_file({"x": codes @ atoms}, tmp_path / "x.safetensors")
     settings = f"""--activations.source rows --activations.path {tmp_path / "x.safetensors"}
         --activations.ring_rows 1024 --activations.calibration_rows 1000 --dictionary.n_features 11 --dictionary.k 3
-        --training.n_tokens 2048 --training.batch_rows 256 --logging.progress false --run.dir {tmp_path / "run"}"""
+        --training.n_tokens 2048 --training.batch_rows 256 --logging.progress false --run.threads 1
+        --run.dir {tmp_path / "run"}"""
     pipeline.train([pipeline.read_config("quickstart", settings.split())])
     return tmp_path / "run"
 
