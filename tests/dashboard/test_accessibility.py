@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from axe import serious
 from fixture_store import N_FEATURES
 
 from saetools.dashboard.comparison import Comparison
@@ -16,7 +17,6 @@ from saetools.dashboard.notebook import Explorer
 from saetools.features.records import PromptFirings
 from saetools.features.store import FeatureStore
 
-axe_core = pytest.importorskip("axe_core_python.sync_playwright", reason="axe-core-python is not installed")
 pytestmark = pytest.mark.browser
 DRAWN = {
     "Feature": ".sae-token",
@@ -24,16 +24,6 @@ DRAWN = {
     "Compare": "#sae-partner .sae-token",
     "Training": "#sae-curves .main-svg",
 }
-
-
-def serious(page: Any) -> list[str]:
-    """Rule and place of each finding that is serious or critical."""
-    found = axe_core.Axe().run(page)["violations"]
-    return [
-        f"{violation['id']}: {violation['nodes'][0]['html'][:200]}"
-        for violation in found
-        if violation["impact"] in {"serious", "critical"}
-    ]
 
 
 def opened(browser: Any, scheme: str, width: int, path: Path) -> Any:
