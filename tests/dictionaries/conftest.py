@@ -1,5 +1,7 @@
 """Rows made of known atoms, and a small training loop, for the tests of single kinds: the fixture `planted`."""
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor
@@ -19,12 +21,13 @@ class PlantedRows:
 
     def __init__(self) -> None:
         self.planted = Planted(self.LAW)
+        self.block = functools.cache(self.planted.block)
         self.sparse = Planted(self.LAW.model_copy(update={"mean_active": 0.35, "noise": 0.02}))
         self.atoms = self.planted.atoms_FD
 
     def rows(self, n: int, seed: int) -> Tensor:
         """n rows, others for each seed; those of a negative one are never trained on."""
-        return self.planted.block(abs(seed), n, "heldout" if seed < 0 else "train").x_ND
+        return self.block(abs(seed), n, "heldout" if seed < 0 else "train").x_ND
 
     def nearly_single(self, n: int, seed: int) -> Tensor:
         """n rows of the same atoms, of which at least three quarters have one alone and none is empty; little noise."""

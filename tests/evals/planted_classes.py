@@ -35,8 +35,13 @@ def truth(document):
     return python_labeller(text, list(text))
 
 
+@functools.cache
+def document_noise(document):
+    return np.random.default_rng(document).normal(size=(1000, N_CLASSES))
+
+
 def noise(document, positions):
-    return np.random.default_rng(document).normal(size=(10_000, N_CLASSES))[positions]
+    return document_noise(document)[positions]
 
 
 def planted_rows(document, positions):

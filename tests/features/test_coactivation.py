@@ -24,7 +24,7 @@ def feed(counter: Coactivation, code_NF: np.ndarray, batch: int = 50) -> None:
         counter.add(rows, features, piece[rows, features], len(piece))
 
 
-@pytest.mark.parametrize("block_bytes", [1, 1000, 1 << 20])
+@pytest.mark.parametrize("block_bytes", [200, 1000, 1 << 20])
 def test_equals_dense_counts(block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coactivation, "BLOCK_BYTES", block_bytes)
     code_NF = codes(400)
