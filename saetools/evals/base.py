@@ -67,6 +67,25 @@ class NotApplicableError(DataError):
 _REGISTRY: dict[str, type["Evaluation"]] = {}
 
 
+def finite_record(name: str, value: float | None, unit: str, n: int, **fields: Any) -> EvalRecord:
+    """An EvalRecord. What is not finite becomes None, and the note says so."""
+    notes, spread, series = [fields.pop("note", None)], fields.pop("spread", None), fields.pop("series", None)
+    value = None if value is None else float(value)
+    if value is None and notes == [None]:
+        notes.append("undefined on these data")
+    if value is not None and not math.isfinite(value):
+        notes.append(f"undefined on these data: it came to {value}")
+        value = None
+    if spread is not None and not all(map(math.isfinite, spread)):
+        notes.append("an end of its interval is not finite")
+        spread = None
+    if series is not None:
+        series = {key: [v if math.isfinite(v) else None for v in values] for key, values in series.items()}
+        notes += [f"{key} is not finite everywhere" for key, values in series.items() if None in values]
+    note = "; ".join(filter(None, notes)) or None
+    return EvalRecord(name=name, value=value, unit=unit, n=n, spread=spread, series=series, note=note, **fields)
+
+
 class Evaluation(ABC):
     """One way of judging a dictionary: a name, a frozen config, a cost, and a list of figures.
 
@@ -116,31 +135,8 @@ class Evaluation(ABC):
         return None
 
     def record(self, name: str, value: float | None, unit: str, n: int, **fields: Any) -> EvalRecord:
-        """An EvalRecord with this evaluation's settings. What is not finite becomes None, and the note says so."""
-        notes, spread, series = [fields.pop("note", None)], fields.pop("spread", None), fields.pop("series", None)
-        value = None if value is None else float(value)
-        if value is None and notes == [None]:
-            notes.append("undefined on these data")
-        if value is not None and not math.isfinite(value):
-            notes.append(f"undefined on these data: it came to {value}")
-            value = None
-        if spread is not None and not all(map(math.isfinite, spread)):
-            notes.append("an end of its interval is not finite")
-            spread = None
-        if series is not None:
-            series = {key: [v if math.isfinite(v) else None for v in values] for key, values in series.items()}
-            notes += [f"{key} is not finite everywhere" for key, values in series.items() if None in values]
-        return EvalRecord(
-            name=name,
-            value=value,
-            unit=unit,
-            n=n,
-            spread=spread,
-            series=series,
-            config=self.settings(),
-            note="; ".join(filter(None, notes)) or None,
-            **fields,
-        )
+        """An EvalRecord with this evaluation's settings; see `finite_record`."""
+        return finite_record(name, value, unit, n, config=self.settings(), **fields)
 
     def mean_record(
         self,
@@ -203,6 +199,7 @@ __all__ = [
     "Subject",
     "Tick",
     "available_evaluations",
+    "finite_record",
     "make_evaluation",
     "no_tick",
     "with_host",

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from saetools.dictionaries.itda import ITDA
 from saetools.errors import DataError, MismatchError
-from saetools.evals.base import EvalRecord
+from saetools.evals.base import EvalRecord, finite_record
 from saetools.evals.bootstrap import mean_interval, too_few
 from saetools.evals.sample import DRAW
 from saetools.features.sampling import uniform
@@ -173,11 +173,11 @@ def _figures(name: str, similarity_LLR: np.ndarray, n: int, config: LayerMatchin
     ):
         per_point = np.mean(values, 0)
         records.append(
-            EvalRecord(
-                name=f"layer_{figure}_{name}",
-                value=float(per_point.mean()),
-                unit=unit,
-                n=len(per_point),
+            finite_record(
+                f"layer_{figure}_{name}",
+                per_point.mean(),
+                unit,
+                len(per_point),
                 n_unit="points",
                 spread=mean_interval(per_point, seed),
                 series=series if figure == "matching" else None,

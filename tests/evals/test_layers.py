@@ -1,5 +1,6 @@
 """Two hosts whose layers correspond by construction."""
 
+import json
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,6 +56,15 @@ CONFIG = LayerMatchingConfig(n_tokens=400, n_folds=2)
 
 def figures(a, b, **changes):
     return {r.name: r for r in match_layers(a, b, plan(), POINTS, CONFIG, **changes)}
+
+
+def test_a_similarity_that_is_not_finite_is_null_with_a_note():
+    similarity_LLR = np.ones((4, 4, 2))
+    similarity_LLR[0, 0, 0] = np.nan
+    matching, margin = _figures("cka", similarity_LLR, 100, CONFIG, 0)
+    assert matching.value == 0 and matching.series["0"] == [None, 1, 1, 1]
+    assert margin.value is None and margin.spread is None and "it came to nan" in margin.note
+    json.dumps([record.model_dump(mode="json") for record in (matching, margin)], allow_nan=False)
 
 
 def test_rotated_layers_are_matched_by_every_measure():
