@@ -9,6 +9,7 @@ the exact key.
 import json
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ def _for_kind(values: dict[str, Any], kind: str, known: DictionaryConfigs) -> di
     return values | {"dictionary": kept | {"kind": kind}}
 
 
+@lru_cache(8)
 def _parser(config_class: type[RunConfigBase], program: str | None = None) -> Any:
     import jsonargparse
 

@@ -42,6 +42,13 @@ def test_precedence_default_yaml_command_line(config: Path) -> None:
     assert parsed.training.batch_rows == 2048
 
 
+def test_a_reading_leaves_nothing_to_the_next(config: Path) -> None:
+    """Though both are read by one parser."""
+    first = parse_run(config, [], KINDS)
+    changed = parse_run(config, ["--dictionary.k", "7", "--training.lr", "1e-3", "--host.revision", "abc"], KINDS)
+    assert changed != first and parse_run(config, [], KINDS) == first
+
+
 def test_kind_switches_over_a_yaml_of_another_kind(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parsed = parse_run(config, ["--dictionary.l1", "0.5", "--dictionary.kind", "relu"], KINDS)
     assert isinstance(parsed.dictionary, Relu) and parsed.dictionary.l1 == 0.5 and parsed.dictionary.n_features == 12
