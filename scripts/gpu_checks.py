@@ -10,6 +10,8 @@ from torch import Tensor
 from saetools.kernels.auxk import cases as auxk_cases
 from saetools.kernels.backward_adam import Weights
 from saetools.kernels.backward_adam import cases as backward_cases
+from saetools.kernels.backward_adam.control import Control
+from saetools.kernels.backward_adam.tiles import other_tiles, tiles
 from saetools.kernels.decode import cases as decode_cases
 from saetools.kernels.decode_loss import cases as decode_loss_cases
 from saetools.kernels.encode_topk import cases as encode_cases
@@ -76,10 +78,13 @@ def check_step(
     hot: bool = False,
     selection: str = "per_row",
     guessed: bool = False,
+    clip_norm: float = 0.05,
+    updating: int | None = None,
     n_steps: int = 50,
 ) -> str:
     """Fifty device steps against fifty plain ones by autograd in float32; `hot`: some features fire in most rows;
-    `guessed`: a selection over the batch in chunks, some batches being much smaller or larger than those before."""
+    `guessed`: a selection over the batch in chunks, some batches being much smaller or larger than those before;
+    `updating`: by which of the tiles that a capture tries."""
     N, D, F, k = 1024, 640, 4096, 16  # D is no multiple of a tile's columns
     g = torch.Generator(DEVICE).manual_seed(1)
     W = torch.nn.functional.normalize(torch.randn(F, D, generator=g, device=DEVICE), dim=1)
@@ -97,11 +102,15 @@ def check_step(
     moments = [Weights(*(torch.zeros_like(t) for t in weights[0])) for _ in range(4)]
     since = [torch.zeros(F, dtype=torch.int64, device=DEVICE) for _ in range(2)]
     settings = StepSettings(
-        k=k, variance=float(D), clip_norm=0.05, clip=clip, compute=compute, aux_k=32,  # type: ignore[arg-type]
+        k=k, variance=float(D), clip_norm=clip_norm, clip=clip, compute=compute, aux_k=32,  # type: ignore[arg-type]
         aux_weight=1 / 32 if aux else 0.0, dead_after=4 * N, capacity=4096 if aux else 0, n_ahead=4,
         selection=selection, chunk_bytes=256 * F * 4 if guessed else 512 << 20,  # type: ignore[arg-type]
     )  # fmt: skip
-    step = DeviceStep(weights[0], *moments[:2], since[0], settings, N, row_dtype=torch.float32)
+    chosen = None
+    if updating is not None:
+        measuring, every = other_tiles(F, D, torch.device(DEVICE))
+        chosen = measuring[0], every[updating]
+    step = DeviceStep(weights[0], *moments[:2], since[0], settings, N, row_dtype=torch.float32, tiles=chosen)
     step.load(batch())
     if graphed:
         step.capture()
@@ -130,6 +139,8 @@ def check_step(
             return f"step {n}: norm {record.norm}, plain {norm}"
         if selection == "global" and abs(record.least - least) > near * least:
             return f"step {n}: least value {record.least}, plain {least}"
+    if clip == "exact" and clip_norm > 1 and step.control.values[Control.NEEDED]:
+        return "the norm was measured without need"
     if guessed and not 2 <= n_flagged < n_steps // 2:
         return f"{n_flagged} batches were flagged; at least 2 guesses were wrong, and most should be right"
     bound = 0.05 if compute == "bf16" else 2e-3
@@ -274,6 +285,51 @@ def check_captured(selection: str = "per_row", N: int = 512, D: int = 256, F: in
     return ""
 
 
+def check_branches(N: int = 4096, D: int = 768, F: int = 24576, k: int = 32, n_steps: int = 20) -> str:
+    """What runs beside other launches changes nothing: weights, moments and counters to the last bit."""
+    states = []
+    for beside in (True, False):
+        g = torch.Generator(DEVICE).manual_seed(2)
+        W = torch.nn.functional.normalize(torch.randn(F, D, generator=g, device=DEVICE), dim=1)
+        weights = Weights(W.clone(), W.clone(), torch.zeros(F, device=DEVICE), torch.zeros(D, device=DEVICE))
+        moments = [Weights(*(torch.zeros_like(t) for t in weights)) for _ in range(2)]
+        since = torch.zeros(F, dtype=torch.int64, device=DEVICE)
+        since[: F // 10] = 1 << 30
+        weights.b_enc_F[: F // 10] -= 100
+        settings = StepSettings(
+            k=k, variance=float(D), aux_k=64, aux_weight=1 / 32, dead_after=1 << 29, capacity=F // 8
+        )
+        step = DeviceStep(weights, *moments, since, settings, N, tiles=tiles(F, D, torch.device(DEVICE)))
+        if not beside:
+            step.branch.stream = None
+        for n in range(n_steps):
+            step.set_rates([1e-3])
+            step.load(torch.randn(N, D, generator=g, device=DEVICE).to(step.dtype))
+            if n == 0 and DEVICE == "cuda":
+                step.capture()
+            step.launch() if step.graph is None else step.replay()
+        if not all(record.applied for record in step.read()):
+            return "not every step was applied"
+        states.append([*weights, *moments[0], *moments[1], since])
+    return "" if all(torch.equal(a, b) for a, b in zip(*states, strict=True)) else "beside other launches it differs"
+
+
+def check_rehearsal(N: int = 512, D: int = 256, F: int = 2048, k: int = 16) -> str:
+    """Recording steps before a run begins changes no weight, no moment and no random number."""
+    for selection in ("per_row", "global"):
+        W = torch.nn.functional.normalize(torch.randn(F, D, device=DEVICE), dim=1)
+        weights = Weights(W.clone(), W, torch.zeros(F, device=DEVICE), torch.zeros(D, device=DEVICE))
+        dictionary = Trained(weights, k, float(D), selection, aux_k=32)
+        optimizer = Adam(dictionary.parameters)
+        kept = [*weights, *optimizer.first.values(), *optimizer.second.values()]
+        before = [*(t.clone() for t in kept), torch.get_rng_state(), torch.cuda.get_rng_state()]
+        CapturedStep(dictionary, optimizer, 1.0, "bf16").rehearse(N)  # type: ignore[arg-type]
+        after = [*kept, torch.get_rng_state(), torch.cuda.get_rng_state()]
+        if not all(torch.equal(a, b) for a, b in zip(before, after, strict=True)):
+            return f"{selection}: a rehearsal changed something"
+    return ""
+
+
 def check_baselines() -> str:
     """The designs compute the gradient of the same loss: their first updates of the moments agree with autograd's."""
     N, D, F, k = 512, 128, 2048, 16
@@ -311,6 +367,13 @@ def all_checks() -> dict[str, Callable[[], str]]:
         for clip in ("exact", "lagged"):
             checks[f"50 steps {compute} {clip} graph AuxK"] = lambda c=compute, q=clip: check_step(c, q, True, True)
     checks["50 steps fp32 exact eager, hot features"] = lambda: check_step("fp32", "exact", False, False, hot=True)
+    checks["50 steps fp32 exact graph AuxK, the norm never needed"] = lambda: check_step(
+        "fp32", "exact", True, True, clip_norm=1e3
+    )
+    for number, tile in enumerate(other_tiles(4096, 640, torch.device(DEVICE))[1]):
+        checks[f"50 steps bf16 exact graph AuxK, {tile}"] = lambda n=number: check_step(
+            "bf16", "exact", True, True, updating=n
+        )
     shared: dict[str, Any] = {"graphed": True, "aux": True, "selection": "global"}
     for compute in ("fp32", "bf16"):
         checks[f"50 steps {compute} exact graph AuxK, selection over the batch"] = lambda c=compute: check_step(
@@ -331,6 +394,9 @@ def all_checks() -> dict[str, Callable[[], str]]:
     checks["selection over the batch screened by bf16"] = lambda: check_selection(True)
     checks["captured steps, features dying"] = check_captured
     checks["captured steps of mutual choice, features dying"] = lambda: check_captured("global")
+    checks["captured steps of mutual choice, many features kept"] = lambda: check_captured("global", k=64)
+    checks["branches change nothing"] = check_branches
+    checks["a rehearsal changes nothing"] = check_rehearsal
     checks["bad batches are refused"] = check_refusal
     checks["other designs"] = check_baselines
     return checks

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from saetools.kernels.backward_adam import Weights
+from saetools.kernels.backward_adam.control import Control
 from saetools.kernels.by_feature.triton import sort_slots
 from saetools.kernels.encode_topk import triton as encode
 from saetools.kernels.global_topk import triton as global_kernels
@@ -79,7 +80,7 @@ def time_kernels(report: Report, shape: str, flops: float, rate: float) -> None:
     report.add(shape, "select alone against torch.topk", "ratio", "x", [statistics.median(theirs) / select])
     step.encode()
     step.control.values[0] = 1  # applied
-    kernel("decode, loss, residual and dots", 4 * N * k * D / rate * 1e3, lambda n: step.decode())
+    kernel("decode, loss, residual and dots", 4 * N * k * D / rate * 1e3, lambda n: (step.residuals(), step.dots()))
     kernel("sort", 32 * N * k / rate * 1e3, lambda n: sort_slots(step.keys_M, F))
     slots = sort_slots(step.keys_M, F)
     back = step.backward
@@ -87,14 +88,16 @@ def time_kernels(report: Report, shape: str, flops: float, rate: float) -> None:
     kernel("windows", 0.0, lambda n: back.windows(slots))
     gathers, parameters = 4 * N * k * D, 2 * F * D
     kernel("dots", 2 * N * k * D / rate * 1e3, lambda n: step.dots())
-    kernel(
-        "measure: norm and db_enc W_enc", (gathers + parameters) / rate * 1e3, lambda n: back.measure(slots, norm=True)
-    )
-    kernel("measure: db_enc W_enc", parameters / rate * 1e3, lambda n: back.measure(slots, norm=False))
+    kernel("sums and bound", 20 * N * k / rate * 1e3, lambda n: back.sums(slots))
+    kernel("b_dec gradient: db_enc W_enc", parameters / rate * 1e3, lambda n: back.b_dec_gradient())
+    kernel("need", 0.0, lambda n: back.need())
+    back.control.values[Control.NEEDED] = 0
+    kernel("measure, not needed", 0.0, lambda n: back.measure(slots))
+    back.control.values[Control.NEEDED] = 1
+    kernel("measure, where it is needed", gathers / rate * 1e3, lambda n: back.measure(slots))
     kernel("update", (gathers + 26 * parameters) / rate * 1e3, lambda n: back.update(slots))
-    kernel("update, with the norm", (gathers + 26 * parameters) / rate * 1e3, lambda n: back.update(slots, norm=True))
-    kernel("b_dec gradient", 0.0, lambda n: back.b_dec_gradient())
-    kernel("decide", 0.0, lambda n: back.decide(lagged=False, before=True))
+    kernel("decide", 0.0, lambda n: back.decide(lagged=False))
+    kernel("finish", 0.0, lambda n: back.finish(lagged=False))
 
 
 def time_auxk(report: Report, shape: str) -> None:
@@ -104,7 +107,7 @@ def time_auxk(report: Report, shape: str) -> None:
     step.launch()
     a, x = step.auxk, step.centred_ND
     report.add(shape, "AuxK at 10 % dead", "time", "ms", times(lambda n: step.help_dead()))
-    report.add(shape, "AuxK: list of the dead", "time", "ms", times(lambda n: a.find_dead(step.since_F, 1 << 30)))
+    report.add(shape, "AuxK: list and rows of the dead, beside encode", "time", "ms", times(lambda n: step.find_dead()))
     report.add(shape, "AuxK: product", "time", "ms", times(lambda n: torch.mm(x, a.rows_enc_CD.T, out=a.code_NC)))
     report.add(shape, "AuxK: selection", "time", "ms", times(lambda n: a.keep_largest()))
     report.add(

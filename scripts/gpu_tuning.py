@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 import triton
 
+from saetools.kernels.backward_adam.control import Control
 from saetools.kernels.backward_adam.tiles import Tile
 from saetools.kernels.by_feature.triton import Sorted, sort_slots
 from saetools.kernels.encode_topk import triton as encode
@@ -30,9 +31,10 @@ def tune(report: Report, shape: str) -> None:
     for block, warps in ((1024, 1), (2048, 2), (2048, 4), (4096, 4), (4096, 8), (8192, 8)):
         ms = times(lambda n, b=block, w=warps: encode.group_max(pre, step.weights.b_enc_F, best, b, w))
         report.add(shape, f"group maxima: {block} columns, {warps} warps", "time", "ms", ms)
+    step.control.values[Control.NEEDED] = 1
     none = Sorted(slots.keys_M, slots.order_M, torch.zeros_like(slots.offsets_F1))
     report.add(shape, "update without slots", "time", "ms", times(lambda n: step.backward.update(none)))
-    report.add(shape, "measure without slots", "time", "ms", times(lambda n: step.backward.measure(none, norm=True)))
+    report.add(shape, "measure without slots", "time", "ms", times(lambda n: step.backward.measure(none)))
     scratch = torch.empty(rows, encode.scratch_columns(k, F), dtype=torch.int32, device=DEVICE)
     for warps in (1, 2, 4, 8):
         ms = times(lambda n, w=warps: encode.select(pre, step.weights.b_enc_F, best, scratch, out, k, True, warps=w))
@@ -42,11 +44,13 @@ def tune(report: Report, shape: str) -> None:
     ):  # fmt: skip
         tile = Tile(columns, warps, slots_at_once, max(1, per * processors // triton.cdiv(D, columns)))
         back = type(step.backward)(step.backward.p, step.control, step.rule, (tile, step.backward.updating))
-        report.add(shape, f"measure: {tile}", "time", "ms", times(lambda n, b=back: b.measure(slots, norm=True), 5, 2))
+        back.sums(slots)
+        report.add(shape, f"measure: {tile}", "time", "ms", times(lambda n, b=back: b.measure(slots), 5, 2))
     for columns, warps, slots_at_once, per in (
         (256, 1, 2, 64), (256, 1, 4, 64), (256, 1, 8, 64), (512, 2, 2, 64), (512, 2, 4, 64), (512, 2, 8, 64),
         (1024, 4, 2, 64), (1024, 4, 4, 64), (512, 2, 4, 512),
     ):  # fmt: skip
         tile = Tile(columns, warps, slots_at_once, min(F, processors * per))
         back = type(step.backward)(step.backward.p, step.control, step.rule, (step.backward.measuring, tile))
+        back.sums(slots)
         report.add(shape, f"update: {tile}", "time", "ms", times(lambda n, b=back: b.update(slots), 5, 2))

@@ -5,6 +5,8 @@ from dataclasses import replace
 import torch
 
 from saetools.kernels.backward_adam.problem import Weights
+from saetools.kernels.backward_adam.tiles import other_tiles
+from saetools.kernels.by_feature.triton import sort_slots
 from saetools.kernels.global_topk import triton as global_topk
 from saetools.kernels.matching_pursuit import triton as pursuit
 from saetools.kernels.per_feature_topm import triton as per_feature
@@ -60,4 +62,9 @@ def run_steps(N: int, D: int, F: int, k: int) -> None:
     for settings, moments in variants:
         weights = Weights(empty(F, D), empty(F, D), empty(F), empty(D))
         first, second = (Weights(*(empty(F, D, dtype=moments) for _ in "ed"), empty(F), empty(D)) for _ in "mv")
-        DeviceStep(weights, first, second, empty(F, dtype=torch.int64), settings, N).launch()
+        step = DeviceStep(weights, first, second, empty(F, dtype=torch.int64), settings, N)
+        step.launch()
+        for tile in other_tiles(F, D, META)[1]:
+            if tile.held:
+                step.backward.use(step.backward.measuring, tile)
+                step.backward.update(sort_slots(step.keys_M, F))

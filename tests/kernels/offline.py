@@ -119,7 +119,9 @@ def main(shapes: list[str]) -> int:
                 continue
             seen.add(key)
             row = compiled(fn, args, options)
-            bad = row["spilled"] > 0
+            bad = row["spilled"] > (
+                32 if options.get("HELD") else 0
+            )  # those are timed beside others before they are used
             spilled |= bad
             print(
                 f"{fn.__name__:24s} {shape:5s} {row['warps']:5d} {row['registers']:9d} {row['spilled']:7d} "

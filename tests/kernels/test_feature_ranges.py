@@ -1,6 +1,7 @@
 """Features in two ranges, as two processes would hold them: together they give what one process gives."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from saetools.kernels.sparse import Sparse
 N, D, F, K = 40, 8, 330, 7
 RANGES = ((0, 101), (101, 229))
 IMPLS: tuple[Impl, ...] = ("reference", "torch", "numba")
+WITHOUT_TRITON = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 
 
 def whole_numbers(*shape: int, seed: int, span: int = 4) -> Tensor:
@@ -197,8 +199,8 @@ def test_orthogonal_pursuit_by_the_better_of_the_ranges_atoms(impl: Impl) -> Non
     torch.testing.assert_close(coefficients[:, :, 0], values, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("clip_norm", [0.5, 1e9])
+@pytest.mark.parametrize("impl", [*IMPLS, pytest.param("triton", marks=WITHOUT_TRITON)])
+@pytest.mark.parametrize("clip_norm", [0.5, pytest.param(1e9, marks=pytest.mark.slow)])
 def test_two_ranges_update_as_one(impl: Impl, clip_norm: float) -> None:
     case = next(c for c in cases.cases() if c.name == "extra rows").copy(torch.float32)
     rule = Rule(lr=1e-2, n_steps=3, clip_norm=clip_norm)

@@ -6,8 +6,10 @@ No GPU is needed: `scripts/gpu_suite.py` runs the same cases, and larger ones, o
 import importlib
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
@@ -19,6 +21,9 @@ pytest.importorskip("triton", reason="triton is not installed: it exists for Lin
 from saetools.kernels.auxk import auxk
 from saetools.kernels.backward_adam import Batch, Rule, Weights, backward_adam
 from saetools.kernels.backward_adam import triton as backward
+from saetools.kernels.backward_adam.control import Control
+from saetools.kernels.backward_adam.tiles import Tile
+from saetools.kernels.branch import Branch
 from saetools.kernels.by_feature.triton import sort_slots
 from saetools.kernels.decode_loss import decode_loss
 from saetools.kernels.encode_topk import encode_topk
@@ -34,9 +39,17 @@ from saetools.kernels.topk_step import StepSettings
 from saetools.kernels.topk_step.triton import DeviceStep
 from saetools.kernels.workspace import Workspace
 
-N, D, F, K, K_AUX = 32, 20, 70, 4, 5
+T = TypeVar("T")
+N, D, F, K, K_AUX = 16, 20, 40, 4, 5
 SETTINGS = StepSettings(
-    k=K, variance=float(D), clip_norm=0.2, compute="fp32", aux_k=K_AUX, aux_weight=1 / 32, dead_after=2 * N, capacity=20
+    k=K,
+    variance=float(D),
+    clip_norm=0.54,
+    compute="fp32",
+    aux_k=K_AUX,
+    aux_weight=1 / 32,
+    dead_after=2 * N,
+    capacity=20,
 )
 
 
@@ -197,12 +210,12 @@ def batch(number: int) -> Tensor:
     return torch.randn(N, D, generator=torch.Generator().manual_seed(number)) + 0.3
 
 
-def start() -> tuple[Weights, Weights, Weights, Tensor]:
-    W = normalize(torch.randn(F, D, generator=torch.Generator().manual_seed(0)), dim=1)
-    weights = Weights(W.clone(), W.clone(), torch.zeros(F), torch.zeros(D))
+def start(n_features: int = F) -> tuple[Weights, Weights, Weights, Tensor]:
+    W = normalize(torch.randn(n_features, D, generator=torch.Generator().manual_seed(0)), dim=1)
+    weights = Weights(W.clone(), W.clone(), torch.zeros(n_features), torch.zeros(D))
     weights.b_enc_F[:9] -= 5  # these do not fire and are dead after three batches
     zeros = [Weights(*(torch.zeros_like(t) for t in weights)) for _ in range(2)]
-    return weights, zeros[0], zeros[1], torch.zeros(F, dtype=torch.int64)
+    return weights, zeros[0], zeros[1], torch.zeros(n_features, dtype=torch.int64)
 
 
 class PlainSteps:
@@ -245,20 +258,60 @@ def assert_same(step: DeviceStep, plain: PlainSteps) -> None:
 
 @pytest.mark.parametrize("clip", ["exact", "lagged"])
 def test_steps_are_the_plain_ones(clip: str) -> None:
+    """One batch is clipped; two are not, though the bound of their norms is too high; of the last it is low enough."""
     settings = replace(SETTINGS, clip=clip, n_ahead=2)
     plain, step = PlainSteps(settings), DeviceStep(*start(), settings, N)
+    needed = []
     for number in range(4):
-        reconstruction, aux, norm = plain(batch(number), 1e-3)
+        x = batch(number) * (1.0 if number < 3 else 0.7)
+        reconstruction, aux, norm = plain(x, 1e-3)
         step.set_rates([1e-3])
-        step.load(batch(number))
+        step.load(x)
         step.launch()
         record = step.read()[-1]
         assert record.applied and not record.flagged
         assert record.reconstruction == pytest.approx(reconstruction, rel=1e-5)
         assert record.auxk == pytest.approx(aux, rel=1e-5) and record.norm == pytest.approx(norm, rel=1e-5)
         assert record.n_dead == int((plain.since_F >= settings.dead_after).sum())
+        needed.append((norm > settings.clip_norm, bool(step.control.values[Control.NEEDED])))
+        bound = torch.cat([step.backward.bound_parts, step.backward.g_b_dec.square()]).sum().sqrt()
+        assert clip == "lagged" or norm < bound < 2 * norm
     assert aux > 0
+    assert clip == "lagged" or needed == [(True, True), (False, True), (False, True), (False, False)]
     assert_same(step, plain)
+
+
+def small_step(held: bool) -> DeviceStep:
+    """Of 4 rows and 20 features, the first 9 of which are dead."""
+    *three, since_F = start(20)
+    since_F[:9] = 2 * N
+    tile = Tile(16, 1, 2, 7, held=held)
+    settings = replace(SETTINGS, compute="bf16", capacity=10)
+    return DeviceStep(*three, since_F, settings, 4, row_dtype=torch.float32, tiles=(tile, tile))
+
+
+class Late(Branch):
+    """Work beside the launches is done as late as it may be, where it is joined: on a GPU it may be so."""
+
+    def start(self, work: Callable[[], T]) -> Callable[[], T]:
+        done: list[T] = []
+        return lambda: done[0] if done else done.append(work()) or done[0]  # type: ignore[func-returns-value]
+
+
+@pytest.mark.parametrize("other", ["atoms held in registers", "branches run late"])
+def test_the_same_to_the_last_bit(other: str) -> None:
+    """Atoms whose norms are waited for in registers; what runs beside other launches done first, and done last."""
+    one, two = small_step(False), small_step(other.startswith("atoms"))
+    if other.startswith("branches"):
+        two.branch = Late(two.branch.device)
+    for number in range(2):
+        for step in (one, two):
+            step.set_rates([1e-3])
+            step.load(batch(number)[:4])
+            step.launch()
+    record = one.read()[-1]
+    assert record.applied and record.auxk > 0
+    assert all(torch.equal(a, b) for a, b in zip(state_of(one), state_of(two), strict=True))
 
 
 @pytest.mark.slow

@@ -11,9 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from saetools.kernels.auxk import TRITON_CAPACITY
+from saetools.kernels.backward_adam.feature_sums import _row_sums
 from saetools.kernels.backward_adam.problem import Rule
 from saetools.kernels.backward_adam.triton import Control, Extra
-from saetools.kernels.decode.triton import gather_dot
 from saetools.kernels.triton_parts import bisect, key_value, next_power, order_key, places
 
 
@@ -88,7 +88,8 @@ class DeviceAuxK:
         self.rows_enc_CD, self.rows_dec_CD, self.bias_C = empty(C, D), empty(C, D), empty(C, dtype=torch.float32)
         self.code_NC, self.dcode_NC, self.error_ND = empty(n_rows, C), empty(n_rows, C), empty(n_rows, D)
         place_F = torch.full((n_features + 1,), -1, dtype=torch.int32, device=device)
-        self.extra = Extra(place_F, empty(C, D), empty(C, D), empty(C, dtype=torch.float32), empty(D), empty(C))
+        bias, *sums = (empty(C, dtype=torch.float32) for _ in range(4))
+        self.extra = Extra(place_F, empty(C, D), empty(C, D), bias, empty(D), *sums)
         self.n_dead = torch.zeros((), dtype=torch.int64, device=device)
         self.numbers_C = torch.arange(C, dtype=torch.int32, device=device)
         self.n_features = n_features
@@ -110,27 +111,19 @@ class DeviceAuxK:
             num_warps=max(1, min(16, width // 512)),
         )  # fmt: skip
 
-    def run(
-        self,
-        x_ND: Tensor,
-        residual_ND: Tensor,
-        W_enc_FD: Tensor,
-        b_enc_F: Tensor,
-        W_dec_FD: Tensor,
-        since_F: Tensor,
-        dead_after: int,
-        columns: Tensor,
-        main: Tensor,
-        control: Control,
-        loss: Tensor,
-    ) -> None:
-        """Write the loss, `extra` and control's factor. columns: partial column sums of the residual; main: its sum of
-        squares."""
-        (N, D), e = x_ND.shape, self.extra
+    def prepare(self, W_enc_FD: Tensor, b_enc_F: Tensor, W_dec_FD: Tensor, since_F: Tensor, dead_after: int) -> None:
+        """The list of the dead and their rows: what needs nothing of the batch."""
         list_C = self.find_dead(since_F, dead_after)
         torch.index_select(W_enc_FD, 0, list_C, out=self.rows_enc_CD)
         torch.index_select(W_dec_FD, 0, list_C, out=self.rows_dec_CD)
         torch.index_select(b_enc_F, 0, list_C, out=self.bias_C)
+
+    def run(
+        self, x_ND: Tensor, residual_ND: Tensor, columns: Tensor, main: Tensor, control: Control, loss: Tensor
+    ) -> None:
+        """After `prepare`: write the loss, `extra` and control's factor. columns: partial column sums of the residual;
+        main: its sum of squares."""
+        (N, D), e = x_ND.shape, self.extra
         torch.mm(x_ND, self.rows_enc_CD.T, out=self.code_NC)
         self.keep_largest()
         torch.addmm(residual_ND, self.code_NC, self.rows_dec_CD, alpha=-1, out=self.error_ND)
@@ -144,7 +137,11 @@ class DeviceAuxK:
         _mask[(triton.cdiv(n, 4096),)](self.dcode_NC, self.code_NC, n, BLOCK=4096, num_warps=8)
         torch.mm(self.code_NC.T, self.error_ND, out=e.W_dec_AD)
         torch.mm(self.dcode_NC.T, x_ND, out=e.W_enc_AD)
-        gather_dot(self.numbers_C, 1, e.W_dec_AD, self.rows_dec_CD, out=e.along_A)
+        block = min(1024, max(16, next_power(D)))
+        _row_sums[(self.capacity,)](
+            e.W_enc_AD, e.W_dec_AD, self.rows_dec_CD, e.along_A, e.enc_norm_A, e.dec_norm_A, D, BLOCK=block,
+            num_warps=max(1, block // 256),
+        )  # fmt: skip
         torch.sum(self.dcode_NC, dim=0, dtype=torch.float32, out=e.b_enc_A)
         torch.mv(self.rows_enc_CD.T, e.b_enc_A.to(x_ND.dtype).neg(), out=e.b_dec_D)
 
@@ -167,9 +164,8 @@ def auxk(
     control = Control.make(Rule(0.0, 0), device)
     columns, main = residual_ND.float().sum(0, keepdim=True), residual_ND.float().square().sum()
     loss = torch.zeros((), device=device)
-    work.run(
-        *(x_ND, residual_ND, W_enc_FD, b_enc_F.float(), W_dec_FD, since_F, 1, columns, main, control, loss),
-    )
+    work.prepare(W_enc_FD, b_enc_F.float(), W_dec_FD, since_F, 1)
+    work.run(x_ND, residual_ND, columns, main, control, loss)
     factor, e = control.values[Control.EXTRA], work.extra
     rows = (e.W_enc_AD[:A], e.W_dec_AD[:A], e.b_enc_A[:A], e.b_dec_D)
     return loss.to(x_ND.dtype), tuple(factor.to(r.dtype) * r for r in rows)  # type: ignore[return-value]

@@ -9,25 +9,18 @@ from saetools.kernels.triton_parts import stochastic_bf16
 @triton.jit
 def _gather(
     order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, start, head, tail, n, scale, shrink, D, d,
-    inside, K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, WIDE: tl.constexpr,
+    inside, K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Of n slots, the first `head` of them from `start`, the others from `tail`: dW_dec and dW_enc in the columns d (if
-    WIDE), db_enc, and <dW_dec, w>."""
+    """dW_dec and dW_enc in the columns d, of n slots: the first `head` of them from `start`, the others from `tail`."""
     g_dec = tl.zeros([BD], tl.float32)
     g_enc = tl.zeros([BD], tl.float32)
-    g_bias = 0.0
-    along = 0.0
     for done in range(0, n, U):
-        j = done + tl.arange(0, U)
-        there = j < n
-        place = tl.where(j < head, start + j, tail + j - head)
-        slot = tl.load(order_ptr + place, mask=there, other=0)
-        v = tl.load(val_ptr + slot, mask=there, other=0.0).to(tl.float32)
-        dot = tl.load(dot_ptr + slot, mask=there, other=0.0).to(tl.float32)
-        dvalue = shrink * v - scale * dot
-        g_bias += tl.sum(dvalue, axis=0)
-        along -= tl.sum(scale * v * dot, axis=0)
-        if WIDE:
+        for u in tl.static_range(U):
+            j = done + u
+            there = j < n
+            slot = tl.load(order_ptr + tl.where(j < head, start + j, tail + j - head), mask=there, other=0)
+            v = tl.load(val_ptr + slot, mask=there, other=0.0).to(tl.float32)
+            dot = tl.load(dot_ptr + slot, mask=there, other=0.0).to(tl.float32)
             if K > 0:
                 row = (slot // K).to(tl.int64)
             else:
@@ -35,21 +28,17 @@ def _gather(
             pull_row = row
             if G > 1:
                 pull_row = row * G + tl.load(group_ptr + slot, mask=there, other=0).to(tl.int64)
-            both = there[:, None] & inside[None, :]
-            pull = tl.load(
-                pull_ptr + pull_row[:, None] * D + d[None, :], mask=both, other=0.0, eviction_policy="evict_last"
-            ).to(tl.float32)
-            x = tl.load(x_ptr + row[:, None] * D + d[None, :], mask=both, other=0.0, eviction_policy="evict_last").to(
-                tl.float32
-            )
-            g_dec -= tl.sum((scale * v)[:, None] * pull, axis=0)
-            g_enc += tl.sum(dvalue[:, None] * x, axis=0)
-    return g_dec, g_enc, g_bias, along
+            both = inside & (j + 0 * d < n)
+            pull = tl.load(pull_ptr + pull_row * D + d, mask=both, other=0.0, eviction_policy="evict_last")
+            x = tl.load(x_ptr + row * D + d, mask=both, other=0.0, eviction_policy="evict_last")
+            g_dec -= scale * v * pull.to(tl.float32)
+            g_enc += (shrink * v - scale * dot) * x.to(tl.float32)
+    return g_dec, g_enc
 
 
 @triton.jit
 def _windows(
-    key_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr, scalar_ptr, scale, shrink, F, D,
+    key_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr, scale, shrink, F, D,
     K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, WIN: tl.constexpr,
 ):  # fmt: skip
     """The sums of a window of sorted slots that lies inside one feature; other windows are left alone."""
@@ -59,25 +48,22 @@ def _windows(
     if (f == tl.load(key_ptr + start + WIN - 1)) & (f < F):
         d = tl.program_id(1) * BD + tl.arange(0, BD)
         inside = d < D
-        g_dec, g_enc, g_bias, along = _gather(
+        g_dec, g_enc = _gather(
             order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, start, WIN, start, WIN, scale, shrink, D,
-            d, inside, K, G, U, BD, True,
+            d, inside, K, G, U, BD,
         )  # fmt: skip
         out = sum_ptr + tl.cast(window, tl.int64) * 2 * D + d
         tl.store(out, g_dec, mask=inside)
         tl.store(out + D, g_enc, mask=inside)
-        tl.store(scalar_ptr + 2 * window, g_bias)
-        tl.store(scalar_ptr + 2 * window + 1, along)
 
 
 @triton.jit
 def _gradient(
-    f, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr, scalar_ptr,
-    place_ptr, x_enc_ptr, x_dec_ptr, x_bias_ptr, x_along_ptr, extra_scale, scale, shrink, D, d, inside,
+    f, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr,
+    place_ptr, x_enc_ptr, x_dec_ptr, extra_scale, scale, shrink, D, d, inside,
     K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, WIN: tl.constexpr, EXTRA: tl.constexpr,
-    WIDE: tl.constexpr,
 ):  # fmt: skip
-    """dW_dec and dW_enc of a feature in the columns d; db_enc without and with extra rows; <dW_dec, w>; n of slots."""
+    """dW_dec and dW_enc of a feature in the columns d."""
     start = tl.load(off_ptr + f)
     end = tl.load(off_ptr + f + 1)
     first_window = (start + WIN - 1) // WIN
@@ -85,67 +71,58 @@ def _gradient(
     split = first_window < last_window
     head = tl.where(split, first_window * WIN - start, end - start)
     tail = tl.where(split, last_window * WIN, end)
-    g_dec, g_enc, g_bias, along = _gather(
+    g_dec, g_enc = _gather(
         order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, start, head, tail, head + end - tail, scale,
-        shrink, D, d, inside, K, G, U, BD, WIDE,
+        shrink, D, d, inside, K, G, U, BD,
     )  # fmt: skip
     for window in range(first_window, last_window):
-        if WIDE:
-            sums = sum_ptr + tl.cast(window, tl.int64) * 2 * D + d
-            g_dec += tl.load(sums, mask=inside, other=0.0)
-            g_enc += tl.load(sums + D, mask=inside, other=0.0)
-        g_bias += tl.load(scalar_ptr + 2 * window)
-        along += tl.load(scalar_ptr + 2 * window + 1)
-    own_bias = g_bias
+        sums = sum_ptr + tl.cast(window, tl.int64) * 2 * D + d
+        g_dec += tl.load(sums, mask=inside, other=0.0)
+        g_enc += tl.load(sums + D, mask=inside, other=0.0)
     if EXTRA:
         place = tl.load(place_ptr + f).to(tl.int64)
         helped = inside & (tl.load(place_ptr + f + 0 * d) >= 0)
-        if WIDE:
-            g_enc += extra_scale * tl.load(x_enc_ptr + place * D + d, mask=helped, other=0.0).to(tl.float32)
-            g_dec += extra_scale * tl.load(x_dec_ptr + place * D + d, mask=helped, other=0.0).to(tl.float32)
-        g_bias += extra_scale * tl.load(x_bias_ptr + place, mask=place >= 0, other=0.0).to(tl.float32)
-        along += extra_scale * tl.load(x_along_ptr + place, mask=place >= 0, other=0.0).to(tl.float32)
-    return g_dec, g_enc, own_bias, g_bias, along, end - start
+        g_enc += extra_scale * tl.load(x_enc_ptr + place * D + d, mask=helped, other=0.0).to(tl.float32)
+        g_dec += extra_scale * tl.load(x_dec_ptr + place * D + d, mask=helped, other=0.0).to(tl.float32)
+    return g_dec, g_enc
 
 
 @triton.jit
 def _measure(
-    off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr, scalar_ptr,
-    place_ptr, x_enc_ptr, x_dec_ptr, x_bias_ptr, x_along_ptr, enc_ptr, control_ptr, norm_ptr, b_dec_ptr,
-    out_enc_ptr, out_dec_ptr, out_bias_ptr, scale, shrink, F, D,
+    off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr,
+    place_ptr, x_enc_ptr, x_dec_ptr, control_ptr, bias_ptr, along_ptr, norm_ptr, out_enc_ptr, out_dec_ptr,
+    scale, shrink, F, D,
     K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, WIN: tl.constexpr, EXTRA: tl.constexpr,
-    NORM: tl.constexpr, EMIT: tl.constexpr,
+    EMIT: tl.constexpr,
 ):  # fmt: skip
-    """For every n-th feature and some columns: the squared norm of the projected gradient (if NORM), db_enc W_enc, and
-    (if EMIT) the gradient itself. Atoms have unit norm: ||g - <g, w> w||^2 = ||g||^2 - <g, w>^2."""
+    """For every n-th feature and some columns: the squared norm of the projected gradient, where it is needed, and
+    (EMIT) the gradient itself. Atoms have unit norm: ||g - <g, w> w||^2 = ||g||^2 - <g, w>^2."""
     pid = tl.program_id(0)
     chunk = tl.program_id(1)
     d = chunk * BD + tl.arange(0, BD)
     inside = d < D
     squares = tl.zeros([BD], tl.float32)
     single = 0.0
-    b_dec = tl.zeros([BD], tl.float32)
     extra_scale = tl.load(control_ptr + 6)
-    for f in range(pid, F, tl.num_programs(0)):
-        g_dec, g_enc, own_bias, g_bias, along, _ = _gradient(
-            f, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr, scalar_ptr,
-            place_ptr, x_enc_ptr, x_dec_ptr, x_bias_ptr, x_along_ptr, extra_scale, scale, shrink, D, d, inside,
-            K, G, U, BD, WIN, EXTRA, NORM,
+    n = F
+    if not EMIT:
+        n = tl.where(tl.load(control_ptr + 8) != 0, F, 0)
+    for f in range(pid, n, tl.num_programs(0)):
+        g_dec, g_enc = _gradient(
+            f, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr,
+            place_ptr, x_enc_ptr, x_dec_ptr, extra_scale, scale, shrink, D, d, inside, K, G, U, BD, WIN, EXTRA,
         )  # fmt: skip
-        at = tl.cast(f, tl.int64) * D + d
-        b_dec -= own_bias * tl.load(enc_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        if NORM:
-            squares += g_dec * g_dec + g_enc * g_enc
-            single += g_bias * g_bias - along * along
+        bias = tl.load(bias_ptr + f)
+        along = tl.load(along_ptr + f)
+        squares += g_dec * g_dec + g_enc * g_enc
+        single += bias * bias - along * along
         if EMIT:
+            at = tl.cast(f, tl.int64) * D + d
             tl.store(out_dec_ptr + at, g_dec, mask=inside)
             tl.store(out_enc_ptr + at, g_enc, mask=inside)
-            tl.store(out_bias_ptr + f, g_bias)
-    if NORM:
-        square = tl.sum(squares, axis=0)
-        square = tl.where(chunk == 0, square + single, square)
-        tl.store(norm_ptr + pid * tl.num_programs(1) + chunk, square)
-    tl.store(b_dec_ptr + tl.cast(pid, tl.int64) * D + d, b_dec, mask=inside)
+    square = tl.sum(squares, axis=0)
+    square = tl.where(chunk == 0, square + single, square)
+    tl.store(norm_ptr + pid * tl.num_programs(1) + chunk, square)
 
 
 @triton.jit
@@ -165,19 +142,77 @@ def _adam(
 
 
 @triton.jit
+def _update_columns(
+    f, c, live, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr,
+    place_ptr, x_enc_ptr, x_dec_ptr, dec_ptr, enc_ptr, m_dec_ptr, v_dec_ptr, m_enc_ptr, v_enc_ptr, low_enc_ptr,
+    along, extra_scale, clip, step, correction, seed, scale, shrink, b1, b2, c1, c2, eps, D,
+    K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, WIN: tl.constexpr, EXTRA: tl.constexpr,
+    LOW: tl.constexpr, NOISE: tl.constexpr, CHUNKS: tl.constexpr, HELD: tl.constexpr,
+):  # fmt: skip
+    """Adam on the c-th columns of a feature's two rows. The encoder's are stored; the atom's, which have no norm yet,
+    are given back, with the squared gradients."""
+    d = c * BD + tl.arange(0, BD)
+    inside = d < D
+    update = inside & live
+    at = tl.cast(f, tl.int64) * D + d
+    # what streams through is asked for before the gather, and leaves the cache to the rows that are gathered
+    w = tl.load(dec_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first" if HELD else "")
+    m_dec = tl.load(m_dec_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first")
+    v_dec = tl.load(v_dec_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first")
+    e = tl.load(enc_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first")
+    m_enc = tl.load(m_enc_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first")
+    v_enc = tl.load(v_enc_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first")
+    g_dec, g_enc = _gradient(
+        f, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr,
+        place_ptr, x_enc_ptr, x_dec_ptr, extra_scale, scale, shrink, D, d, inside, K, G, U, BD, WIN, EXTRA,
+    )  # fmt: skip
+    g_dec -= along * w
+    squares = g_dec * g_dec + g_enc * g_enc
+    n1, n2, n3, n4 = d, d, d, d
+    if NOISE:
+        n1, n2, n3, n4 = tl.randint4x(seed, tl.cast(f, tl.int32) * (CHUNKS * BD) + d)
+    w = _adam(
+        w, m_dec, v_dec, m_dec_ptr, v_dec_ptr, at, update, g_dec * clip, n1, n2, b1, b2, c1, c2, step,
+        correction, eps, NOISE,
+    )  # fmt: skip
+    e = _adam(
+        e, m_enc, v_enc, m_enc_ptr, v_enc_ptr, at, update, g_enc * clip, n3, n4, b1, b2, c1, c2, step,
+        correction, eps, NOISE,
+    )  # fmt: skip
+    tl.store(enc_ptr + at, e, mask=update, eviction_policy="evict_first")
+    if LOW:
+        tl.store(low_enc_ptr + at, e.to(tl.bfloat16), mask=update, eviction_policy="evict_first")
+    return tl.where(inside, w, 0.0), squares
+
+
+@triton.jit
+def _folded(v, BD: tl.constexpr):
+    """Sums of every 4 of v, which lie in one thread: a total over them takes fewer registers."""
+    return tl.sum(tl.reshape(v, [BD // 4, 4]), axis=1)
+
+
+@triton.jit
+def _store_atom(w, dec_ptr, low_dec_ptr, at, update, LOW: tl.constexpr):
+    tl.store(dec_ptr + at, w, mask=update, eviction_policy="evict_first")
+    if LOW:
+        tl.store(low_dec_ptr + at, w.to(tl.bfloat16), mask=update, eviction_policy="evict_first")
+
+
+@triton.jit
 def _update(
-    off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr, scalar_ptr,
-    place_ptr, x_enc_ptr, x_dec_ptr, x_bias_ptr, x_along_ptr,
+    off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr,
+    place_ptr, x_enc_ptr, x_dec_ptr, g_bias_ptr, along_ptr,
     dec_ptr, enc_ptr, bias_ptr, m_dec_ptr, v_dec_ptr, m_enc_ptr, v_enc_ptr, m_bias_ptr, v_bias_ptr,
     low_dec_ptr, low_enc_ptr, since_ptr, control_ptr, count_ptr, norm_ptr, dead_ptr,
     scale, shrink, b1, b2, c1, c2, eps, N, F, D, dead_after, tiny,
     K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, WIN: tl.constexpr, EXTRA: tl.constexpr,
-    NORM: tl.constexpr, LOW: tl.constexpr, COUNT: tl.constexpr, NOISE: tl.constexpr, CHUNKS: tl.constexpr,
+    LOW: tl.constexpr, COUNT: tl.constexpr, NOISE: tl.constexpr, CHUNKS: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
-    """Adam on both rows of every n-th feature, unit norm, bf16 copies, counters; NORM: the gradient's norm too."""
+    """Adam on both rows of every n-th feature, unit norm, bf16 copies, counters, and the gradients' squared norm. A new
+    atom stays in registers until its norm is known (HELD), or is stored, read and divided."""
     pid = tl.program_id(0)
     lane = tl.arange(0, BD)
-    squares = tl.zeros([BD], tl.float32)
+    squares = tl.zeros([BD // 4], tl.float32)
     single = 0.0
     n_dead = 0
     applied = tl.load(control_ptr) != 0
@@ -188,65 +223,53 @@ def _update(
     extra_scale = tl.load(control_ptr + 6)
     seed = tl.load(count_ptr).to(tl.int32)
     for f in range(pid, F, tl.num_programs(0)):
-        length = tl.zeros([BD], tl.float32)
-        for c in range(CHUNKS):
+        row = tl.cast(f, tl.int64) * D
+        length = tl.zeros([BD // 4], tl.float32)
+        along = tl.load(along_ptr + f)
+        held = ()  # unrolled, or no element of it would stay in a register
+        for c in tl.static_range(CHUNKS if HELD else 0):
+            w, square = _update_columns(
+                f, c, live, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr,
+                place_ptr, x_enc_ptr, x_dec_ptr, dec_ptr, enc_ptr, m_dec_ptr, v_dec_ptr, m_enc_ptr, v_enc_ptr,
+                low_enc_ptr, along, extra_scale, clip, step, correction, seed, scale, shrink, b1, b2, c1, c2, eps, D,
+                K, G, U, BD, WIN, EXTRA, LOW, NOISE, CHUNKS, HELD,
+            )  # fmt: skip
+            squares += _folded(square, BD)
+            length += _folded(w * w, BD)
+            held = held + (w,)  # type: ignore[assignment]
+        for c in range(0 if HELD else CHUNKS):
+            w, square = _update_columns(
+                f, c, live, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr,
+                place_ptr, x_enc_ptr, x_dec_ptr, dec_ptr, enc_ptr, m_dec_ptr, v_dec_ptr, m_enc_ptr, v_enc_ptr,
+                low_enc_ptr, along, extra_scale, clip, step, correction, seed, scale, shrink, b1, b2, c1, c2, eps, D,
+                K, G, U, BD, WIN, EXTRA, LOW, NOISE, CHUNKS, HELD,
+            )  # fmt: skip
+            squares += _folded(square, BD)
+            length += _folded(w * w, BD)
             d = c * BD + lane
-            inside = d < D
-            update = inside & live
-            at = tl.cast(f, tl.int64) * D + d
-            # what streams through is asked for before the gather, and leaves the cache to the rows that are gathered
-            w = tl.load(dec_ptr + at, mask=inside, other=0.0)
-            m_dec = tl.load(m_dec_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first")
-            v_dec = tl.load(v_dec_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first")
-            e = tl.load(enc_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first")
-            m_enc = tl.load(m_enc_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first")
-            v_enc = tl.load(v_enc_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first")
-            g_dec, g_enc, _, g_bias, along, n_slots = _gradient(
-                f, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr, scalar_ptr,
-                place_ptr, x_enc_ptr, x_dec_ptr, x_bias_ptr, x_along_ptr, extra_scale, scale, shrink, D, d, inside,
-                K, G, U, BD, WIN, EXTRA, True,
-            )  # fmt: skip
-            g_dec -= along * w
-            if NORM:
-                squares += g_dec * g_dec + g_enc * g_enc
-            n1, n2, n3, n4 = d, d, d, d
-            if NOISE:
-                n1, n2, n3, n4 = tl.randint4x(seed, tl.cast(f, tl.int32) * (CHUNKS * BD) + d)
-            w = _adam(
-                w, m_dec, v_dec, m_dec_ptr, v_dec_ptr, at, update, g_dec * clip, n1, n2, b1, b2, c1, c2, step,
-                correction, eps, NOISE,
-            )  # fmt: skip
-            tl.store(dec_ptr + at, w, mask=update)
-            e = _adam(
-                e, m_enc, v_enc, m_enc_ptr, v_enc_ptr, at, update, g_enc * clip, n3, n4, b1, b2, c1, c2, step,
-                correction, eps, NOISE,
-            )  # fmt: skip
-            tl.store(enc_ptr + at, e, mask=update, eviction_policy="evict_first")
-            if LOW:
-                tl.store(low_enc_ptr + at, e.to(tl.bfloat16), mask=update, eviction_policy="evict_first")
-            length += tl.where(inside, w * w, 0.0)
-            if c == 0:
-                single += g_bias * g_bias
-                b = _adam(
-                    tl.load(bias_ptr + f), tl.load(m_bias_ptr + f), tl.load(v_bias_ptr + f), m_bias_ptr, v_bias_ptr, f,
-                    applied, g_bias * clip, 0, 0, b1, b2, c1, c2, step, correction, eps, False,
-                )  # fmt: skip
-                tl.store(bias_ptr + f, b, mask=applied)
-                if COUNT:
-                    before = tl.load(since_ptr + f)
-                    since = tl.where(applied, tl.where(n_slots > 0, 0, before + N), before)
-                    tl.store(since_ptr + f, since)
-                    n_dead += (since >= dead_after).to(tl.int32)
+            tl.store(dec_ptr + row + d, w, mask=(d < D) & live)
         length_1 = tl.maximum(tl.sqrt(tl.sum(length, axis=0)), tiny)
-        for c in range(CHUNKS):
+        for c in tl.static_range(CHUNKS if HELD else 0):
+            d = c * BD + lane
+            _store_atom(held[c] / length_1, dec_ptr, low_dec_ptr, row + d, (d < D) & live, LOW)
+        for c in range(0 if HELD else CHUNKS):
             d = c * BD + lane
             update = (d < D) & live
-            at = tl.cast(f, tl.int64) * D + d
-            w = tl.load(dec_ptr + at, mask=update, other=0.0) / length_1
-            tl.store(dec_ptr + at, w, mask=update, eviction_policy="evict_first")
-            if LOW:
-                tl.store(low_dec_ptr + at, w.to(tl.bfloat16), mask=update, eviction_policy="evict_first")
-    if NORM:
-        tl.store(norm_ptr + pid, tl.sum(squares, axis=0) + single)
+            w = tl.load(dec_ptr + row + d, mask=update, other=0.0)
+            _store_atom(w / length_1, dec_ptr, low_dec_ptr, row + d, update, LOW)
+        g_bias = tl.load(g_bias_ptr + f)
+        single += g_bias * g_bias
+        b = _adam(
+            tl.load(bias_ptr + f), tl.load(m_bias_ptr + f), tl.load(v_bias_ptr + f), m_bias_ptr, v_bias_ptr, f,
+            applied, g_bias * clip, 0, 0, b1, b2, c1, c2, step, correction, eps, False,
+        )  # fmt: skip
+        tl.store(bias_ptr + f, b, mask=applied)
+        if COUNT:
+            fires = tl.load(off_ptr + f + 1) > tl.load(off_ptr + f)
+            before = tl.load(since_ptr + f)
+            since = tl.where(applied, tl.where(fires, 0, before + N), before)
+            tl.store(since_ptr + f, since)
+            n_dead += (since >= dead_after).to(tl.int32)
+    tl.store(norm_ptr + pid, tl.sum(squares, axis=0) + single)
     if COUNT:
         tl.store(dead_ptr + pid, n_dead)

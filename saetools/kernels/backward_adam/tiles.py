@@ -7,6 +7,9 @@ import triton
 
 from saetools.kernels.triton_parts import n_processors, next_power
 
+MOST_HELD = 4
+"""Blocks of columns of an atom that stay in registers: four take a few bytes of spills at D = 4,096, fewer none."""
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -17,33 +20,47 @@ class Tile:
     slots: int
     n_programs: int
     registers: int | None = None  # at most so many per thread
+    held: bool = False  # update: a new atom stays in registers until its norm is known
 
 
 def tiles(n_features: int, d_model: int, device: torch.device) -> tuple[Tile, Tile]:
     """For measuring and for updating, unless they are measured: the best on an H200 of `gpu_suite.py --tune`."""
-    n = n_processors(device)
     wide = d_model > 1024
-    columns = min(512 if wide else 256, max(16, next_power(d_model)))
-    n_measuring = max(1, 24 * n // triton.cdiv(d_model, columns))  # as many as are resident: each leaves a row of sums
-    measuring = Tile(columns, 1, 4 if wide else 2, min(n_features, n_measuring))
-    return measuring, Tile(min(256, max(16, next_power(d_model))), 1, 2, min(n_features, 64 * n))
+    measuring = _measuring(512 if wide else 256, 4 if wide else 2, n_features, d_model, device)
+    return measuring, _updating(128, 1, n_features, d_model, device, 128)
 
 
 def other_tiles(n_features: int, d_model: int, device: torch.device) -> tuple[list[Tile], list[Tile]]:
-    """What else is worth a try, for measuring and for updating."""
-    n = n_processors(device)
-    measuring = [
-        Tile(columns, 1, slots, min(n_features, max(1, 24 * n // triton.cdiv(d_model, columns))))
-        for columns, slots in ((256, 2), (512, 4))
+    """What is worth a try, for measuring and for updating."""
+    sizes = n_features, d_model, device
+    measuring = [_measuring(columns, slots, *sizes) for columns, slots in ((256, 2), (512, 4))]
+    plain = [
+        _updating(columns, warps, *sizes, registers)
+        for columns, warps, registers in ((128, 1, 128), (256, 1, None), (256, 1, 144))
     ]
-    updating = [
-        Tile(columns, warps, slots, min(n_features, 64 * n), registers)
-        for columns, warps, slots, registers in (
-            (256, 1, 2, None),
-            (256, 1, 2, 96),
-            (256, 1, 2, 144),
-            (512, 2, 2, None),
-            (512, 2, 4, None),
-        )
-    ]
-    return measuring, updating
+    # four columns a thread, so that bf16 and float32 rows lie alike, and as few threads as hold an atom
+    held = [
+        _updating(columns, columns // 128, *sizes, 128, held=True)
+        for columns in (256, 512, 1024)
+        if triton.cdiv(d_model, columns) <= MOST_HELD
+    ][:1]
+    return measuring, plain + held
+
+
+def _measuring(columns: int, slots: int, n_features: int, d_model: int, device: torch.device) -> Tile:
+    columns = min(columns, max(16, next_power(d_model)))
+    n_programs = 24 * n_processors(device) // triton.cdiv(d_model, columns)  # as many as are resident
+    return Tile(columns, 1, slots, min(n_features, max(1, n_programs)))
+
+
+def _updating(
+    columns: int,
+    warps: int,
+    n_features: int,
+    d_model: int,
+    device: torch.device,
+    registers: int | None = None,
+    held: bool = False,
+) -> Tile:
+    columns = min(columns, max(16, next_power(d_model)))
+    return Tile(columns, warps, 2, min(n_features, 64 * n_processors(device)), registers, held)

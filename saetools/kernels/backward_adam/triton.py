@@ -8,8 +8,9 @@ sorted slots every whole window of `WINDOW` that lies inside one feature is summ
 and its sums are added in order. Floating-point atomics there are none.
 
 What a step decides lies on the device (`Control`): whether the update is applied, the clip coefficient, the step size.
-With the exact clip the gather runs twice, first for the norm alone; with the lagged one the last step's norm is used.
-Source: the identity for b_dec is that of openai/sparse_autoencoder; the rest is our own.
+With the exact clip the norm is first bounded by the norms of the rows that would be gathered: only where the bound
+exceeds the clip is everything gathered twice, first for the norm alone. With the lagged clip the last step's norm is
+used. Source: the identity for b_dec is that of openai/sparse_autoencoder; the rest is our own.
 """
 
 from dataclasses import dataclass, field, replace
@@ -21,17 +22,21 @@ from torch import Tensor
 
 from saetools.kernels.backward_adam.control import (
     LAGGED_BOUND,
+    SAFE,
     SPLITS,
     Control,
     _b_dec_gradient,
     _column_sums,
     _decide,
+    _finish,
+    _need,
 )
 from saetools.kernels.backward_adam.feature_kernels import _measure, _update, _windows
+from saetools.kernels.backward_adam.feature_sums import _feature_sums
 from saetools.kernels.backward_adam.problem import Batch, ExtraRows, Rule, Weights
 from saetools.kernels.backward_adam.tiles import Tile, other_tiles, tiles
 from saetools.kernels.by_feature.triton import Sorted, sort_slots
-from saetools.kernels.triton_parts import milliseconds, next_power
+from saetools.kernels.triton_parts import milliseconds, n_processors, next_power
 from saetools.kernels.workspace import Workspace
 
 WINDOW = 128
@@ -51,7 +56,9 @@ class Extra:
     W_dec_AD: Tensor
     b_enc_A: Tensor
     b_dec_D: Tensor
-    along_A: Tensor  # <row of W_dec_AD, atom> for each
+    along_A: Tensor  # float32: <row of W_dec_AD, atom> of each
+    enc_norm_A: Tensor  # float32: of each row of W_enc_AD
+    dec_norm_A: Tensor
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,8 @@ class Problem:
     pull_NGD: Tensor
     values_M: Tensor
     dots_M: Tensor  # <pull, atom> of each slot
+    x_norm_N: Tensor  # float32: norms of the rows of x_ND
+    pull_square_NGB: Tensor  # float32: squared norms of the rows of pull, in B parts
     k: int  # slots of each row; 0: rows_M says
     scale: float
     rows_M: Tensor | None = None
@@ -102,36 +111,46 @@ class Backward:
         self.F, self.D = problem.weights.W_enc_FD.shape
         device = problem.x_ND.device
         self._key = (self.F, self.D, problem.k, problem.x_ND.dtype, problem.first.W_enc_FD.dtype, device)
-        self.n_norms = 0  # parts of the norm that were last written
         get = problem.workspace.get
         n_windows = max(1, len(problem.values_M) // WINDOW)
         self.window_sums = get("back.windows", (n_windows, 2, self.D), torch.float32, device)
-        self.window_scalars = get("back.scalars", (n_windows, 2), torch.float32, device)
         self.columns = get("back.columns", (SPLITS, self.D), torch.float32, device)
+        self.own_F, self.bias_F, self.along_F = (
+            get(f"back.{name}", (self.F,), torch.float32, device) for name in ("own", "bias", "along")
+        )
+        n_sums = min(self.F, 32 * n_processors(device))
+        self.bound_parts = get("back.bound", (n_sums,), torch.float32, device)
+        n_splits = min(512, triton.cdiv(self.F, 64))
+        self.b_dec_parts = get("back.b_dec", (n_splits, self.D), torch.float32, device)
         self.g_b_dec = get("back.g_b_dec", (self.D,), torch.float32, device)
+        self._given = shapes is not None
         self.use(*(shapes or _TILES.get(self._key) or tiles(self.F, self.D, device)))
 
     def use(self, measuring: Tile, updating: Tile) -> None:
         """Launch by these tiles from now on."""
         self.measuring, self.updating = measuring, updating
         get, device = self.p.workspace.get, self.p.x_ND.device
-        n_parts = max(measuring.n_programs * self._n_blocks(measuring), updating.n_programs)
+        self.n_measured = measuring.n_programs * self._n_blocks(measuring)
+        n_parts = max(self.n_measured, updating.n_programs)
         self.norm_parts = get("back.norm", (n_parts,), torch.float32, device)
-        self.b_dec_parts = get("back.b_dec", (measuring.n_programs, self.D), torch.float32, device)
         self.dead_parts = get("back.dead", (updating.n_programs,), torch.int32, device)
 
     def choose_tiles(self, slots: Sorted) -> None:
-        """Measure which tiles are fastest at this shape, once per shape, on copies of some thousand features."""
+        """Measure which tiles are fastest at this shape, once per shape, on copies of some thousand features; where
+        none were given."""
+        if self._given:
+            return
         if self._key not in _TILES:
             n = min(self.F, SAMPLED)
-            trial = Backward(self.p.of_first(n), replace(self.control, values=self.control.values.clone()), self.rule)
-            trial.control.values[Control.APPLIED] = 1
             some = Sorted(slots.keys_M, slots.order_M, slots.offsets_F1[: n + 1])
+            trial = Backward(self.p.of_first(n), replace(self.control, values=self.control.values.clone()), self.rule)
+            trial.control.values[Control.APPLIED] = trial.control.values[Control.NEEDED] = 1
+            trial.sums(some)
             measuring, updating = other_tiles(n, self.D, self.p.x_ND.device)
 
             def measured(tile: Tile) -> float:
                 trial.use(tile, trial.updating)
-                return milliseconds(lambda: trial.measure(some, norm=True))
+                return milliseconds(lambda: trial.measure(some))
 
             def updated(tile: Tile) -> float:
                 trial.use(trial.measuring, tile)
@@ -148,98 +167,127 @@ class Backward:
 
     def _extra(self) -> tuple[Tensor, ...]:
         e = self.p.extra
-        if e is None:
-            return (self.p.values_M,) * 5
-        return e.place_F, e.W_enc_AD, e.W_dec_AD, e.b_enc_A, e.along_A
+        return (self.p.values_M,) * 3 if e is None else (e.place_F, e.W_enc_AD, e.W_dec_AD)
 
     def _n_blocks(self, tile: Tile) -> int:
         return triton.cdiv(self.D, tile.columns)
 
-    def _constants(self, tile: Tile, registers: int | None = None) -> dict[str, int | None]:
+    def _constants(self, tile: Tile) -> dict[str, int | None]:
         sizes = {"K": self.p.k, "G": self.p.pull_NGD.shape[1], "U": tile.slots, "BD": tile.columns, "WIN": WINDOW}
-        return sizes | {"num_warps": tile.warps, "maxnreg": tile.registers or registers}
+        return sizes | {"num_warps": tile.warps, "maxnreg": tile.registers}
 
     def windows(self, slots: Sorted) -> None:
         """Sums of the whole windows inside one feature."""
         n = len(self.p.values_M) // WINDOW
         if n:
             _windows[(n, self._n_blocks(self.measuring))](
-                slots.keys_M, *self._slots(slots), self.window_sums, self.window_scalars, self.p.scale, self.p.shrink,
-                self.F, self.D, **self._constants(self.measuring),
+                slots.keys_M, *self._slots(slots), self.window_sums, self.p.scale, self.p.shrink, self.F, self.D,
+                **self._constants(self.measuring),
             )  # fmt: skip
 
-    def measure(self, slots: Sorted, *, norm: bool, emit: Weights | None = None) -> None:
-        """What b_dec's gradient takes from the encoder, and (`norm`) the norm of all gradients; `emit`: write them."""
-        p, none = self.p, self.p.values_M
-        enc = p.weights.W_enc_FD if p.low is None else p.low[0]  # half the bytes
-        out = (none,) * 3 if emit is None else (emit.W_enc_FD, emit.W_dec_FD, emit.b_enc_F)
-        _measure[(self.measuring.n_programs, self._n_blocks(self.measuring))](
-            slots.offsets_F1, *self._slots(slots), self.window_sums, self.window_scalars, *self._extra(), enc,
-            self.control.values, self.norm_parts, self.b_dec_parts, *out, p.scale, p.shrink, self.F, self.D,
-            EXTRA=p.extra is not None, NORM=norm or emit is not None, EMIT=emit is not None,
-            **self._constants(self.measuring),
+    def sums(self, slots: Sorted, *, bound: bool = True) -> None:
+        """db_enc and <dW_dec, w> of each feature; `bound`: parts of a bound of the squared norm of all gradients."""
+        p, e, none = self.p, self.p.extra, self.p.values_M
+        order, values, rows, groups, *_ = self._slots(slots)
+        extra = (none,) * 5 if e is None else (e.place_F, e.b_enc_A, e.along_A, e.enc_norm_A, e.dec_norm_A)
+        _feature_sums[(len(self.bound_parts),)](
+            slots.offsets_F1, order, values, rows, groups, p.dots_M, p.x_norm_N, p.pull_square_NGB, *extra,
+            self.control.values, self.own_F, self.bias_F, self.along_F, self.bound_parts, p.scale, p.shrink, self.F,
+            K=p.k, G=p.pull_NGD.shape[1], B=p.pull_square_NGB.shape[2], U=128, EXTRA=e is not None, BOUND=bound,
+            num_warps=1,
         )  # fmt: skip
-        if norm:
-            self.n_norms = self.measuring.n_programs * self._n_blocks(self.measuring)
 
-    def update(self, slots: Sorted, *, norm: bool = False, count: bool = True) -> None:
-        """Adam on all features; `norm`: the norm of their gradients too."""
+    def measure(self, slots: Sorted, emit: Weights | None = None) -> None:
+        """The norm of all gradients, where it is needed; `emit`: write the matrices' gradients."""
+        p, none = self.p, self.p.values_M
+        out = (none, none) if emit is None else (emit.W_enc_FD, emit.W_dec_FD)
+        _measure[(self.measuring.n_programs, self._n_blocks(self.measuring))](
+            slots.offsets_F1, *self._slots(slots), self.window_sums, *self._extra(), self.control.values, self.bias_F,
+            self.along_F, self.norm_parts, *out, p.scale, p.shrink, self.F, self.D, EXTRA=p.extra is not None,
+            EMIT=emit is not None, **self._constants(self.measuring),
+        )  # fmt: skip
+
+    def update(self, slots: Sorted) -> None:
+        """Adam on all features, and the norm of their gradients."""
         p, c, w, none = self.p, self.control, self.p.weights, self.p.values_M
         b1, b2 = self.rule.betas
         low = p.low or (none, none)
-        noise = p.first.W_enc_FD.dtype == torch.bfloat16
-        registers = 144 if norm else None if p.k else 128  # unasked the assembler takes 128 too, and spills two
         _update[(self.updating.n_programs,)](
-            slots.offsets_F1, *self._slots(slots), self.window_sums, self.window_scalars, *self._extra(),
+            slots.offsets_F1, *self._slots(slots), self.window_sums, *self._extra(), self.bias_F, self.along_F,
             w.W_dec_FD, w.W_enc_FD, w.b_enc_F, p.first.W_dec_FD, p.second.W_dec_FD, p.first.W_enc_FD,
             p.second.W_enc_FD, p.first.b_enc_F, p.second.b_enc_F, low[1], low[0],
             none if p.since_F is None else p.since_F, c.values, c.counts, self.norm_parts, self.dead_parts,
             p.scale, p.shrink, b1, b2, 1 - b1, 1 - b2, self.rule.eps, len(p.x_ND), self.F, self.D, p.dead_after,
-            torch.finfo(torch.float32).tiny, EXTRA=p.extra is not None, NORM=norm, LOW=p.low is not None,
-            COUNT=count and p.since_F is not None, NOISE=noise,
-            CHUNKS=self._n_blocks(self.updating), **self._constants(self.updating, None if noise else registers),
+            torch.finfo(torch.float32).tiny, EXTRA=p.extra is not None, LOW=p.low is not None,
+            COUNT=p.since_F is not None, NOISE=p.first.W_enc_FD.dtype == torch.bfloat16,
+            CHUNKS=self._n_blocks(self.updating), HELD=self.updating.held, **self._constants(self.updating),
         )  # fmt: skip
-        if norm:
-            self.n_norms = self.updating.n_programs
 
     def column_sums(self) -> None:
         """Sums of pull over rows, in parts."""
-        N, G, D = self.p.pull_NGD.shape
-        per_split = triton.cdiv(max(N, 1), SPLITS)
-        block = min(128, self.measuring.columns)
-        _column_sums[(SPLITS, triton.cdiv(D, block))](
-            self.p.pull_NGD, self.columns, N, D, G * D, per_split, BN=min(16, next_power(per_split)), BD=block
-        )
+        _, G, D = self.p.pull_NGD.shape
+        self._sum_columns(self.p.pull_NGD, None, G * D, self.columns)
+
+    def _sum_columns(self, rows: Tensor, weights: Tensor | None, stride: int, out: Tensor) -> None:
+        N = len(rows)
+        per_split, block = triton.cdiv(max(N, 1), len(out)), min(128, max(16, next_power(self.D)))
+        _column_sums[(len(out), triton.cdiv(self.D, block))](
+            rows, rows if weights is None else weights, out, N, self.D, stride, per_split,
+            BN=min(16, next_power(per_split)), BD=block, WEIGHTED=weights is not None,
+        )  # fmt: skip
 
     def b_dec_gradient(self) -> None:
-        """The gradient of b_dec, after `measure` and `column_sums`."""
-        block, extra = min(64, self.measuring.columns), self.p.extra
+        """The gradient of b_dec, after `sums` and `column_sums`."""
+        enc = self.p.weights.W_enc_FD if self.p.low is None else self.p.low[0]  # half the bytes
+        self._sum_columns(enc, self.own_F, self.D, self.b_dec_parts)
+        block, extra = min(64, max(16, next_power(self.D))), self.p.extra
         _b_dec_gradient[(triton.cdiv(self.D, block),)](
             self.b_dec_parts, len(self.b_dec_parts), self.columns, SPLITS,
             self.g_b_dec if extra is None else extra.b_dec_D, self.control.values, self.g_b_dec, self.p.scale, self.D,
             BN=32, BD=block, EXTRA=extra is not None,
         )  # fmt: skip
 
-    def decide(self, *, lagged: bool, before: bool) -> None:
-        """exact: norm, decision and b_dec's update; lagged: the decision before the update, the rest after it."""
-        p, c, rule = self.p, self.control, self.rule
-        b1, b2 = rule.betas
+    def _sizes(self, parts: Tensor) -> dict[str, int]:
+        return {"PARTS": next_power(len(parts)), "BD": max(16, next_power(self.D)), "num_warps": 16}
+
+    def need(self) -> None:
+        """Whether the norm has to be measured before the update, by its bound."""
+        parts, rule = self.bound_parts, self.rule
+        _need[(1,)](
+            self.control.values, parts, len(parts), self.g_b_dec, rule.elsewhere, self.D, SAFE * rule.clip_norm,
+            **self._sizes(parts),
+        )  # fmt: skip
+
+    def decide(self, *, lagged: bool) -> None:
+        """Whether the update is applied, its clip coefficient and its size."""
+        c, rule = self.control, self.rule
         _decide[(1,)](
-            c.values, c.counts, c.powers, c.lr, c.loss, c.flag, self.norm_parts, self.n_norms, self.g_b_dec,
-            p.weights.b_dec_D, p.first.b_dec_D, p.second.b_dec_D, rule.clip_norm, b1, b2, 1 - b1, 1 - b2, rule.eps,
-            len(c.lr), self.D, LAGGED_BOUND, PARTS=next_power(len(self.norm_parts)), BD=max(16, next_power(self.D)),
-            NORM=not (lagged and before), DECIDE=before, LAGGED=lagged, num_warps=16,
+            c.values, c.counts, c.powers, c.lr, c.loss, c.flag, self.norm_parts, self.n_measured, self.g_b_dec,
+            rule.elsewhere, rule.clip_norm, len(c.lr), self.D, LAGGED_BOUND, LAGGED=lagged,
+            **self._sizes(self.norm_parts),
+        )  # fmt: skip
+
+    def finish(self, *, lagged: bool) -> None:
+        """The norm as `update` found it, and b_dec's update."""
+        p, rule = self.p, self.rule
+        b1, b2 = rule.betas
+        _finish[(1,)](
+            self.control.values, self.norm_parts, self.updating.n_programs, self.g_b_dec, p.weights.b_dec_D,
+            p.first.b_dec_D, p.second.b_dec_D, rule.elsewhere, b1, b2, 1 - b1, 1 - b2, rule.eps, self.D,
+            LAGGED=lagged, **self._sizes(self.norm_parts),
         )  # fmt: skip
 
     def run(self, slots: Sorted, *, lagged: bool = False) -> None:
         """The whole way back, after `column_sums`: one launch after the other."""
         self.windows(slots)
-        self.measure(slots, norm=not lagged)
+        self.sums(slots, bound=not lagged)
         self.b_dec_gradient()
-        self.decide(lagged=lagged, before=True)
-        self.update(slots, norm=lagged)
-        if lagged:
-            self.decide(lagged=True, before=False)
+        if not lagged:
+            self.need()
+            self.measure(slots)
+        self.decide(lagged=lagged)
+        self.update(slots)
+        self.finish(lagged=lagged)
 
 
 def problem_of(
@@ -252,11 +300,13 @@ def problem_of(
     if extra is not None:
         place_F = torch.full((F,), -1, dtype=torch.int32, device=device)
         place_F[extra.features_A] = torch.arange(len(extra.features_A), dtype=torch.int32, device=device)
-        along_A = (extra.W_dec_AD * weights.W_dec_FD[extra.features_A]).sum(1)
-        rows = Extra(place_F, extra.W_enc_AD, extra.W_dec_AD, extra.b_enc_A, extra.b_dec_D, along_A)
+        matrices = extra.W_enc_AD.contiguous(), extra.W_dec_AD.contiguous()
+        along_A = (extra.W_dec_AD * weights.W_dec_FD[extra.features_A]).sum(1).float()
+        rows = Extra(place_F, *matrices, extra.b_enc_A, extra.b_dec_D, along_A, *(_norms(m) for m in matrices))
     problem = Problem(
         *(weights, first, second, batch.x_ND.contiguous(), batch.pull_NGD.contiguous()),
-        *(code.values_M, batch.dots_M, 0, batch.scale),
+        *(code.values_M, batch.dots_M, _norms(batch.x_ND), _norms(batch.pull_NGD).square()[:, :, None]),
+        *(0, batch.scale),
         rows_M=code.rows(),
         group_M=batch.groups(),
         shrink=batch.shrink,
@@ -264,6 +314,10 @@ def problem_of(
         workspace=workspace,
     )
     return problem, sort_slots(keys_M, F)
+
+
+def _norms(rows: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32)
 
 
 def backward_adam(
@@ -291,7 +345,9 @@ def gradients(weights: Weights, batch: Batch, extra: ExtraRows | None, workspace
     out = Weights(*(torch.empty_like(w) for w in weights))
     back.column_sums()
     back.windows(slots)
-    back.measure(slots, norm=False, emit=out)
+    back.sums(slots)
+    back.measure(slots, out)
     back.b_dec_gradient()
+    out.b_enc_F.copy_(back.bias_F)
     out.b_dec_D.copy_(back.g_b_dec)
     return out

@@ -27,6 +27,7 @@ from saetools.kernels.backward_adam.control import Control
 from saetools.kernels.backward_adam.problem import Rule, Weights
 from saetools.kernels.backward_adam.tiles import Tile
 from saetools.kernels.backward_adam.triton import Backward, Problem
+from saetools.kernels.branch import Branch
 from saetools.kernels.by_feature.triton import Sorted, sort_slots
 from saetools.kernels.decode.triton import gather_dot
 from saetools.kernels.decode_loss.triton import decode_loss_into, n_blocks
@@ -40,13 +41,16 @@ N_STATS = 9
 
 
 @triton.jit
-def _centre(x_ptr, b_ptr, out_ptr, D, BLOCK: tl.constexpr):
-    """x - b_dec of one row, rounded to the type that is multiplied."""
+def _centre(x_ptr, b_ptr, out_ptr, norm_ptr, D, BLOCK: tl.constexpr):
+    """x - b_dec of one row, rounded to the type that is multiplied, and its norm."""
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + row * D + d, mask=d < D, other=0.0).to(tl.float32)
     b = tl.load(b_ptr + d, mask=d < D, other=0.0)
-    tl.store(out_ptr + row * D + d, (x - b).to(out_ptr.dtype.element_ty), mask=d < D)
+    centred = (x - b).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + row * D + d, centred, mask=d < D)
+    centred = centred.to(tl.float32)
+    tl.store(norm_ptr + row, tl.sqrt(tl.sum(centred * centred, axis=0)))
 
 
 @triton.jit
@@ -145,6 +149,7 @@ class DeviceStep:
         self.sum, self.aux_loss = (torch.zeros((), device=device) for _ in range(2))
         self.ring = torch.zeros(2 * s.n_ahead, N_STATS, device=device)
         self.side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.branch = Branch(device)
         self.workspace = Workspace()
         self.rule = Rule(0.0, n_steps, s.clip_norm, s.betas, s.eps)
         self.control = Control.make(self.rule, device, s.n_ahead)
@@ -156,7 +161,8 @@ class DeviceStep:
         self.dots_M = empty(n_rows * k, dtype=torch.float32)
         problem = Problem(
             *(weights, first, second, self.centred_ND, self.pull_NGD),
-            *(self.values_M, self.dots_M, k if self.choice is None else 0, 2 * self.scale),
+            *(self.values_M, self.dots_M, empty(n_rows, dtype=torch.float32), self.loss_NGB),
+            *(k if self.choice is None else 0, 2 * self.scale),
             rows_M=None if self.choice is None else self.choice.rows_M,
             low=self.low,
             extra=None if self.auxk is None else self.auxk.extra,
@@ -200,7 +206,7 @@ class DeviceStep:
         """Values, indices and sort keys of the batch."""
         w, s, low, N = self.weights, self.settings, self.low, self.n_rows
         _centre[(N,)](
-            self.x_ND, w.b_dec_D, self.centred_ND, self.D, BLOCK=next_power(self.D),
+            self.x_ND, w.b_dec_D, self.centred_ND, self.backward.p.x_norm_N, self.D, BLOCK=next_power(self.D),
             num_warps=max(1, min(8, next_power(self.D) // 256)),
         )  # fmt: skip
         product = self.centred_ND, w.W_enc_FD if low is None else low[0], w.b_enc_F
@@ -219,8 +225,8 @@ class DeviceStep:
             else:
                 self.keys_M.copy_(torch.where(self.values_M > 0, self.indices_M, self.F))
 
-    def decode(self) -> None:
-        """Residuals and their squares."""
+    def residuals(self) -> None:
+        """Residuals and their squares, in parts."""
         w = self.weights
         dec = w.W_dec_FD if self.low is None else self.low[1]
         values, indices, offsets_N1 = self.values_M, self.indices_M, None
@@ -230,35 +236,44 @@ class DeviceStep:
             offsets_N1 = self.choice.offsets_N1
         out = self.pull_NGD, self.loss_NGB
         decode_loss_into(self.x_ND, values, indices, offsets_N1, dec, w.b_dec_D, None, self.ones, out)
-        self.dots()
-        torch.sum(self.loss_NGB.view(-1), dim=0, out=self.sum)
 
     def dots(self) -> None:
         """<residual, atom> of every slot."""
         dec = self.weights.W_dec_FD if self.low is None else self.low[1]
         gather_dot(self.indices_M, self.rows, self.pull_NGD, dec, used_M=self.values_M, out=self.dots_M)
 
+    def find_dead(self) -> None:
+        """AuxK's list of dead features and their rows; nothing of the batch."""
+        w, s = self.weights, self.settings
+        enc, dec = (w.W_enc_FD, w.W_dec_FD) if self.low is None else self.low
+        if self.auxk is not None:
+            self.auxk.prepare(enc, w.b_enc_F, dec, self.since_F, s.dead_after)
+
     def help_dead(self) -> None:
         """AuxK, where it takes part; and the weighted loss."""
-        w, s, a = self.weights, self.settings, self.auxk
+        a = self.auxk
         if a is not None:
-            enc, dec = (w.W_enc_FD, w.W_dec_FD) if self.low is None else self.low
-            a.run(
-                *(self.centred_ND, self.pull_NGD[:, 0], enc, w.b_enc_F, dec, self.since_F, s.dead_after),
-                *(self.backward.columns, self.sum, self.control, self.aux_loss),
-            )
-        _total[(1,)](self.sum, self.aux_loss, self.control.loss, self.scale, s.aux_weight, AUX=a is not None)
+            columns = self.backward.columns
+            a.run(self.centred_ND, self.pull_NGD[:, 0], columns, self.sum, self.control, self.aux_loss)
+        weight = self.settings.aux_weight
+        _total[(1,)](self.sum, self.aux_loss, self.control.loss, self.scale, weight, AUX=a is not None)
 
     def launch(self) -> Sorted:
         """The whole step for the batch that was loaded, launch by launch; its slots by feature."""
-        s, back = self.settings, self.backward
+        s, back, start = self.settings, self.backward, self.branch.start
+        found = start(self.find_dead)
         self.encode()
-        slots = sort_slots(self.keys_M, self.F, self.workspace)
-        self.decode()
-        back.column_sums()
+        in_order = start(lambda: sort_slots(self.keys_M, self.F, self.workspace))
+        self.residuals()
+        summed = start(back.column_sums)
+        self.dots()
+        torch.sum(self.loss_NGB.view(-1), dim=0, out=self.sum)
+        found()
+        summed()
         self.help_dead()
         if s.clip == "lagged":
             torch.amax(self.values_M, dim=0, out=self.control.values[Control.LARGEST])
+        slots = in_order()
         back.run(slots, lagged=s.clip == "lagged")
         a, c, none = self.auxk, self.choice, self.sum
         P = len(back.dead_parts)

@@ -1,0 +1,37 @@
+"""Work that runs beside what is launched next: a second stream of the device, a branch of a graph that is captured."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class Branch:
+    """On a CPU (triton's interpreter) work is done where it is started.
+
+    Nothing launched between start and join may write what the work reads or writes, nor read what it writes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def start(self, work: Callable[[], T]) -> Callable[[], T]:
+        """Launch the work after all that was launched so far. The result joins: what is launched after its call waits
+        for the work, whose result it gives."""
+        if self.stream is None:
+            result = work()
+            return lambda: result
+        stream = self.stream
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            result = work()
+            done = stream.record_event()
+
+        def join() -> T:
+            torch.cuda.current_stream(self.device).wait_event(done)
+            return result
+
+        return join
