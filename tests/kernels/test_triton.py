@@ -55,7 +55,8 @@ SETTINGS = StepSettings(
 
 @pytest.mark.parametrize("op", ["encode_topk", "decode", "decode_loss", "backward_adam", "auxk"])
 def test_small_cases(op: str) -> None:
-    importlib.import_module(f"saetools.kernels.{op}.cases").verify("triton", most=900)
+    most = 600 if op == "backward_adam" else 900
+    importlib.import_module(f"saetools.kernels.{op}.cases").verify("triton", most=most)
 
 
 @pytest.mark.slow
@@ -210,20 +211,23 @@ def batch(number: int) -> Tensor:
     return torch.randn(N, D, generator=torch.Generator().manual_seed(number)) + 0.3
 
 
-def start(n_features: int = F) -> tuple[Weights, Weights, Weights, Tensor]:
+def start(n_features: int = F, age: int = 0) -> tuple[Weights, Weights, Weights, Tensor]:
+    """Weights, moments, and tokens since each feature fired: `age` for those that will not fire."""
     W = normalize(torch.randn(n_features, D, generator=torch.Generator().manual_seed(0)), dim=1)
     weights = Weights(W.clone(), W.clone(), torch.zeros(n_features), torch.zeros(D))
-    weights.b_enc_F[:9] -= 5  # these do not fire and are dead after three batches
+    weights.b_enc_F[:9] -= 5
+    since_F = torch.zeros(n_features, dtype=torch.int64)
+    since_F[:9] = age
     zeros = [Weights(*(torch.zeros_like(t) for t in weights)) for _ in range(2)]
-    return weights, zeros[0], zeros[1], torch.zeros(n_features, dtype=torch.int64)
+    return weights, zeros[0], zeros[1], since_F
 
 
 class PlainSteps:
     """The same step by the reference kernels, one after the other; the lagged clip too."""
 
-    def __init__(self, settings: StepSettings) -> None:
+    def __init__(self, settings: StepSettings, age: int = 0) -> None:
         self.settings, self.last_norm, self.n = settings, 0.0, 0
-        self.weights, self.first, self.second, self.since_F = start()
+        self.weights, self.first, self.second, self.since_F = start(age=age)
 
     def __call__(self, x: Tensor, lr: float) -> tuple[float, float, float]:
         """(reconstruction, AuxK, norm)"""
@@ -258,12 +262,12 @@ def assert_same(step: DeviceStep, plain: PlainSteps) -> None:
 
 @pytest.mark.parametrize("clip", ["exact", "lagged"])
 def test_steps_are_the_plain_ones(clip: str) -> None:
-    """One batch is clipped; two are not, though the bound of their norms is too high; of the last it is low enough."""
+    """One batch is clipped; one is not, though the bound of its norm is too high; of the last it is low enough."""
     settings = replace(SETTINGS, clip=clip, n_ahead=2)
-    plain, step = PlainSteps(settings), DeviceStep(*start(), settings, N)
+    plain, step = PlainSteps(settings, age=N), DeviceStep(*start(age=N), settings, N)
     needed = []
-    for number in range(4):
-        x = batch(number) * (1.0 if number < 3 else 0.7)
+    for number in range(3):
+        x = batch(number) * (1.0 if number < 2 else 0.7)
         reconstruction, aux, norm = plain(x, 1e-3)
         step.set_rates([1e-3])
         step.load(x)
@@ -277,17 +281,15 @@ def test_steps_are_the_plain_ones(clip: str) -> None:
         bound = torch.cat([step.backward.bound_parts, step.backward.g_b_dec.square()]).sum().sqrt()
         assert clip == "lagged" or norm < bound < 2 * norm
     assert aux > 0
-    assert clip == "lagged" or needed == [(True, True), (False, True), (False, True), (False, False)]
+    assert clip == "lagged" or needed == [(True, True), (False, True), (False, False)]
     assert_same(step, plain)
 
 
 def small_step(held: bool) -> DeviceStep:
     """Of 4 rows and 20 features, the first 9 of which are dead."""
-    *three, since_F = start(20)
-    since_F[:9] = 2 * N
     tile = Tile(16, 1, 2, 7, held=held)
     settings = replace(SETTINGS, compute="bf16", capacity=10)
-    return DeviceStep(*three, since_F, settings, 4, row_dtype=torch.float32, tiles=(tile, tile))
+    return DeviceStep(*start(20, age=2 * N), settings, 4, row_dtype=torch.float32, tiles=(tile, tile))
 
 
 class Late(Branch):
@@ -304,7 +306,7 @@ def test_the_same_to_the_last_bit(other: str) -> None:
     one, two = small_step(False), small_step(other.startswith("atoms"))
     if other.startswith("branches"):
         two.branch = Late(two.branch.device)
-    for number in range(2):
+    for number in range(1 if other.startswith("atoms") else 2):
         for step in (one, two):
             step.set_rates([1e-3])
             step.load(batch(number)[:4])
@@ -358,9 +360,9 @@ def state_of(step: DeviceStep) -> list[Tensor]:
 
 @pytest.mark.parametrize("clip", ["exact", pytest.param("lagged", marks=pytest.mark.slow)])
 def test_a_batch_that_is_not_finite_changes_nothing(clip: str) -> None:
-    step = DeviceStep(*start(), replace(SETTINGS, clip=clip), N)
+    step = DeviceStep(*start(20), replace(SETTINGS, clip=clip, capacity=10), 4)
     for bad in (torch.nan, torch.inf):
-        x = batch(0)
+        x = batch(0)[:4]
         x[3, 5] = bad
         before = [t.clone() for t in state_of(step)]
         step.set_rates([1e-3])
@@ -371,11 +373,9 @@ def test_a_batch_that_is_not_finite_changes_nothing(clip: str) -> None:
 
 
 def test_bf16_stays_near_float32() -> None:
-    plain, step = (
-        PlainSteps(SETTINGS),
-        DeviceStep(*start(), replace(SETTINGS, compute="bf16"), N, row_dtype=torch.float32),
-    )
-    for number in range(3):
+    plain = PlainSteps(SETTINGS, age=2 * N)
+    step = DeviceStep(*start(age=2 * N), replace(SETTINGS, compute="bf16"), N, row_dtype=torch.float32)
+    for number in range(2):
         *_, norm = plain(batch(number), 1e-4)
         step.set_rates([1e-4])
         step.load(batch(number))
