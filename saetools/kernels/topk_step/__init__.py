@@ -18,7 +18,8 @@ class StepSettings:
     selection: "per_row" keeps the k largest pre-activations of each row, "global" the k N largest of the batch.
     compute: "bf16" multiplies and gathers bf16 copies of rows, weights and residuals, with float32 sums, float32
     master weights and float32 update; "fp32" uses the float32 tensors throughout.
-    clip: "exact" makes the gradient twice, first for its norm; "lagged" clips by the last step's norm.
+    clip: "exact" clips by this step's norm: where a bound of it exceeds clip_norm the gradient is made twice, first for
+    its norm; "lagged" clips by the last step's norm.
     capacity: dead features that AuxK helps at once; 0 leaves AuxK out. A batch with more dead features is flagged, but
     where the capacity is the largest that there is: then the longest dead are helped, and the others counted.
     guess: the share of the last batch's threshold that candidates of a selection over the batch must reach, where its
