@@ -81,11 +81,12 @@ def check_step(
     clip_norm: float = 0.05,
     updating: int | None = None,
     n_steps: int = 50,
+    sizes: tuple[int, int, int, int] = (1024, 640, 4096, 16),  # D is no multiple of a tile's columns
 ) -> str:
     """Fifty device steps against fifty plain ones by autograd in float32; `hot`: some features fire in most rows;
     `guessed`: a selection over the batch in chunks, some batches being much smaller or larger than those before;
     `updating`: by which of the tiles that a capture tries."""
-    N, D, F, k = 1024, 640, 4096, 16  # D is no multiple of a tile's columns
+    N, D, F, k = sizes
     g = torch.Generator(DEVICE).manual_seed(1)
     W = torch.nn.functional.normalize(torch.randn(F, D, generator=g, device=DEVICE), dim=1)
     planted = torch.nn.functional.normalize(torch.randn(512, D, generator=g, device=DEVICE), dim=1)
@@ -103,7 +104,7 @@ def check_step(
     since = [torch.zeros(F, dtype=torch.int64, device=DEVICE) for _ in range(2)]
     settings = StepSettings(
         k=k, variance=float(D), clip_norm=clip_norm, clip=clip, compute=compute, aux_k=32,  # type: ignore[arg-type]
-        aux_weight=1 / 32 if aux else 0.0, dead_after=4 * N, capacity=4096 if aux else 0, n_ahead=4,
+        aux_weight=1 / 32 if aux else 0.0, dead_after=4 * N, capacity=F if aux else 0, n_ahead=4,
         selection=selection, chunk_bytes=256 * F * 4 if guessed else 512 << 20,  # type: ignore[arg-type]
     )  # fmt: skip
     chosen = None

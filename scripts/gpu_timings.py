@@ -174,6 +174,7 @@ def time_steps(report: Report, shape: str, floor_ms: float) -> dict[str, float]:
     found = {}
     variants: list[tuple[str, dict[str, Any], float, torch.dtype, bool]] = [
         ("step: exact clip, graph", {}, 0.0, torch.float32, True),
+        ("step: exact clip, every batch clipped, graph", {"clip_norm": 1e-6}, 0.0, torch.float32, True),
         ("step: exact clip, launch by launch", {}, 0.0, torch.float32, False),
         ("step: lagged clip, graph", {"clip": "lagged"}, 0.0, torch.float32, True),
         ("step: lagged clip, bf16 moments, graph", {"clip": "lagged"}, 0.0, torch.bfloat16, True),
