@@ -368,6 +368,11 @@ def all_checks() -> dict[str, Callable[[], str]]:
         for clip in ("exact", "lagged"):
             checks[f"50 steps {compute} {clip} graph AuxK"] = lambda c=compute, q=clip: check_step(c, q, True, True)
     checks["50 steps fp32 exact eager, hot features"] = lambda: check_step("fp32", "exact", False, False, hot=True)
+    few = (1024, 640, 1024, 16)
+    for selection in ("per_row", "global"):
+        checks[f"50 steps bf16 exact graph AuxK {selection}, decoded by a dense product"] = lambda s=selection: (
+            check_step("bf16", "exact", True, True, selection=s, sizes=few)
+        )
     checks["50 steps fp32 exact graph AuxK, the norm never needed"] = lambda: check_step(
         "fp32", "exact", True, True, clip_norm=1e3
     )

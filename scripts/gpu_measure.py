@@ -136,9 +136,16 @@ def relative(got: Tensor, exact: Tensor) -> float:
     return float((got.double() - exact.double()).norm() / exact.double().norm())
 
 
-def random_step(shape: str, settings: dict[str, Any], dead: float = 0.0, moments: torch.dtype = torch.float32) -> Any:
+def random_step(
+    shape: str,
+    settings: dict[str, Any],
+    dead: float = 0.0,
+    moments: torch.dtype = torch.float32,
+    n_features: int | None = None,
+) -> Any:
     """(a step at this shape with random weights, batches to rotate)."""
     N, D, F, k = SHAPES[shape]
+    F = n_features or F
     W = torch.nn.functional.normalize(torch.randn(F, D, device=DEVICE), dim=1)
     weights = Weights(W.clone(), W, torch.zeros(F, device=DEVICE), torch.zeros(D, device=DEVICE))
     first, second = (

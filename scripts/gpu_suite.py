@@ -22,6 +22,7 @@ from scripts.gpu_measure import GOALS_MS, SHAPES, Report, ceilings, current_comm
 from scripts.gpu_timings import (
     time_auxk,
     time_baselines,
+    time_crossover,
     time_fused,
     time_kernels,
     time_pursuits,
@@ -69,6 +70,7 @@ def main() -> int:
         floor = 2 * N * D * F / flops + (2 * N * F + 6 * N * k * D + 26 * 2 * F * D) / rate
         torch.cuda.empty_cache()
         time_kernels(report, shape, flops, rate)
+        time_crossover(report, shape)
         time_auxk(report, shape)
         torch.cuda.empty_cache()
         time_selections(report, shape, flops)

@@ -100,6 +100,21 @@ def time_kernels(report: Report, shape: str, flops: float, rate: float) -> None:
     kernel("finish", 0.0, lambda n: back.finish(lagged=False))
 
 
+def time_crossover(report: Report, shape: str) -> None:
+    """Decode by gathers and by a dense product, at few features for each that is kept."""
+    k = SHAPES[shape][3]
+    for per in (32, 64, 128, 256):
+        torch.cuda.empty_cache()
+        step, _ = random_step(shape, {}, n_features=per * k)
+        step.launch()
+        found = []
+        for dense, form in ((False, "gathers"), (True, "a dense product")):
+            step.dense = dense
+            ms = times(lambda n, s=step: s.residuals())
+            found.append(report.add(shape, f"decode by {form}, F = {per} k", "time", "ms", ms))
+        report.add(shape, f"decode: gathers against a dense product, F = {per} k", "ratio", "x", [found[0] / found[1]])
+
+
 def time_auxk(report: Report, shape: str) -> None:
     """AuxK at 10 % dead by itself, and its parts."""
     F = SHAPES[shape][2]

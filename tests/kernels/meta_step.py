@@ -64,6 +64,8 @@ def run_steps(N: int, D: int, F: int, k: int) -> None:
         first, second = (Weights(*(empty(F, D, dtype=moments) for _ in "ed"), empty(F), empty(D)) for _ in "mv")
         step = DeviceStep(weights, first, second, empty(F, dtype=torch.int64), settings, N)
         step.launch()
+        step.dense = True
+        step.residuals()
         for tile in other_tiles(F, D, META)[1]:
             if tile.held:
                 step.backward.use(step.backward.measuring, tile)

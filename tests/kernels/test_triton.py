@@ -292,6 +292,28 @@ def small_step(held: bool) -> DeviceStep:
     return DeviceStep(*start(20, age=2 * N), settings, 4, row_dtype=torch.float32, tiles=(tile, tile))
 
 
+@pytest.mark.parametrize("selection", ["per_row", "global"])
+def test_a_dense_product_decodes_as_gathers_do(selection: str) -> None:
+    """In row chunks of two; to the rounding of the code to bf16."""
+    settings = replace(SETTINGS, compute="bf16", selection=selection, capacity=0, chunk_bytes=2 * 20 * 2)
+    step = DeviceStep(*start(20), settings, 5, row_dtype=torch.float32)
+    step.workspace = Workspace(poison=True)
+    step.weights.b_enc_F[9:] += 0.0123
+    step.load(batch(0)[:5])
+    step.prime()
+    step.encode()
+    found = []
+    assert step.dense
+    for step.dense in (True, False):
+        step.pull_NGD.fill_(torch.nan)
+        step.loss_NGB.fill_(torch.nan)
+        step.residuals()
+        found.append((step.pull_NGD.float(), step.loss_NGB.sum(2)))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=0.03)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=0.01, atol=0)
+    assert not torch.equal(found[0][0], found[1][0])
+
+
 class Late(Branch):
     """Work beside the launches is done as late as it may be, where it is joined: on a GPU it may be so."""
 

@@ -30,6 +30,7 @@ from saetools.kernels.backward_adam.triton import Backward, Problem
 from saetools.kernels.branch import Branch
 from saetools.kernels.by_feature.triton import Sorted, sort_slots
 from saetools.kernels.decode.triton import gather_dot
+from saetools.kernels.decode_loss.dense import DENSE_BELOW, dense_decode_loss_into
 from saetools.kernels.decode_loss.triton import decode_loss_into, n_blocks
 from saetools.kernels.encode_topk.triton import encode_into
 from saetools.kernels.topk_step import StepRecord, StepSettings
@@ -136,6 +137,7 @@ class DeviceStep:
             return torch.empty(shape, dtype=dtype, device=device)
 
         self.low = (weights.W_enc_FD.bfloat16(), weights.W_dec_FD.bfloat16()) if low else None
+        self.dense = low and DENSE_BELOW * k > F  # whether to decode by a dense product
         self.x_ND = empty(n_rows, D, dtype=row_dtype or self.dtype)
         self.centred_ND, self.pull_NGD = empty(n_rows, D), empty(n_rows, 1, D)
         self.values_M = empty(n_rows * k, dtype=torch.float32)
@@ -234,8 +236,12 @@ class DeviceStep:
             values, indices = values.view(self.n_rows, -1), indices.view(self.n_rows, -1)
         else:
             offsets_N1 = self.choice.offsets_N1
-        out = self.pull_NGD, self.loss_NGB
-        decode_loss_into(self.x_ND, values, indices, offsets_N1, dec, w.b_dec_D, None, self.ones, out)
+        code, out = (values, indices, offsets_N1), (self.pull_NGD, self.loss_NGB)
+        if self.dense:
+            chunk_bytes = self.settings.chunk_bytes
+            dense_decode_loss_into(self.x_ND, *code, dec, w.b_dec_D, out, self.workspace, chunk_bytes)
+        else:
+            decode_loss_into(self.x_ND, *code, dec, w.b_dec_D, None, self.ones, out)
 
     def dots(self) -> None:
         """<residual, atom> of every slot."""
