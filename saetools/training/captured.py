@@ -34,6 +34,8 @@ N_AHEAD = 16
 """Batches of a reading."""
 LEAST_ROOM = 256
 """Dead features that a graph with AuxK has room for, at least."""
+PATIENCE = 16
+"""Readings in a row with far fewer dead features than there is room for, after which the graph is recorded anew."""
 _DECIDES = ("fused_batch", "fused_state", "next_state")
 
 _logger = logging.getLogger(__name__)
@@ -85,7 +87,7 @@ class CapturedStep:
         self.dictionary, self.optimizer, self.clip_norm = dictionary, optimizer, clip_norm
         self.plan, self.compute = plan, compute
         self.provider = f"captured-triton-{compute}"
-        self.room = 0
+        self.room = self._n_spare = 0  # room for dead features; readings in a row that needed far less
         self._device: DeviceStep | None = None
         self._kept: list[tuple[Tensor, float]] = []
         self._state: State | None = None
@@ -173,6 +175,7 @@ class CapturedStep:
         del self._kept[: len(records)]
         self.optimizer.n_steps += sum(record.applied for record in records)
         self._state = self._after(records, since_F)
+        self._n_spare = self._n_spare + 1 if 8 * records[-1].n_dead < self.room else 0
         return [self._result(record) for record in records]
 
     def _on_host(self, state: "State") -> "State":
@@ -210,10 +213,10 @@ class CapturedStep:
         return min(self.dictionary.config.n_features, TRITON_CAPACITY)
 
     def _room_for(self, n_dead: int) -> int:
-        """Another room than there is where more features are dead than it holds, or far fewer."""
+        """Another room than there is where more features are dead than it holds, or have long been far fewer."""
         assert self._device is not None
-        fits = 8 * n_dead >= self.room and (n_dead <= self.room or self.room == self._most)
-        if self._device.settings.aux_weight == 0 or fits:
+        enough = n_dead <= self.room or self.room == self._most
+        if self._device.settings.aux_weight == 0 or (enough and self._n_spare < PATIENCE):
             return self.room
         return min(self._most, max(2 * n_dead, LEAST_ROOM)) if n_dead else 0
 
@@ -226,7 +229,7 @@ class CapturedStep:
             return
         if n_dead > self._most:
             _logger.warning("%d features are dead; AuxK helps the %d that are dead for longest", n_dead, self._most)
-        self.room, self._device = room, None  # its memory is free for the next
+        self.room, self._n_spare, self._device = room, 0, None  # its memory is free for the next
         self._device = self._captured(replace(settings, capacity=room), x_ND, since_F)
 
     def _make(self, x_ND: Tensor, state: "State", progress: "Progress") -> "DeviceStep":

@@ -160,7 +160,8 @@ def test_by_the_kernels_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(ours[name], moment, rtol=1e-3, atol=1e-7)
 
 
-def test_room_shrinks_where_the_dead_have_come_back(anywhere: None) -> None:
+def test_room_shrinks_where_the_dead_have_long_come_back(anywhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captured, "PATIENCE", 2)
     dictionary = topk()
     step, state = (
         CapturedStep(dictionary, Adam(trained_parameters(dictionary)), 0.2, "fp32"),
@@ -169,9 +170,11 @@ def test_room_shrinks_where_the_dead_have_come_back(anywhere: None) -> None:
     state.tokens_since_fired_F[:30] = 1000
     result = step(x := rows(0) * 10, x, {}, state, PROGRESS, 1e-2)
     assert step.room == min(F, max(captured.LEAST_ROOM, 2 * int(result.n_dead)))
-    step._fit_room(0)
-    assert step.room == 0
-    assert bool(step(x, x, {}, result.state, replace(PROGRESS, step=1), 1e-2).applied)
+    room = step.room
+    for number, left in enumerate((room, 0, 0), start=1):
+        step._device.since_F.zero_()
+        result = step(x, x, {}, result.state, replace(PROGRESS, step=number), 1e-2)
+        assert result.applied and int(result.n_dead) == 0 and step.room == left
 
 
 def test_who_is_captured(anywhere: None) -> None:
