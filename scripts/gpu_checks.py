@@ -95,11 +95,11 @@ def check_step(
         code = torch.rand(N, 512, generator=g, device=DEVICE)
         return torch.where(code > 0.97, code, 0.0) @ planted * 8 + 0.1 * torch.randn(N, D, generator=g, device=DEVICE)
 
-    bias = torch.zeros(F, device=DEVICE)
-    bias[: F // 8] -= 40  # dead soon
+    bias, enc = torch.zeros(F, device=DEVICE), W.clone()
+    enc[: F // 8] *= 0.3  # dead soon, and half of them positive
     if hot:
         bias[F // 2 : F // 2 + 6] += 20
-    weights = [Weights(W.clone(), W.clone(), bias.clone(), torch.zeros(D, device=DEVICE)) for _ in range(2)]
+    weights = [Weights(enc.clone(), W.clone(), bias.clone(), torch.zeros(D, device=DEVICE)) for _ in range(2)]
     moments = [Weights(*(torch.zeros_like(t) for t in weights[0])) for _ in range(4)]
     since = [torch.zeros(F, dtype=torch.int64, device=DEVICE) for _ in range(2)]
     settings = StepSettings(
@@ -115,7 +115,7 @@ def check_step(
     step.load(batch())
     if graphed:
         step.capture()
-    last_norm, n_flagged = 0.0, 0
+    last_norm, n_flagged, helped = 0.0, 0, False
     for n in range(n_steps):
         x, lr = batch() * ({20: 0.3, 30: 4.0}.get(n, 1.0) if guessed else 1.0), 2e-4
         step.set_rates([lr])
@@ -126,6 +126,7 @@ def check_step(
             step.launch()
         norm, least = plain_step(weights[1], moments[2], moments[3], since[1], x, n, lr, settings, last_norm)
         record = step.read()[-1]
+        helped |= step.auxk is not None and bool(step.auxk.code_NC.any())
         if record.flagged and guessed:
             n_flagged += 1
             step.set_rates([lr])
@@ -140,6 +141,8 @@ def check_step(
             return f"step {n}: norm {record.norm}, plain {norm}"
         if selection == "global" and abs(record.least - least) > near * least:
             return f"step {n}: least value {record.least}, plain {least}"
+    if aux and not helped:
+        return "AuxK had no feature to help"
     if clip == "exact" and clip_norm > 1 and step.control.values[Control.NEEDED]:
         return "the norm was measured without need"
     if guessed and not 2 <= n_flagged < n_steps // 2:
@@ -253,10 +256,10 @@ def check_screen(N: int = 777, D: int = 768, F: int = 24576, k: int = 32) -> str
 def check_captured(selection: str = "per_row", N: int = 512, D: int = 256, F: int = 2048, k: int = 16) -> str:
     """The trainer's step: features die within a reading; what was begun after that is done again in a larger graph."""
     W = torch.nn.functional.normalize(torch.randn(F, D, device=DEVICE), dim=1)
-    bias = torch.zeros(F, device=DEVICE)
-    bias[: F // 4] -= 40
+    bias, enc = torch.zeros(F, device=DEVICE), W.clone()
+    enc[: F // 4] *= 0.3
     bias[F // 4 : F // 2] -= torch.linspace(0, 4, F // 4, device=DEVICE)
-    plain, ours = (Weights(W.clone(), W.clone(), bias.clone(), torch.zeros(D, device=DEVICE)) for _ in range(2))
+    plain, ours = (Weights(enc.clone(), W.clone(), bias.clone(), torch.zeros(D, device=DEVICE)) for _ in range(2))
     moments = [Weights(*(torch.zeros_like(t) for t in plain)) for _ in range(2)]
     since = torch.zeros(F, dtype=torch.int64, device=DEVICE)
     dictionary = Trained(ours, k, float(D), selection, aux_k=32)
@@ -292,11 +295,11 @@ def check_branches(N: int = 4096, D: int = 768, F: int = 24576, k: int = 32, n_s
     for beside in (True, False):
         g = torch.Generator(DEVICE).manual_seed(2)
         W = torch.nn.functional.normalize(torch.randn(F, D, generator=g, device=DEVICE), dim=1)
-        weights = Weights(W.clone(), W.clone(), torch.zeros(F, device=DEVICE), torch.zeros(D, device=DEVICE))
+        weights = Weights(W.clone(), W, torch.zeros(F, device=DEVICE), torch.zeros(D, device=DEVICE))
+        weights.W_enc_FD[: F // 10] *= 0.3
         moments = [Weights(*(torch.zeros_like(t) for t in weights)) for _ in range(2)]
         since = torch.zeros(F, dtype=torch.int64, device=DEVICE)
         since[: F // 10] = 1 << 30
-        weights.b_enc_F[: F // 10] -= 100
         settings = StepSettings(
             k=k, variance=float(D), aux_k=64, aux_weight=1 / 32, dead_after=1 << 29, capacity=F // 8
         )
@@ -311,6 +314,8 @@ def check_branches(N: int = 4096, D: int = 768, F: int = 24576, k: int = 32, n_s
             step.launch() if step.graph is None else step.replay()
         if not all(record.applied for record in step.read()):
             return "not every step was applied"
+        if step.auxk is None or not step.auxk.code_NC.any():
+            return "AuxK had no feature to help"
         states.append([*weights, *moments[0], *moments[1], since])
     return "" if all(torch.equal(a, b) for a, b in zip(*states, strict=True)) else "beside other launches it differs"
 

@@ -52,6 +52,7 @@ class Trained:
     def __init__(self, weights: Weights, k: int, variance: float, selection: str = "per_row", aux_k: int = 0) -> None:
         names = ("W_enc_FD", "W_dec_FD", "b_enc_F", "b_dec_D")
         self.parameters, self.W_enc_FD = dict(zip(names, weights, strict=True)), weights.W_enc_FD
+        self.d_model = weights.W_enc_FD.shape[1]
         self.k, self.total_variance = k, torch.tensor(variance, dtype=torch.float64)
         self.selection, self.aux_k = selection, aux_k
         self.config, self.device = SimpleNamespace(n_features=len(weights.W_enc_FD)), weights.W_enc_FD.device

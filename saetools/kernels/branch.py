@@ -1,6 +1,7 @@
 """Work that runs beside what is launched next: a second stream of the device, a branch of a graph that is captured."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -35,3 +36,14 @@ class Branch:
             return result
 
         return join
+
+    @contextmanager
+    def joined_after_errors(self) -> Iterator[None]:
+        """What was started joins before an error leaves: a capture cannot end with a branch that is loose, and memory
+        that the error frees may be written by the branch."""
+        try:
+            yield
+        except BaseException:
+            if self.stream is not None:
+                torch.cuda.current_stream(self.device).wait_stream(self.stream)
+            raise

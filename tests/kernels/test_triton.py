@@ -19,7 +19,8 @@ from torch.nn.functional import normalize
 pytest.importorskip("triton", reason="triton is not installed: it exists for Linux on x86-64 alone")
 
 from saetools.kernels.auxk import auxk
-from saetools.kernels.backward_adam import Batch, Rule, Weights, backward_adam
+from saetools.kernels.backward_adam import Batch, ExtraRows, Rule, Weights, backward_adam, gradients
+from saetools.kernels.backward_adam import cases as backward_cases
 from saetools.kernels.backward_adam import triton as backward
 from saetools.kernels.backward_adam.control import Control
 from saetools.kernels.backward_adam.tiles import Tile
@@ -57,6 +58,14 @@ SETTINGS = StepSettings(
 def test_small_cases(op: str) -> None:
     most = 600 if op == "backward_adam" else 900
     importlib.import_module(f"saetools.kernels.{op}.cases").verify("triton", most=most)
+
+
+def test_whole_windows_of_a_feature_are_summed_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of two slots, of which a feature has some six; the norm is measured, and only bounded."""
+    monkeypatch.setattr(backward, "WINDOW", 2)
+    for clip_norm in (0.5, 1e9):
+        case = backward_cases.random_case("windows", 12, 3, 3, 5, 2, n_extra=2, shrink=0.3, clip_norm=clip_norm)
+        backward_cases.verify_case(case, "triton")
 
 
 @pytest.mark.slow
@@ -215,7 +224,7 @@ def start(n_features: int = F, age: int = 0) -> tuple[Weights, Weights, Weights,
     """Weights, moments, and tokens since each feature fired: `age` for those that will not fire."""
     W = normalize(torch.randn(n_features, D, generator=torch.Generator().manual_seed(0)), dim=1)
     weights = Weights(W.clone(), W.clone(), torch.zeros(n_features), torch.zeros(D))
-    weights.b_enc_F[:9] -= 5
+    weights.W_enc_FD[:9] *= 0.2
     since_F = torch.zeros(n_features, dtype=torch.int64)
     since_F[:9] = age
     zeros = [Weights(*(torch.zeros_like(t) for t in weights)) for _ in range(2)]
@@ -280,9 +289,33 @@ def test_steps_are_the_plain_ones(clip: str) -> None:
         needed.append((norm > settings.clip_norm, bool(step.control.values[Control.NEEDED])))
         bound = torch.cat([step.backward.bound_parts, step.backward.g_b_dec.square()]).sum().sqrt()
         assert clip == "lagged" or norm < bound < 2 * norm
+        assert number == 0 or step.auxk.code_NC.any()
     assert aux > 0
     assert clip == "lagged" or needed == [(True, True), (False, True), (False, False)]
     assert_same(step, plain)
+
+
+def test_the_bound_holds_for_extra_rows_of_any_sign() -> None:
+    """They double the gradient of every feature, by a factor below 0, as AuxK's is."""
+    case = backward_cases.random_case("", 3, 2, 4, 5)
+    own = gradients(case.weights, case.batch)
+    extra = ExtraRows(torch.arange(4), -own.W_enc_FD, -own.W_dec_FD, -own.b_enc_F, torch.zeros(5))
+    tensors = case.weights, case.first, case.second, case.batch, extra
+    problem, slots = backward.problem_of(*tensors, Workspace(poison=True))
+    control = Control.make(case.rule, torch.device("cpu"))
+    control.values[Control.EXTRA] = -1
+    back = backward.Backward(problem, control, case.rule)
+    back.windows(slots)
+    back.sums(slots)
+    back.measure(slots)
+    norm = torch.cat([g.flatten() for g in tuple(own)[:2]]).norm()
+    assert norm < back.norm_parts.sum().sqrt() < (bound := float(back.bound_parts.sum().sqrt()))
+    back.column_sums()
+    back.b_dec_gradient()
+    for elsewhere, needed in ((0.0, 0), (200 * bound**2, 1)):  # the squares of features that another process holds
+        back.rule = replace(case.rule, clip_norm=10 * bound, elsewhere=elsewhere)
+        back.need()
+        assert control.values[Control.NEEDED] == needed
 
 
 def small_step(held: bool) -> DeviceStep:
@@ -334,7 +367,7 @@ def test_the_same_to_the_last_bit(other: str) -> None:
             step.load(batch(number)[:4])
             step.launch()
     record = one.read()[-1]
-    assert record.applied and record.auxk > 0
+    assert record.applied and record.auxk > 0 and one.auxk.code_NC.any()
     assert all(torch.equal(a, b) for a, b in zip(state_of(one), state_of(two), strict=True))
 
 

@@ -83,6 +83,7 @@ def cases() -> Iterator[Case]:
     yield random_case("k=1", 19, 1, 130, 5)
     yield random_case("k=F", 5, 17, 17, 6)
     yield random_case("no rows", 0, 2, 9, 3)
+    yield random_case("two features for many rows", 600, 2, 2, 5)
     yield random_case("nested groups", 21, 9, 40, 8, n_groups=3)
     yield random_case("shrunk values", 37, 8, 512, 24, shrink=0.3)
     yield (base := random_case("extra rows", 21, 9, 70, 8, n_extra=13))

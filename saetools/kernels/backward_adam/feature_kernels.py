@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from saetools.kernels.backward_adam.feature_sums import slot_sums
 from saetools.kernels.triton_parts import stochastic_bf16
 
 
@@ -38,8 +39,9 @@ def _gather(
 
 @triton.jit
 def _windows(
-    key_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr, scale, shrink, F, D,
-    K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, WIN: tl.constexpr,
+    key_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, x_norm_ptr, pull_square_ptr, sum_ptr,
+    slot_sum_ptr, scale, shrink, F, D,
+    K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, WIN: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """The sums of a window of sorted slots that lies inside one feature; other windows are left alone."""
     window = tl.program_id(0)
@@ -55,6 +57,15 @@ def _windows(
         out = sum_ptr + tl.cast(window, tl.int64) * 2 * D + d
         tl.store(out, g_dec, mask=inside)
         tl.store(out + D, g_enc, mask=inside)
+        if tl.program_id(1) == 0:
+            own, along, enc, dec = slot_sums(
+                order_ptr, val_ptr, row_ptr, group_ptr, dot_ptr, x_norm_ptr, pull_square_ptr, start, start + WIN,
+                scale, shrink, K, G, B, WIN, True,
+            )  # fmt: skip
+            tl.store(slot_sum_ptr + 4 * window, own)
+            tl.store(slot_sum_ptr + 4 * window + 1, along)
+            tl.store(slot_sum_ptr + 4 * window + 2, enc)
+            tl.store(slot_sum_ptr + 4 * window + 3, dec)
 
 
 @triton.jit

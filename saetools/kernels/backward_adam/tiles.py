@@ -63,4 +63,5 @@ def _updating(
     held: bool = False,
 ) -> Tile:
     columns = min(columns, max(16, next_power(d_model)))
+    registers = registers if d_model % 16 == 0 else None  # other rows lie at odd places, which takes more
     return Tile(columns, warps, 2, min(n_features, 64 * n_processors(device)), registers, held)

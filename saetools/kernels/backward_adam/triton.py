@@ -2,7 +2,7 @@
 
 Slots are sorted by feature, stably, so that sums have one order. A program walks a feature's slots: dW_dec += value
 pull, dvalue = -scale <pull, w>, dW_enc += dvalue x; then projection, Adam on both rows, unit norm, bf16 copies. With
-the dots known the columns of a row are independent, but for the norm at the end: programs are one warp wide and many.
+the dots known the columns of a row are independent, but for the norm at the end: programs are narrow and many.
 Neither dvalues nor gradients exist in memory. A feature that fires often would keep one program busy for long: of the
 sorted slots every whole window of `WINDOW` that lies inside one feature is summed beforehand by programs of its own,
 and its sums are added in order. Floating-point atomics there are none.
@@ -114,6 +114,7 @@ class Backward:
         get = problem.workspace.get
         n_windows = max(1, len(problem.values_M) // WINDOW)
         self.window_sums = get("back.windows", (n_windows, 2, self.D), torch.float32, device)
+        self.window_slot_sums = get("back.slot_sums", (n_windows, 4), torch.float32, device)
         self.columns = get("back.columns", (SPLITS, self.D), torch.float32, device)
         self.own_F, self.bias_F, self.along_F = (
             get(f"back.{name}", (self.F,), torch.float32, device) for name in ("own", "bias", "along")
@@ -181,7 +182,8 @@ class Backward:
         n = len(self.p.values_M) // WINDOW
         if n:
             _windows[(n, self._n_blocks(self.measuring))](
-                slots.keys_M, *self._slots(slots), self.window_sums, self.p.scale, self.p.shrink, self.F, self.D,
+                slots.keys_M, *self._slots(slots), self.p.x_norm_N, self.p.pull_square_NGB, self.window_sums,
+                self.window_slot_sums, self.p.scale, self.p.shrink, self.F, self.D, B=self.p.pull_square_NGB.shape[2],
                 **self._constants(self.measuring),
             )  # fmt: skip
 
@@ -191,10 +193,10 @@ class Backward:
         order, values, rows, groups, *_ = self._slots(slots)
         extra = (none,) * 5 if e is None else (e.place_F, e.b_enc_A, e.along_A, e.enc_norm_A, e.dec_norm_A)
         _feature_sums[(len(self.bound_parts),)](
-            slots.offsets_F1, order, values, rows, groups, p.dots_M, p.x_norm_N, p.pull_square_NGB, *extra,
-            self.control.values, self.own_F, self.bias_F, self.along_F, self.bound_parts, p.scale, p.shrink, self.F,
-            K=p.k, G=p.pull_NGD.shape[1], B=p.pull_square_NGB.shape[2], U=128, EXTRA=e is not None, BOUND=bound,
-            num_warps=1,
+            slots.offsets_F1, order, values, rows, groups, p.dots_M, p.x_norm_N, p.pull_square_NGB,
+            self.window_slot_sums, *extra, self.control.values, self.own_F, self.bias_F, self.along_F,
+            self.bound_parts, p.scale, p.shrink, self.F, K=p.k, G=p.pull_NGD.shape[1], B=p.pull_square_NGB.shape[2],
+            U=128, WIN=WINDOW, EXTRA=e is not None, BOUND=bound, num_warps=1,
         )  # fmt: skip
 
     def measure(self, slots: Sorted, emit: Weights | None = None) -> None:

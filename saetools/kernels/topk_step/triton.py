@@ -266,6 +266,10 @@ class DeviceStep:
 
     def launch(self) -> Sorted:
         """The whole step for the batch that was loaded, launch by launch; its slots by feature."""
+        with self.branch.joined_after_errors():
+            return self._launch()
+
+    def _launch(self) -> Sorted:
         s, back, start = self.settings, self.backward, self.branch.start
         found = start(self.find_dead)
         self.encode()
