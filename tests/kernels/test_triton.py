@@ -309,7 +309,8 @@ def test_the_bound_holds_for_extra_rows_of_any_sign() -> None:
     back.sums(slots)
     back.measure(slots)
     norm = torch.cat([g.flatten() for g in tuple(own)[:2]]).norm()
-    assert norm < back.norm_parts.sum().sqrt() < (bound := float(back.bound_parts.sum().sqrt()))
+    bound = float(back.bound_parts.sum().sqrt())
+    assert norm < back.norm_parts.sum().sqrt() < bound
     back.column_sums()
     back.b_dec_gradient()
     for elsewhere, needed in ((0.0, 0), (200 * bound**2, 1)):  # the squares of features that another process holds
