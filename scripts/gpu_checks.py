@@ -366,6 +366,9 @@ def all_checks() -> dict[str, Callable[[], str]]:
         ("per_feature_topm", per_feature_cases),
     ):
         checks[f"{name} cases"] = lambda m=module, n=name: check_cases(n, lambda: m.verify("triton", device=DEVICE))
+    checks["gradients in backward_adam's cases"] = lambda: check_cases(
+        "", lambda: backward_cases.verify_gradients("triton", device=DEVICE)
+    )
     checks["encode cublas bf16"] = lambda: check_encode("cublas", torch.bfloat16)
     checks["encode cublas fp32"] = lambda: check_encode("cublas", torch.float32)
     checks["encode fused bf16"] = lambda: check_encode("fused", torch.bfloat16)

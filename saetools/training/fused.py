@@ -131,7 +131,8 @@ class FusedStep:
     ) -> dict[str, Tensor]:
         """The gradient of each parameter, neither projected nor clipped, for comparison with autograd."""
         forward = self._forward(x_ND, target_ND, fields, state, progress)
-        return dict(zip(NAMES, gradients(self._weights(), forward.batch, forward.extra), strict=True))
+        tensors = self._weights(), forward.batch, forward.extra
+        return dict(zip(NAMES, gradients(*tensors, workspace=self.workspace, impl=self.impl), strict=True))
 
     @torch.no_grad()
     def _forward(

@@ -44,6 +44,10 @@ def test_gradients_equal_autograd() -> None:
         torch.testing.assert_close(mine, theirs)
 
 
+def test_squares_of_gradients() -> None:
+    cases.verify_gradients("numba")
+
+
 @pytest.mark.parametrize("impl", ["torch", "numba"])
 def test_ten_steps_equal_torch_adam(impl: str) -> None:
     case = next(cases.cases()).copy(torch.float32)

@@ -60,6 +60,11 @@ def test_small_cases(op: str) -> None:
     importlib.import_module(f"saetools.kernels.{op}.cases").verify("triton", most=most)
 
 
+@pytest.mark.parametrize("most", [400, pytest.param(13_000, marks=pytest.mark.slow)])
+def test_gradients_themselves(most: int) -> None:
+    backward_cases.verify_gradients("triton", most=most)
+
+
 def test_whole_windows_of_a_feature_are_summed_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows of two slots, of which a feature has some six; the norm is measured, and only bounded."""
     monkeypatch.setattr(backward, "WINDOW", 2)

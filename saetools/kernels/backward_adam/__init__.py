@@ -62,16 +62,32 @@ def feature_squares(
     impl: Impl = "auto",
 ) -> float:
     """Sum of the squares of the gradients of W_enc, W_dec (projected) and b_enc: these features' part of the norm."""
-    if resolve(impl, batch.x_ND, *weights) == "numba":
+    chosen = resolve(impl, batch.x_ND, *weights)
+    if chosen == "numba":
         from saetools.kernels.backward_adam import cpu
 
         return cpu.feature_squares(weights, batch, extra, workspace or Workspace())
+    if chosen == "triton":
+        from saetools.kernels.backward_adam import triton
+
+        return triton.feature_squares(weights, batch, extra, workspace or Workspace())
     return stock.feature_squares(weights, batch, extra)
 
 
 @torch.no_grad()
-def gradients(weights: Weights, batch: Batch, extra: ExtraRows | None = None) -> Weights:
-    """The gradient of each parameter, neither projected nor clipped: for tests and comparisons."""
+def gradients(
+    weights: Weights,
+    batch: Batch,
+    extra: ExtraRows | None = None,
+    *,
+    workspace: Workspace | None = None,
+    impl: Impl = "auto",
+) -> Weights:
+    """The gradient of each parameter, neither projected nor clipped: for other optimizers, and to be compared."""
+    if resolve(impl, batch.x_ND, *weights) == "triton":
+        from saetools.kernels.backward_adam import triton
+
+        return triton.gradients(weights, batch, extra, workspace or Workspace())
     return stock.gradients(weights, batch, extra)
 
 

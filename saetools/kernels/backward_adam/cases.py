@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from saetools.kernels.backend import Impl
-from saetools.kernels.backward_adam import Batch, ExtraRows, Rule, Weights, backward_adam
+from saetools.kernels.backward_adam import Batch, ExtraRows, Rule, Weights, backward_adam, feature_squares, gradients
 from saetools.kernels.decode_loss import decode_loss
 from saetools.kernels.oracle import assert_as_good, on
 from saetools.kernels.sparse import Sparse
@@ -110,3 +110,17 @@ def verify_case(case: Case, impl: Impl) -> None:
     names = ["norm", *(f"{s} {n}" for s in ("m of", "v of", "new") for n in ("W_enc", "W_dec", "b_enc", "b_dec"))]
     for name, got, plain, exact in zip(names, *results):
         assert_as_good(f"{case.name}, {impl}: {name}", got, plain, exact)
+
+
+def verify_gradients(impl: Impl, device: str = "cpu", most: int | None = None) -> None:
+    """As `verify`, for the gradients themselves and their squares."""
+    for case in on(device, cases(), most):
+        results = []
+        for which, dtype in ((impl, torch.float32), ("torch", torch.float32), ("torch", torch.float64)):
+            c = case.copy(dtype)
+            tensors = c.weights, c.batch, c.extra
+            found = gradients(*tensors, workspace=Workspace(poison=True), impl=which)
+            squares = feature_squares(*tensors, workspace=Workspace(poison=True), impl=which)
+            results.append([torch.tensor(squares, dtype=dtype), *found])
+        for name, got, plain, exact in zip(("squares", "W_enc", "W_dec", "b_enc", "b_dec"), *results):
+            assert_as_good(f"{case.name}, {impl}: gradient, {name}", got, plain, exact)

@@ -340,15 +340,29 @@ def backward_adam(
     return float(control.values[Control.NORM])
 
 
-def gradients(weights: Weights, batch: Batch, extra: ExtraRows | None, workspace: Workspace) -> Weights:
-    """The gradient of each parameter, neither projected nor clipped."""
+def _measured(
+    weights: Weights, batch: Batch, extra: ExtraRows | None, workspace: Workspace, emit: Weights | None = None
+) -> Backward:
+    """The way back up to the gradients and the squares of their norms."""
     problem, slots = problem_of(weights, weights, weights, batch, extra, workspace)
     back = Backward(problem, Control.make(Rule(0.0, 0), batch.x_ND.device), Rule(0.0, 0))
-    out = Weights(*(torch.empty_like(w) for w in weights))
-    back.column_sums()
     back.windows(slots)
-    back.sums(slots)
-    back.measure(slots, out)
+    back.sums(slots, bound=False)
+    back.measure(slots, emit)
+    return back
+
+
+def feature_squares(weights: Weights, batch: Batch, extra: ExtraRows | None, workspace: Workspace) -> float:
+    """As the stock path, without a gradient in memory."""
+    back = _measured(weights, batch, extra, workspace)
+    return float(back.norm_parts[: back.n_measured].double().sum())
+
+
+def gradients(weights: Weights, batch: Batch, extra: ExtraRows | None, workspace: Workspace) -> Weights:
+    """The gradient of each parameter, neither projected nor clipped."""
+    out = Weights(*(torch.empty_like(w) for w in weights))
+    back = _measured(weights, batch, extra, workspace, out)
+    back.column_sums()
     back.b_dec_gradient()
     out.b_enc_F.copy_(back.bias_F)
     out.b_dec_D.copy_(back.g_b_dec)
