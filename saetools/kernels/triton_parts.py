@@ -82,6 +82,18 @@ def stochastic_bf16(v, noise):
     return (bits & 0xFFFF0000).to(tl.float32, bitcast=True).to(tl.bfloat16)
 
 
+@triton.jit
+def row_slots(off_ptr, row, K: tl.constexpr):
+    """The first slot of a row and the one after its last. K = 0: a ragged code, whose offsets say."""
+    if K > 0:
+        start = row * K
+        end = start + K
+    else:
+        start = tl.load(off_ptr + row)
+        end = tl.load(off_ptr + row + 1)
+    return start, end
+
+
 def next_power(n: int) -> int:
     """The least power of two that is at least n."""
     return 1 << max(n - 1, 0).bit_length()

@@ -11,7 +11,6 @@ import triton.language as tl
 from torch import Tensor
 
 from saetools.kernels.auxk import TRITON_CAPACITY
-from saetools.kernels.backward_adam.feature_sums import _row_sums
 from saetools.kernels.backward_adam.problem import Rule
 from saetools.kernels.backward_adam.triton import Control, Extra
 from saetools.kernels.triton_parts import bisect, key_value, next_power, order_key, places
@@ -65,6 +64,25 @@ def _scalars(
     error = tl.load(error_ptr)
     tl.store(aux_ptr, tl.where(factor > 0, factor * error * error, 0.0))
     tl.store(control_ptr + 6, -2.0 * factor * weight)
+
+
+@triton.jit
+def _row_sums(enc_ptr, dec_ptr, atom_ptr, along_ptr, enc_norm_ptr, dec_norm_ptr, D, BLOCK: tl.constexpr):
+    """Of one extra row: <dW_dec, w>, ||dW_enc|| and ||dW_dec||."""
+    row = tl.program_id(0).to(tl.int64)
+    along = tl.zeros([BLOCK], tl.float32)
+    enc_square = tl.zeros([BLOCK], tl.float32)
+    dec_square = tl.zeros([BLOCK], tl.float32)
+    for d0 in range(0, D, BLOCK):
+        d = d0 + tl.arange(0, BLOCK)
+        enc = tl.load(enc_ptr + row * D + d, mask=d < D, other=0.0).to(tl.float32)
+        dec = tl.load(dec_ptr + row * D + d, mask=d < D, other=0.0).to(tl.float32)
+        along += dec * tl.load(atom_ptr + row * D + d, mask=d < D, other=0.0).to(tl.float32)
+        enc_square += enc * enc
+        dec_square += dec * dec
+    tl.store(along_ptr + row, tl.sum(along, axis=0))
+    tl.store(enc_norm_ptr + row, tl.sqrt(tl.sum(enc_square, axis=0)))
+    tl.store(dec_norm_ptr + row, tl.sqrt(tl.sum(dec_square, axis=0)))
 
 
 class DeviceAuxK:

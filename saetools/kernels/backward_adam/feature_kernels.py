@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from saetools.kernels.backward_adam.feature_sums import slot_sums
+from saetools.kernels.backward_adam.feature_sums import feature_slots, slot_rows, slot_sums
 from saetools.kernels.triton_parts import stochastic_bf16
 
 
@@ -22,16 +22,10 @@ def _gather(
             slot = tl.load(order_ptr + tl.where(j < head, start + j, tail + j - head), mask=there, other=0)
             v = tl.load(val_ptr + slot, mask=there, other=0.0).to(tl.float32)
             dot = tl.load(dot_ptr + slot, mask=there, other=0.0).to(tl.float32)
-            if K > 0:
-                row = (slot // K).to(tl.int64)
-            else:
-                row = tl.load(row_ptr + slot, mask=there, other=0).to(tl.int64)
-            pull_row = row
-            if G > 1:
-                pull_row = row * G + tl.load(group_ptr + slot, mask=there, other=0).to(tl.int64)
+            row, pull_row = slot_rows(slot, row_ptr, group_ptr, there, K, G)
             both = inside & (j + 0 * d < n)
-            pull = tl.load(pull_ptr + pull_row * D + d, mask=both, other=0.0, eviction_policy="evict_last")
-            x = tl.load(x_ptr + row * D + d, mask=both, other=0.0, eviction_policy="evict_last")
+            pull = tl.load(pull_ptr + pull_row.to(tl.int64) * D + d, mask=both, other=0.0, eviction_policy="evict_last")
+            x = tl.load(x_ptr + row.to(tl.int64) * D + d, mask=both, other=0.0, eviction_policy="evict_last")
             g_dec -= scale * v * pull.to(tl.float32)
             g_enc += (shrink * v - scale * dot) * x.to(tl.float32)
     return g_dec, g_enc
@@ -75,13 +69,7 @@ def _gradient(
     K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, WIN: tl.constexpr, EXTRA: tl.constexpr,
 ):  # fmt: skip
     """dW_dec and dW_enc of a feature in the columns d."""
-    start = tl.load(off_ptr + f)
-    end = tl.load(off_ptr + f + 1)
-    first_window = (start + WIN - 1) // WIN
-    last_window = end // WIN
-    split = first_window < last_window
-    head = tl.where(split, first_window * WIN - start, end - start)
-    tail = tl.where(split, last_window * WIN, end)
+    start, end, head, tail, first_window, last_window = feature_slots(off_ptr, f, WIN)
     g_dec, g_enc = _gather(
         order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, start, head, tail, head + end - tail, scale,
         shrink, D, d, inside, K, G, U, BD,

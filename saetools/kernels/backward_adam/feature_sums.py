@@ -5,6 +5,33 @@ import triton.language as tl
 
 
 @triton.jit
+def feature_slots(off_ptr, f, WIN: tl.constexpr):
+    """Where a feature's sorted slots start and end, how many there are before its first whole window, where those after
+    its last one start, and which windows are whole; without any, all slots are before."""
+    start = tl.load(off_ptr + f)
+    end = tl.load(off_ptr + f + 1)
+    first_window = (start + WIN - 1) // WIN
+    last_window = end // WIN
+    split = first_window < last_window
+    head = tl.where(split, first_window * WIN - start, end - start)
+    tail = tl.where(split, last_window * WIN, end)
+    return start, end, head, tail, first_window, last_window
+
+
+@triton.jit
+def slot_rows(slot, row_ptr, group_ptr, there, K: tl.constexpr, G: tl.constexpr):
+    """The row of x and the row of pull, as [N * G, D], of slots."""
+    if K > 0:
+        row = slot // K
+    else:
+        row = tl.load(row_ptr + slot, mask=there, other=0).to(tl.int32)
+    pull_row = row
+    if G > 1:
+        pull_row = row * G + tl.load(group_ptr + slot, mask=there, other=0).to(tl.int32)
+    return row, pull_row
+
+
+@triton.jit
 def slot_sums(
     order_ptr, val_ptr, row_ptr, group_ptr, dot_ptr, x_norm_ptr, pull_square_ptr, start, end, scale, shrink,
     K: tl.constexpr, G: tl.constexpr, B: tl.constexpr, U: tl.constexpr, BOUND: tl.constexpr,
@@ -20,13 +47,7 @@ def slot_sums(
     enc = 0.0
     dec = 0.0
     if BOUND:
-        if K > 0:
-            row = slot // K
-        else:
-            row = tl.load(row_ptr + slot, mask=there, other=0).to(tl.int32)
-        pull_row = row
-        if G > 1:
-            pull_row = row * G + tl.load(group_ptr + slot, mask=there, other=0).to(tl.int32)
+        row, pull_row = slot_rows(slot, row_ptr, group_ptr, there, K, G)
         square = tl.zeros([U], tl.float32)
         for part in tl.static_range(B):
             square += tl.load(pull_square_ptr + pull_row * B + part, mask=there, other=0.0)
@@ -51,19 +72,13 @@ def _feature_sums(
     extra_scale = tl.load(control_ptr + 6)
     bound = 0.0
     for f in range(pid, F, tl.num_programs(0)):
-        start = tl.load(off_ptr + f)
-        end = tl.load(off_ptr + f + 1)
-        first_window = (start + WIN - 1) // WIN
-        last_window = end // WIN
-        split = first_window < last_window
-        head_end = tl.where(split, first_window * WIN, end)
-        tail = tl.where(split, last_window * WIN, end)
+        start, end, head, tail, first_window, last_window = feature_slots(off_ptr, f, WIN)
         own = 0.0
         along = 0.0
         enc = 0.0
         dec = 0.0
         for part in tl.static_range(2):
-            stop = head_end if part == 0 else end
+            stop = start + head if part == 0 else end
             for begin in range(start if part == 0 else tail, stop, U):
                 own_1, along_1, enc_1, dec_1 = slot_sums(
                     order_ptr, val_ptr, row_ptr, group_ptr, dot_ptr, x_norm_ptr, pull_square_ptr, begin, stop, scale,
@@ -94,22 +109,3 @@ def _feature_sums(
         bound += enc * enc + dec * dec + bias * bias
     if BOUND:
         tl.store(bound_ptr + pid, bound)
-
-
-@triton.jit
-def _row_sums(enc_ptr, dec_ptr, atom_ptr, along_ptr, enc_norm_ptr, dec_norm_ptr, D, BLOCK: tl.constexpr):
-    """Of one extra row: <dW_dec, w>, ||dW_enc|| and ||dW_dec||."""
-    row = tl.program_id(0).to(tl.int64)
-    along = tl.zeros([BLOCK], tl.float32)
-    enc_square = tl.zeros([BLOCK], tl.float32)
-    dec_square = tl.zeros([BLOCK], tl.float32)
-    for d0 in range(0, D, BLOCK):
-        d = d0 + tl.arange(0, BLOCK)
-        enc = tl.load(enc_ptr + row * D + d, mask=d < D, other=0.0).to(tl.float32)
-        dec = tl.load(dec_ptr + row * D + d, mask=d < D, other=0.0).to(tl.float32)
-        along += dec * tl.load(atom_ptr + row * D + d, mask=d < D, other=0.0).to(tl.float32)
-        enc_square += enc * enc
-        dec_square += dec * dec
-    tl.store(along_ptr + row, tl.sum(along, axis=0))
-    tl.store(enc_norm_ptr + row, tl.sqrt(tl.sum(enc_square, axis=0)))
-    tl.store(dec_norm_ptr + row, tl.sqrt(tl.sum(dec_square, axis=0)))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from saetools.kernels.decode_loss.triton import block_columns
 from saetools.kernels.encode_topk.triton import chunk_rows
+from saetools.kernels.triton_parts import row_slots
 from saetools.kernels.workspace import Workspace
 
 DENSE_BELOW = 128
@@ -26,12 +27,7 @@ def _spread(val_ptr, idx_ptr, off_ptr, code_ptr, F, K: tl.constexpr, BLOCK: tl.c
         f = f0 + tl.arange(0, BLOCK)
         tl.store(code_ptr + row * F + f, tl.zeros([BLOCK], code_ptr.dtype.element_ty), mask=f < F)
     tl.debug_barrier()
-    if K > 0:
-        start = row * K
-        end = start + K
-    else:
-        start = tl.load(off_ptr + row)
-        end = tl.load(off_ptr + row + 1)
+    start, end = row_slots(off_ptr, row, K)
     for s0 in range(start, end, SLOTS):
         s = s0 + tl.arange(0, SLOTS)
         v = tl.load(val_ptr + s, mask=s < end, other=0.0)

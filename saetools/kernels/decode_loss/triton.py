@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from saetools.kernels.decode.triton import gather_dot
-from saetools.kernels.triton_parts import next_power
+from saetools.kernels.triton_parts import next_power, row_slots
 from saetools.kernels.workspace import Workspace
 
 
@@ -25,12 +25,7 @@ def _decode_loss(
     inside = d < D
     left = tl.load(x_ptr + row * D + d, mask=inside, other=0.0).to(tl.float32)
     left -= tl.load(b_ptr + d, mask=inside, other=0.0).to(tl.float32)
-    if K > 0:
-        start = row * K
-        end = start + K
-    else:
-        start = tl.load(off_ptr + row)
-        end = tl.load(off_ptr + row + 1)
+    start, end = row_slots(off_ptr, row, K)
     u = tl.arange(0, UNROLL)
     for g in tl.static_range(G):
         for s in range(start, end, UNROLL):

@@ -192,6 +192,11 @@ class DeviceStep:
         n_dead = (self.since_F >= self.settings.dead_after).sum()
         self.control.flag.copy_(n_dead > (self.capacity if self._flags else self.F))
 
+    @property
+    def _matrices(self) -> tuple[Tensor, Tensor]:
+        """Rows of the encoder and atoms as they are multiplied and gathered."""
+        return self.low or (self.weights.W_enc_FD, self.weights.W_dec_FD)
+
     def set_rates(self, rates: Sequence[float]) -> None:
         """Learning rates of the next batches, at most n_ahead of them; not waiting, as setting an element would."""
         for ahead, lr in enumerate(rates):
@@ -206,12 +211,12 @@ class DeviceStep:
 
     def encode(self) -> None:
         """Values, indices and sort keys of the batch."""
-        w, s, low, N = self.weights, self.settings, self.low, self.n_rows
+        w, s, N = self.weights, self.settings, self.n_rows
         _centre[(N,)](
             self.x_ND, w.b_dec_D, self.centred_ND, self.backward.p.x_norm_N, self.D, BLOCK=next_power(self.D),
             num_warps=max(1, min(8, next_power(self.D) // 256)),
         )  # fmt: skip
-        product = self.centred_ND, w.W_enc_FD if low is None else low[0], w.b_enc_F
+        product = self.centred_ND, self._matrices[0], w.b_enc_F
         slots = self.values_M, self.indices_M, self.keys_M
         if self.choice is not None:
             self.choice.run(*product, slots, self.workspace, s.chunk_bytes, self.control.flag)
@@ -229,8 +234,7 @@ class DeviceStep:
 
     def residuals(self) -> None:
         """Residuals and their squares, in parts."""
-        w = self.weights
-        dec = w.W_dec_FD if self.low is None else self.low[1]
+        b_dec_D, dec = self.weights.b_dec_D, self._matrices[1]
         values, indices, offsets_N1 = self.values_M, self.indices_M, None
         if self.choice is None:
             values, indices = values.view(self.n_rows, -1), indices.view(self.n_rows, -1)
@@ -239,21 +243,20 @@ class DeviceStep:
         code, out = (values, indices, offsets_N1), (self.pull_NGD, self.loss_NGB)
         if self.dense:
             chunk_bytes = self.settings.chunk_bytes
-            dense_decode_loss_into(self.x_ND, *code, dec, w.b_dec_D, out, self.workspace, chunk_bytes)
+            dense_decode_loss_into(self.x_ND, *code, dec, b_dec_D, out, self.workspace, chunk_bytes)
         else:
-            decode_loss_into(self.x_ND, *code, dec, w.b_dec_D, None, self.ones, out)
+            decode_loss_into(self.x_ND, *code, dec, b_dec_D, None, self.ones, out)
 
     def dots(self) -> None:
         """<residual, atom> of every slot."""
-        dec = self.weights.W_dec_FD if self.low is None else self.low[1]
+        dec = self._matrices[1]
         gather_dot(self.indices_M, self.rows, self.pull_NGD, dec, used_M=self.values_M, out=self.dots_M)
 
     def find_dead(self) -> None:
         """AuxK's list of dead features and their rows; nothing of the batch."""
-        w, s = self.weights, self.settings
-        enc, dec = (w.W_enc_FD, w.W_dec_FD) if self.low is None else self.low
+        enc, dec = self._matrices
         if self.auxk is not None:
-            self.auxk.prepare(enc, w.b_enc_F, dec, self.since_F, s.dead_after)
+            self.auxk.prepare(enc, self.weights.b_enc_F, dec, self.since_F, self.settings.dead_after)
 
     def help_dead(self) -> None:
         """AuxK, where it takes part; and the weighted loss."""
