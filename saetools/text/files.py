@@ -16,7 +16,7 @@ class TextFilesCorpus(ListedCorpus):
 
     @property
     def description(self) -> str:
-        return f"{len(self._paths)} txt files in {self.root}"
+        return f"{len(self._paths)} txt files in {self.root} (those that are not UTF-8 count as empty)"
 
     def document_ids(self, split: Split) -> list[str]:
         return [document_id for document_id in self._paths if split_of(document_id) == split]

@@ -70,7 +70,7 @@ def hub_corpus(config: CorpusConfig) -> Corpus:
 
 
 def _files_of(path: Path) -> list[Path]:
-    """The files of one kind that `path` means; DataError where there is none or they are of both kinds."""
+    """The files of one kind that `path` means; DataError where there is none, both kinds, or an empty table."""
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     files = [file for file in files if file.suffix in SUFFIXES]
     if not files:
@@ -79,6 +79,8 @@ def _files_of(path: Path) -> list[Path]:
         raise DataError(
             f"{path} holds txt files beside {', '.join(READERS)} files: name the file, or a directory with one kind."
         )
+    if empty := [str(file) for file in files if file.suffix in READERS and not file.stat().st_size]:
+        raise DataError(f"{', '.join(empty[:3])} has no bytes, so no documents: write it again, or remove it.")
     return files
 
 

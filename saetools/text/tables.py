@@ -65,7 +65,10 @@ class TableCorpus(ListedCorpus):
 
     def document(self, document_id: str) -> Document:
         name, _, row = document_id.rpartition(":")
-        text = self._tables[name][int(row)][self._text_field]
+        try:
+            text = self._tables[name][int(row)][self._text_field]
+        except UnicodeDecodeError as error:  # Arrow takes a string's bytes as they are in the file
+            raise DataError(f"{document_id} of {self._source} is not UTF-8: {error}. Convert the file.") from error
         return Document(document_id, text if _is_text(text, document_id, self._text_field) else "")
 
     def fingerprint(self) -> str:

@@ -117,6 +117,12 @@ def test_bad_tables_are_named(tmp_path: Path, streaming: bool, caplog: pytest.Lo
     (tmp_path / "d.parquet").write_bytes(b"PAR1 is not enough")
     with pytest.raises(DataError, match=r"d\.parquet could not be read"):
         read(tmp_path / "d.parquet")
+    (tmp_path / "e.jsonl").touch()
+    with pytest.raises(DataError, match=r"e\.jsonl has no bytes"):
+        read(tmp_path / "e.jsonl")
+    (tmp_path / "f.jsonl").write_bytes(b'{"text": "caf\xe9 and more"}\n')
+    with pytest.raises(DataError, match=r"f\.jsonl.*(is not UTF-8|could not be read).*0xe9"):
+        read(tmp_path / "f.jsonl")
     assert not caplog.records, "what is raised is not logged too"
 
 
