@@ -43,6 +43,11 @@ class HfTokenize:
             ) from error
         if not tokenizer.is_fast:
             raise FormatError(f"The tokenizer in {directory} has no tokenizer.json, which is needed.")
+        if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):  # what transformers makes of no files
+            raise FormatError(
+                f"No tokenizer could be read from {directory}, which should hold tokenizer.json: save it there with "
+                "its save_pretrained."
+            )
         return cls(tokenizer)
 
     def encode(self, texts: list[str]) -> list[list[int]]:

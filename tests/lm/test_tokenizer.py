@@ -65,6 +65,10 @@ def test_the_fingerprint_is_of_the_tokenizer(tmp_path: Path) -> None:
     assert (TINY.bos_id, TINY.eos_id, TINY.pad_id) == (0, 1, 0)
 
 
-def test_a_directory_without_tokenizer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", ["", '{"model_type": "gpt_neox"}', '{"model_type": "gpt2"}'])
+def test_a_directory_without_tokenizer(tmp_path: Path, config: str) -> None:
+    """Of a config alone transformers makes a tokenizer of special tokens, which finds none in any text."""
+    if config:
+        (tmp_path / "config.json").write_text(config)
     with pytest.raises(FormatError, match="No tokenizer could be read"):
         HfTokenize.from_directory(tmp_path)
