@@ -27,6 +27,13 @@ GOALS_MS = {"a": 0.80, "b": 5.2, "c": 25.0}
 AUX_K = 256
 N_BATCHES = 4
 DEVICE = "cuda"
+Checks = dict[str, Callable[[], str | None]]
+"""By name: what is wrong, if anything, as text or as an exception."""
+
+
+def room(n_dead: int) -> int:
+    """For dead features, as a run that has just recorded its graph has it."""
+    return n_dead + n_dead // 4
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,27 @@ class Trained:
         return replace(state, tokens_since_fired_F=since_F).observe(least_positive(code.values))
 
 
+@dataclass(frozen=True)
+class Ceilings:
+    """What this device was measured to reach, and what cannot be done in less."""
+
+    flops: float  # per second, of a bf16 product
+    rate: float  # bytes per second
+
+    def product_ms(self, shape: str) -> float:
+        N, D, F, _ = SHAPES[shape]
+        return 2 * N * D * F / self.flops * 1e3
+
+    def bytes_ms(self, n_bytes: float) -> float:
+        return n_bytes / self.rate * 1e3
+
+    def step_ms(self, shape: str) -> float:
+        """The product, one write and read of what it gives, gathers of decode and of both gradients, 26 bytes a
+        parameter."""
+        N, D, F, k = SHAPES[shape]
+        return self.product_ms(shape) + self.bytes_ms(2 * N * F + 6 * N * k * D + 26 * 2 * F * D)
+
+
 class Report:
     """Rows of (shape, what, metric, unit, min, median, note), printed as they come."""
 
@@ -85,6 +113,13 @@ class Report:
         self.rows.append(row | {"min": round(low, 5), "median": round(middle, 5), "note": note})
         print(f"{shape:2s} {what:44s} {metric:16s} {low:10.4f} {middle:10.4f} {unit:8s} {note}", flush=True)
         return middle
+
+    def median_ms(self, shape: str, what: str) -> float:
+        """Of a time that was added."""
+        found = [r["median"] for r in self.rows if (r["shape"], r["what"], r["metric"]) == (shape, what, "time")]
+        if not found:
+            raise LookupError(f"{what!r} was not timed at {shape}")
+        return float(found[-1])
 
     def write(self, out: Path, facts: dict[str, Any]) -> None:
         out.mkdir(parents=True, exist_ok=True)
@@ -118,8 +153,8 @@ def step_syncs_forbidden() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def ceilings(report: Report) -> tuple[float, float]:
-    """(bf16 FLOP/s, bytes/s) of this device: a large product, a large copy."""
+def ceilings(report: Report) -> Ceilings:
+    """Of this device: a large product, a large copy."""
     a, b = (torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
     out = torch.empty_like(a)
     ms = times(lambda n: torch.mm(a, b, out=out))
@@ -129,7 +164,7 @@ def ceilings(report: Report) -> tuple[float, float]:
     target = torch.empty_like(source)
     ms = times(lambda n: target.copy_(source))
     report.add("-", "copy of 4 GiB", "rate", "TB/s", [2 * source.nbytes / t / 1e9 for t in ms])
-    return flops, 2 * source.nbytes / min(ms) * 1e3
+    return Ceilings(flops, 2 * source.nbytes / min(ms) * 1e3)
 
 
 def relative(got: Tensor, exact: Tensor) -> float:

@@ -2,35 +2,67 @@
 
     python scripts/gpu_suite.py --out DIR [--shapes abc] [--skip-checks] [--skip-baselines]
 
-Needs torch, triton, numpy, einops and safetensors alone. The parts: `gpu_checks.py`, `gpu_timings.py`, `gpu_tuning.py`
-(`--tune`), `gpu_baselines.py` (other designs), `gpu_measure.py`. Prints a table, writes `gpu.csv` and `gpu.json` to
-DIR. Nothing is timed where a check failed. Times are medians of device events after warm-up, on random data, with
-batches that rotate. No `ncu` is needed: each kernel's time is set against the bytes and products that it cannot do
-without, at the rates that this very device was measured to have.
+Needs torch, triton, numpy, einops and safetensors alone. The parts: `gpu_checks.py` (kernels), `gpu_step_checks.py`,
+`gpu_timings.py`, `gpu_tuning.py` (`--tune`), `gpu_baselines.py` (other designs), `gpu_measure.py`. Prints a table,
+writes `gpu.csv` and `gpu.json` to DIR. Nothing is timed where a check failed. Times are medians of device events after
+warm-up, on random data, with batches that rotate. No `ncu` is needed: each kernel's time is set against the bytes and
+products that it cannot do without, at the rates that this very device was measured to have.
 """
 
 import argparse
 import sys
+import time
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from scripts.gpu_checks import all_checks
-from scripts.gpu_measure import GOALS_MS, SHAPES, Report, ceilings, current_commit, facts
-from scripts.gpu_timings import (
-    time_auxk,
-    time_baselines,
-    time_crossover,
-    time_fused,
-    time_kernels,
-    time_pursuits,
-    time_selections,
-    time_steps,
-    time_trainer,
-)
+from scripts import gpu_timings as timings
+from scripts.gpu_checks import kernel_checks
+from scripts.gpu_measure import Report, ceilings, current_commit, facts
+from scripts.gpu_step_checks import step_checks
 from scripts.gpu_tuning import tune
+
+STEP = "encode", "decode", "backward", "step"
+TIMINGS = {
+    "steps": (timings.time_steps, (*STEP, "auxk")),
+    "mutual choice": (timings.time_mutual, (*STEP, "selections", "mutual choice")),
+    "trainer's step": (timings.time_trainer, (*STEP, "trainer")),
+    "other designs": (timings.time_baselines, (*STEP, "auxk", "other designs")),
+    "kernels": (timings.time_kernels, STEP),
+    "dense decode": (timings.time_crossover, STEP),
+    "AuxK": (timings.time_auxk, (*STEP, "auxk")),
+    "selections": (timings.time_selections, ("encode", "selections")),
+    "pursuits": (timings.time_pursuits, ("pursuit",)),
+    "tuning": (tune, STEP),
+}
+"""What is timed at each shape, by which function, and the checks that it goes by."""
+
+
+def own_stream() -> AbstractContextManager[Any]:
+    """Afterwards the stream is the one before it: a capture that fails leaves its own behind."""
+    return torch.cuda.stream(torch.cuda.current_stream())
+
+
+def failed_parts(report: Report) -> set[str]:
+    """The parts of which a check failed."""
+    failed = set()
+    for part, checks in (kernel_checks() | step_checks()).items():
+        for name, check in checks.items():
+            start = time.perf_counter()
+            try:
+                with own_stream():
+                    why = check() or ""
+            except Exception as error:
+                why = f"{type(error).__name__}: {str(error)[:400]}"
+            seconds = time.perf_counter() - start
+            report.add("-", f"check of {part}: {name}", "failed" if why else "passed", "s", [seconds], why)
+            if why:
+                failed.add(part)
+    return failed
 
 
 def main() -> int:
@@ -49,56 +81,27 @@ def main() -> int:
     known = facts(options.commit or current_commit())
     print(known, flush=True)
     report = Report()
-    flops, rate = ceilings(report)
-    failed = []
-    if not options.skip_checks:
-        for name, check in all_checks().items():
-            try:
-                why = check()
-            except Exception as error:
-                why = f"{type(error).__name__}: {str(error)[:400]}"
-            print(f"   {'FAILED' if why else 'ok    '} {name}{': ' + why if why else ''}", flush=True)
-            if why:
-                failed.append(name)
+    device = ceilings(report)
+    failed = set() if options.skip_checks else failed_parts(report)
     report.write(options.out, known)
-    if failed:
-        print(f"not timed: {len(failed)} checks failed: {', '.join(failed)}")
-        return 1
+    left_out = {"other designs": options.skip_baselines, "tuning": not options.tune}
+    complete = not failed
     for shape in options.shapes:
-        N, D, F, k = SHAPES[shape]
-        # product, one write and read of maxima, gathers of decode and of both gradients, 26 bytes a parameter
-        floor = 2 * N * D * F / flops + (2 * N * F + 6 * N * k * D + 26 * 2 * F * D) / rate
-        torch.cuda.empty_cache()
-        time_kernels(report, shape, flops, rate)
-        time_crossover(report, shape)
-        time_auxk(report, shape)
-        torch.cuda.empty_cache()
-        time_selections(report, shape, flops)
-        torch.cuda.empty_cache()
-        time_pursuits(report, shape)
-        report.write(options.out, known)
-        if options.tune:
-            torch.cuda.empty_cache()
-            tune(report, shape)
-        torch.cuda.empty_cache()
-        ours = time_steps(report, shape, floor * 1e3)
-        middle = ours["step: exact clip, graph"]
-        report.add(
-            shape,
-            "step: exact clip, graph",
-            "goal",
-            "ms",
-            [GOALS_MS[shape]],
-            "met" if middle <= GOALS_MS[shape] else "missed",
-        )
-        report.write(options.out, known)
-        time_fused(report, shape, ours)
-        time_trainer(report, shape)
-        report.write(options.out, known)
-        if not options.skip_baselines:
-            time_baselines(report, shape, ours)
+        for what, (work, parts) in TIMINGS.items():
+            if left_out.get(what):
+                continue
+            if wrong := failed.intersection(parts):
+                report.add(shape, what, "not timed", "", [0.0], f"checks failed: {', '.join(sorted(wrong))}")
+            else:
+                torch.cuda.empty_cache()
+                try:
+                    with own_stream():
+                        work(report, shape, device)
+                except Exception as error:
+                    complete = False
+                    report.add(shape, what, "failed", "", [0.0], f"{type(error).__name__}: {str(error)[:400]}")
             report.write(options.out, known)
-    return 0
+    return 0 if complete else 1
 
 
 if __name__ == "__main__":

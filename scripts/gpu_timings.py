@@ -23,20 +23,29 @@ from scripts.gpu_baselines import Dense, Gathered, Sparse, State
 from scripts.gpu_measure import (
     AUX_K,
     DEVICE,
+    GOALS_MS,
     N_BATCHES,
     SHAPES,
+    Ceilings,
     Counters,
     Report,
     Trained,
     random_step,
+    room,
     step_syncs_forbidden,
     times,
 )
 
-MUTUAL = "step: mutual choice, exact clip, graph"
+STEP = {
+    ("exact", 0.0): "step: exact clip, graph",
+    ("lagged", 0.0): "step: lagged clip, graph",
+    ("exact", 0.1): "step: exact clip, AuxK at 10 % dead, graph",
+    ("lagged", 0.1): "step: lagged clip, AuxK at 10 % dead, graph",
+}
+"""By clip and share of dead features, what others are set against."""
 
 
-def time_kernels(report: Report, shape: str, flops: float, rate: float) -> None:
+def time_kernels(report: Report, shape: str, device: Ceilings) -> None:
     """Each kernel by itself, with its floor."""
     N, D, F, k = SHAPES[shape]
     step, batches = random_step(shape, {})
@@ -55,19 +64,18 @@ def time_kernels(report: Report, shape: str, flops: float, rate: float) -> None:
         ms = [t * times_in_step for t in times(work)]
         return report.add(shape, what, "time", "ms", ms, f"floor {floor_ms:.3f} ms, {floor_ms / min(ms):.0%} of it")
 
-    product = 2 * N * D * F / flops * 1e3
-    one_read = 2 * N * F / rate * 1e3
+    floor = device.bytes_ms
+    product, one_read = device.product_ms(shape), floor(2 * N * F)
     kernel("encode: cuBLAS product", product, lambda n: torch.mm(x[n % len(x)], W.T, out=pre), per_step)
     kernel("encode: group maxima", one_read, lambda n: encode.group_max(pre, b, best), per_step)
-    fused = kernel("encode: product and maxima in one kernel", product,
-                   lambda n: encode.encode_group_max(x[n % len(x)], W, b, pre, best), per_step)  # fmt: skip
-    del fused
+    kernel(
+        "encode: product and maxima in one kernel", product,
+        lambda n: encode.encode_group_max(x[n % len(x)], W, b, pre, best), per_step,
+    )  # fmt: skip
     torch.mm(x[0], W.T, out=pre)
     encode.group_max(pre, b, best)
     gathered = 64 * k * N + 4 * N * F / 32
-    select = kernel(
-        "select", gathered / rate * 1e3, lambda n: encode.select(pre, b, best, scratch, out, k, True), per_step
-    )
+    select = kernel("select", floor(gathered), lambda n: encode.select(pre, b, best, scratch, out, k, True), per_step)
     both = [
         t * per_step
         for t in times(lambda n: (encode.group_max(pre, b, best), encode.select(pre, b, best, scratch, out, k, True)))
@@ -80,27 +88,27 @@ def time_kernels(report: Report, shape: str, flops: float, rate: float) -> None:
     report.add(shape, "select alone against torch.topk", "ratio", "x", [statistics.median(theirs) / select])
     step.encode()
     step.control.values[0] = 1  # applied
-    kernel("decode, loss, residual and dots", 4 * N * k * D / rate * 1e3, lambda n: (step.residuals(), step.dots()))
-    kernel("sort", 32 * N * k / rate * 1e3, lambda n: sort_slots(step.keys_M, F))
+    kernel("decode, loss, residual and dots", floor(4 * N * k * D), lambda n: (step.residuals(), step.dots()))
+    kernel("sort", floor(32 * N * k), lambda n: sort_slots(step.keys_M, F))
     slots = sort_slots(step.keys_M, F)
     back = step.backward
-    kernel("column sums", 2 * N * D / rate * 1e3, lambda n: back.column_sums())
+    kernel("column sums", floor(2 * N * D), lambda n: back.column_sums())
     kernel("windows", 0.0, lambda n: back.windows(slots))
     gathers, parameters = 4 * N * k * D, 2 * F * D
-    kernel("dots", 2 * N * k * D / rate * 1e3, lambda n: step.dots())
-    kernel("sums and bound", 20 * N * k / rate * 1e3, lambda n: back.sums(slots))
-    kernel("b_dec gradient: db_enc W_enc", parameters / rate * 1e3, lambda n: back.b_dec_gradient())
+    kernel("dots", floor(2 * N * k * D), lambda n: step.dots())
+    kernel("sums and bound", floor(20 * N * k), lambda n: back.sums(slots))
+    kernel("b_dec gradient: db_enc W_enc", floor(parameters), lambda n: back.b_dec_gradient())
     kernel("need", 0.0, lambda n: back.need())
     back.control.values[Control.NEEDED] = 0
     kernel("measure, not needed", 0.0, lambda n: back.measure(slots))
     back.control.values[Control.NEEDED] = 1
-    kernel("measure, where it is needed", gathers / rate * 1e3, lambda n: back.measure(slots))
-    kernel("update", (gathers + 26 * parameters) / rate * 1e3, lambda n: back.update(slots))
+    kernel("measure, where it is needed", floor(gathers), lambda n: back.measure(slots))
+    kernel("update", floor(gathers + 26 * parameters), lambda n: back.update(slots))
     kernel("decide", 0.0, lambda n: back.decide(lagged=False))
     kernel("finish", 0.0, lambda n: back.finish(lagged=False))
 
 
-def time_crossover(report: Report, shape: str) -> None:
+def time_crossover(report: Report, shape: str, device: Ceilings) -> None:
     """Decode by gathers and by a dense product, at few features for each that is kept."""
     k = SHAPES[shape][3]
     for per in (32, 64, 128, 256):
@@ -115,10 +123,10 @@ def time_crossover(report: Report, shape: str) -> None:
         report.add(shape, f"decode: gathers against a dense product, F = {per} k", "ratio", "x", [found[0] / found[1]])
 
 
-def time_auxk(report: Report, shape: str) -> None:
+def time_auxk(report: Report, shape: str, device: Ceilings) -> None:
     """AuxK at 10 % dead by itself, and its parts."""
     F = SHAPES[shape][2]
-    step, _ = random_step(shape, {"aux_weight": 1 / 32, "capacity": int(F * 0.1)}, 0.1)
+    step, _ = random_step(shape, {"aux_weight": 1 / 32, "capacity": room(int(F * 0.1))}, 0.1)
     step.launch()
     a, x = step.auxk, step.centred_ND
     report.add(shape, "AuxK at 10 % dead", "time", "ms", times(lambda n: step.help_dead()))
@@ -130,13 +138,13 @@ def time_auxk(report: Report, shape: str) -> None:
     )
 
 
-def time_selections(report: Report, shape: str, flops: float) -> None:
+def time_selections(report: Report, shape: str, device: Ceilings) -> None:
     """Over the batch and per feature, with the product and less its time, beside torch.topk on the same tensor."""
     N, D, F, k = SHAPES[shape]
     x, W = (torch.randn(n, D, device=DEVICE, dtype=torch.bfloat16) for n in (N, F))
     b, workspace, n = torch.zeros(F, device=DEVICE), Workspace(), N * k
     room = math.ceil(global_kernels.ROOM * n)
-    product = 2 * N * D * F / flops * 1e3
+    product = device.product_ms(shape)
     kept = global_kernels.select(x, W, b, n, None, workspace, room=room)
     guess = global_kernels.bound_of(0.97 * float(kept.threshold.view(torch.float32)), x.device)
     for what, tried in (("", None), (", with a guess", guess)):
@@ -165,7 +173,7 @@ def time_selections(report: Report, shape: str, flops: float) -> None:
         report.add(shape, f"selection {what} against torch.topk", "ratio", "x", [ratio], "less the product")
 
 
-def time_pursuits(report: Report, shape: str) -> None:
+def time_pursuits(report: Report, shape: str, device: Ceilings) -> None:
     """Steps of a pursuit by a Gram matrix and anew, and the way back."""
     N, D, F, k = SHAPES[shape]
     x = torch.randn(N, D, device=DEVICE)
@@ -184,67 +192,68 @@ def time_pursuits(report: Report, shape: str) -> None:
         report.add(shape, "pursuit: anew against registers", "ratio", "x", [k * anew / held], "goal 2")
 
 
-def time_steps(report: Report, shape: str, floor_ms: float) -> dict[str, float]:
-    """The whole step in its variants."""
-    found = {}
-    variants: list[tuple[str, dict[str, Any], float, torch.dtype, bool]] = [
-        ("step: exact clip, graph", {}, 0.0, torch.float32, True),
-        ("step: exact clip, every batch clipped, graph", {"clip_norm": 1e-6}, 0.0, torch.float32, True),
-        ("step: exact clip, launch by launch", {}, 0.0, torch.float32, False),
-        ("step: lagged clip, graph", {"clip": "lagged"}, 0.0, torch.float32, True),
-        ("step: lagged clip, bf16 moments, graph", {"clip": "lagged"}, 0.0, torch.bfloat16, True),
-        ("step: exact clip, exact values, graph", {"exact_values": True}, 0.0, torch.float32, True),
-        (MUTUAL, {"selection": "global"}, 0.0, torch.float32, True),
-        ("step: exact clip, AuxK at 10 % dead, graph", {"aux_weight": 1 / 32}, 0.1, torch.float32, True),
-        (
-            "step: lagged clip, AuxK at 10 % dead, graph",
-            {"aux_weight": 1 / 32, "clip": "lagged"},
-            0.1,
-            torch.float32,
-            True,
-        ),
-    ]
-    for what, settings, dead, moments, graphed in variants:
-        N, _, F, _ = SHAPES[shape]
-        if dead:
-            settings = settings | {"capacity": int(F * dead)}
+def time_step(
+    report: Report,
+    shape: str,
+    device: Ceilings,
+    what: str,
+    settings: dict[str, Any],
+    dead: float = 0.0,
+    moments: torch.dtype = torch.float32,
+    graphed: bool = True,
+) -> float:
+    """The whole step in one of its variants: time, memory, that all were applied; it raises where the host waits."""
+    N, _, F, _ = SHAPES[shape]
+    step, batches = random_step(shape, settings | ({"capacity": room(int(F * dead))} if dead else {}), dead, moments)
+    if graphed:
+        step.capture()
+
+    def run(n: int) -> None:
+        step.set_rates([1e-4])
+        step.load(batches[n % len(batches)])
+        step.replay() if graphed else step.launch()
+
+    run(0)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    with step_syncs_forbidden():
+        ms = times(run, repeats=12)
+    if n_refused := sum(not record.applied for record in step.read()):
+        raise RuntimeError(f"{what}: {n_refused} steps were not applied, whose time says nothing")
+    floor = device.step_ms(shape)
+    note = f"{floor / statistics.median(ms):.0%} of floor {floor:.3f} ms, no host synchronisation"
+    middle = report.add(shape, what, "time", "ms", ms, note)
+    back = step.backward.p
+    own = sum(t.nbytes for t in (*step.weights, *back.first, *back.second, *(step.low or ()))) / 2**30
+    gib = torch.cuda.max_memory_allocated() / 2**30
+    report.add(shape, what, "peak memory", "GiB", [gib], f"of it weights, moments and bf16 copies {own:.2f}")
+    report.add(shape, what, "tokens", "M/s", [N / middle / 1e3])
+    return middle
+
+
+def time_steps(report: Report, shape: str, device: Ceilings) -> None:
+    """The step in its variants, and the goal."""
+    middle = time_step(report, shape, device, STEP["exact", 0.0], {})
+    met = "met" if middle <= GOALS_MS[shape] else "missed"
+    report.add(shape, STEP["exact", 0.0], "goal", "ms", [GOALS_MS[shape]], met)
+    lagged, helped = {"clip": "lagged"}, {"aux_weight": 1 / 32}
+    for what, settings, options in (
+        ("step: exact clip, every batch clipped, graph", {"clip_norm": 1e-6}, {}),
+        ("step: exact clip, launch by launch", {}, {"graphed": False}),
+        (STEP["lagged", 0.0], lagged, {}),
+        ("step: lagged clip, bf16 moments, graph", lagged, {"moments": torch.bfloat16}),
+        ("step: exact clip, exact values, graph", {"exact_values": True}, {}),
+        (STEP["exact", 0.1], helped, {"dead": 0.1}),
+        (STEP["lagged", 0.1], helped | lagged, {"dead": 0.1}),
+    ):
         torch.cuda.empty_cache()
-        step, batches = random_step(shape, settings, dead, moments)
-        if graphed:
-            step.capture()
-
-        def run(n: int, step: Any = step, batches: Any = batches, graphed: bool = graphed) -> None:
-            step.set_rates([1e-4])
-            step.load(batches[n % len(batches)])
-            if graphed:
-                step.replay()
-            else:
-                step.launch()
-
-        run(0)
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        with step_syncs_forbidden():
-            ms = times(run, repeats=12)
-        note = f"{floor_ms / statistics.median(ms):.0%} of floor {floor_ms:.3f} ms, no host synchronisation"
-        found[what] = report.add(shape, what, "time", "ms", ms, note)
-        records = step.read()
-        if not all(r.applied for r in records):
-            report.add(shape, what, "not applied", "steps", [sum(not r.applied for r in records)])
-        gib = torch.cuda.max_memory_allocated() / 2**30
-        own = (
-            sum(t.nbytes for t in (*step.weights, *step.backward.p.first, *step.backward.p.second, *(step.low or ())))
-            / 2**30
-        )
-        report.add(shape, what, "peak memory", "GiB", [gib], f"of it weights, moments and bf16 copies {own:.2f}")
-        report.add(shape, what, "tokens", "M/s", [N / found[what] / 1e3])
-        del step, batches, run
-    return found
+        time_step(report, shape, device, what, settings, **options)
 
 
-def time_fused(report: Report, shape: str, ours: dict[str, float]) -> None:
-    """Mutual choice by the fused step launched one by one, which waits for the device, beside the captured one."""
+def time_mutual(report: Report, shape: str, device: Ceilings) -> None:
+    """Mutual choice by the captured step and by the fused one, launched one by one, which waits for the device."""
     N, D, F, k = SHAPES[shape]
+    captured = time_step(report, shape, device, "step: mutual choice, exact clip, graph", {"selection": "global"})
     torch.cuda.empty_cache()
     W = torch.nn.functional.normalize(torch.randn(F, D, device=DEVICE), dim=1)
     weights = Weights(W.clone(), W, torch.zeros(F, device=DEVICE), torch.zeros(D, device=DEVICE))
@@ -258,10 +267,10 @@ def time_fused(report: Report, shape: str, ours: dict[str, float]) -> None:
         step(x, x, {}, state, progress, 1e-4)
 
     middle = report.add(shape, "step: mutual choice, fused, eager", "time", "ms", times(run, repeats=7))
-    report.add(shape, "mutual choice: captured against eager", "ratio", "x", [middle / ours[MUTUAL]])
+    report.add(shape, "mutual choice: captured against eager", "ratio", "x", [middle / captured])
 
 
-def time_trainer(report: Report, shape: str) -> None:
+def time_trainer(report: Report, shape: str, device: Ceilings) -> None:
     """The trainer's step, read when all is done and read while the next reading is under way."""
     N, D, F, k = SHAPES[shape]
     for what, read in (("after it", CapturedStep.collect), ("beside the next", CapturedStep.known)):
@@ -286,14 +295,11 @@ def time_trainer(report: Report, shape: str) -> None:
         del step, run, dictionary, weights
 
 
-def time_baselines(report: Report, shape: str, ours: dict[str, float]) -> None:
+def time_baselines(report: Report, shape: str, device: Ceilings) -> None:
     """Other designs on the same shapes."""
     N, D, F, k = SHAPES[shape]
     for dead in (0.0, 0.1):
-        own = {
-            clip: ours[f"step: {clip} clip, {'AuxK at 10 % dead, ' if dead else ''}graph"]
-            for clip in ("exact", "lagged")
-        }
+        own = {clip: report.median_ms(shape, STEP[clip, dead]) for clip in ("exact", "lagged")}
         for design in (Dense, Sparse, Gathered):
             torch.cuda.empty_cache()
             state = State.random(F, D, DEVICE)

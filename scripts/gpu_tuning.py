@@ -9,10 +9,10 @@ from saetools.kernels.backward_adam.control import Control
 from saetools.kernels.backward_adam.tiles import Tile
 from saetools.kernels.by_feature.triton import Sorted, sort_slots
 from saetools.kernels.encode_topk import triton as encode
-from scripts.gpu_measure import DEVICE, SHAPES, Report, random_step, times
+from scripts.gpu_measure import DEVICE, SHAPES, Ceilings, Report, random_step, times
 
 
-def tune(report: Report, shape: str) -> None:
+def tune(report: Report, shape: str, device: Ceilings) -> None:
     """Other launches of the feature kernel."""
     _, D, F, k = SHAPES[shape]
     processors = torch.cuda.get_device_properties(0).multi_processor_count

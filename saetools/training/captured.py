@@ -35,7 +35,7 @@ N_AHEAD = 16
 LEAST_ROOM = 256
 """Dead features that a graph with AuxK has room for, at least."""
 PATIENCE = 16
-"""Readings in a row with far fewer dead features than there is room for, after which the graph is recorded anew."""
+"""Readings in a row that use less than half the room for dead features, after which the graph is recorded anew."""
 _DECIDES = ("fused_batch", "fused_state", "next_state")
 
 _logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class CapturedStep:
         self.dictionary, self.optimizer, self.clip_norm = dictionary, optimizer, clip_norm
         self.plan, self.compute = plan, compute
         self.provider = f"captured-triton-{compute}"
-        self.room = self._n_spare = 0  # room for dead features; readings in a row that needed far less
+        self.room = self._n_spare = 0  # room for dead features; readings in a row that used less than half
         self._device: DeviceStep | None = None
         self._kept: list[tuple[Tensor, float]] = []
         self._state: State | None = None
@@ -106,18 +106,17 @@ class CapturedStep:
         self.begin(x_ND, state, progress, lr)
         return self.collect()[-1]
 
-    def rehearse(self, n_rows: int) -> None:
+    def rehearse(self, n_rows: int, progress: "Progress") -> None:
         """Record steps on random rows, without and with the least room for AuxK, which change nothing, and forget them.
 
         What this card or its compiler does not take is raised here, before a run has begun; more room is recorded when
-        it is needed.
+        it is needed. Loss weights are those of `progress`.
         """
         dictionary = self.dictionary
         numbers = torch.Generator(dictionary.device).manual_seed(0)  # the device's own does not move
         x_ND = torch.randn(n_rows, dictionary.d_model, generator=numbers, device=dictionary.device)
         since_F = torch.zeros(dictionary.config.n_features, dtype=torch.int64, device=dictionary.device)
-        settings = self._settings(_before(n_rows))
-        settings = replace(settings, variance=1.0)  # not calibrated yet, maybe
+        settings = replace(self._settings(progress), variance=1.0)  # not calibrated yet, maybe
         for room in (0, min(LEAST_ROOM, len(since_F))) if settings.aux_weight > 0 else (0,):
             self._captured(replace(settings, capacity=room), x_ND, since_F)
 
@@ -175,7 +174,7 @@ class CapturedStep:
         del self._kept[: len(records)]
         self.optimizer.n_steps += sum(record.applied for record in records)
         self._state = self._after(records, since_F)
-        self._n_spare = self._n_spare + 1 if 8 * records[-1].n_dead < self.room else 0
+        self._n_spare = self._n_spare + 1 if 2 * records[-1].n_dead < self.room else 0
         return [self._result(record) for record in records]
 
     def _on_host(self, state: "State") -> "State":
@@ -213,12 +212,13 @@ class CapturedStep:
         return min(self.dictionary.config.n_features, TRITON_CAPACITY)
 
     def _room_for(self, n_dead: int) -> int:
-        """Another room than there is where more features are dead than it holds, or have long been far fewer."""
+        """Another room than there is where more features are dead than it holds, or have long been less than half: a
+        quarter more than are dead, since AuxK's products are as large as the room."""
         assert self._device is not None
         enough = n_dead <= self.room or self.room == self._most
         if self._device.settings.aux_weight == 0 or (enough and self._n_spare < PATIENCE):
             return self.room
-        return min(self._most, max(2 * n_dead, LEAST_ROOM)) if n_dead else 0
+        return min(self._most, max(n_dead + n_dead // 4, LEAST_ROOM)) if n_dead else 0
 
     def _fit_room(self, n_dead: int) -> None:
         """Record the graph anew where it is to have another room."""
@@ -284,9 +284,3 @@ class CapturedStep:
             applied=torch.tensor(record.applied),
             state=self._state,
         )
-
-
-def _before(n_rows: int) -> "Progress":
-    from saetools.dictionaries.base import Progress
-
-    return Progress(step=0, n_steps=1, n_tokens=n_rows, dead_after_tokens=n_rows)
