@@ -142,7 +142,7 @@ def _adam(
 
 @triton.jit
 def _update_columns(
-    f, c, live, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr,
+    f, c, limit, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr,
     place_ptr, x_enc_ptr, x_dec_ptr, dec_ptr, enc_ptr, m_dec_ptr, v_dec_ptr, m_enc_ptr, v_enc_ptr, low_enc_ptr,
     along, extra_scale, clip, step, correction, seed, scale, shrink, b1, b2, c1, c2, eps, D,
     K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, WIN: tl.constexpr, EXTRA: tl.constexpr,
@@ -152,7 +152,7 @@ def _update_columns(
     are given back, with the squared gradients."""
     d = c * BD + tl.arange(0, BD)
     inside = d < D
-    update = inside & live
+    update = d < limit
     at = tl.cast(f, tl.int64) * D + d
     # what streams through is asked for before the gather, and leaves the cache to the rows that are gathered
     w = tl.load(dec_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first" if HELD else "")
@@ -215,7 +215,7 @@ def _update(
     single = 0.0
     n_dead = 0
     applied = tl.load(control_ptr) != 0
-    live = tl.load(control_ptr + 0 * lane) != 0
+    limit = tl.where(applied, D, 0)  # one number: with a mask that was loaded for each lane stores are 4 bytes wide
     clip = tl.load(control_ptr + 1)
     step = tl.load(control_ptr + 2)
     correction = tl.load(control_ptr + 3)
@@ -228,7 +228,7 @@ def _update(
         held = ()  # unrolled, or no element of it would stay in a register
         for c in tl.static_range(CHUNKS if HELD else 0):
             w, square = _update_columns(
-                f, c, live, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr,
+                f, c, limit, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr,
                 place_ptr, x_enc_ptr, x_dec_ptr, dec_ptr, enc_ptr, m_dec_ptr, v_dec_ptr, m_enc_ptr, v_enc_ptr,
                 low_enc_ptr, along, extra_scale, clip, step, correction, seed, scale, shrink, b1, b2, c1, c2, eps, D,
                 K, G, U, BD, WIN, EXTRA, LOW, NOISE, CHUNKS, HELD,
@@ -238,7 +238,7 @@ def _update(
             held = held + (w,)  # type: ignore[assignment]
         for c in range(0 if HELD else CHUNKS):
             w, square = _update_columns(
-                f, c, live, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr,
+                f, c, limit, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr,
                 place_ptr, x_enc_ptr, x_dec_ptr, dec_ptr, enc_ptr, m_dec_ptr, v_dec_ptr, m_enc_ptr, v_enc_ptr,
                 low_enc_ptr, along, extra_scale, clip, step, correction, seed, scale, shrink, b1, b2, c1, c2, eps, D,
                 K, G, U, BD, WIN, EXTRA, LOW, NOISE, CHUNKS, HELD,
@@ -246,14 +246,16 @@ def _update(
             squares += _folded(square, BD)
             length += _folded(w * w, BD)
             d = c * BD + lane
-            tl.store(dec_ptr + row + d, w, mask=(d < D) & live)
+            tl.store(dec_ptr + row + d, w, mask=d < limit)
+        if not HELD:
+            tl.debug_barrier()  # where bf16 and float32 rows lie in different lanes, one reads what another has stored
         length_1 = tl.maximum(tl.sqrt(tl.sum(length, axis=0)), tiny)
         for c in tl.static_range(CHUNKS if HELD else 0):
             d = c * BD + lane
-            _store_atom(held[c] / length_1, dec_ptr, low_dec_ptr, row + d, (d < D) & live, LOW)
+            _store_atom(held[c] / length_1, dec_ptr, low_dec_ptr, row + d, d < limit, LOW)
         for c in range(0 if HELD else CHUNKS):
             d = c * BD + lane
-            update = (d < D) & live
+            update = d < limit
             w = tl.load(dec_ptr + row + d, mask=update, other=0.0)
             _store_atom(w / length_1, dec_ptr, low_dec_ptr, row + d, update, LOW)
         g_bias = tl.load(g_bias_ptr + f)

@@ -90,18 +90,18 @@ def _reached(part_ptr, n_parts, lo, n_kept, shift, PARTS: tl.constexpr):
     return lo + (best << shift)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number", "shift_before", "shift", "most"])  # one kernel for all passes
 def _count_at_pivots(
-    key_ptr, n_ptr, n_kept, before_ptr, part_in_ptr, part_out_ptr, lo_ptr, number, shift_before, shift, most,
+    key_ptr, n_ptr, n_kept, part_in_ptr, part_out_ptr, lo_ptr, number, shift_before, shift, most,
     PARTS: tl.constexpr, SIZE: tl.constexpr, FLOAT: tl.constexpr,
 ):  # fmt: skip
-    """Counts of keys at lo + j 2^shift, j = 1..most; lo is what the pass before found."""
+    """Counts of keys at lo + j 2^shift, j = 1..most; lo, kept at its pass's number, is what the pass before found."""
     n_parts = tl.num_programs(0)
     lo = 0
     if number > 0:
-        lo = _reached(part_in_ptr, n_parts, tl.load(before_ptr), n_kept, shift_before, PARTS)
+        lo = _reached(part_in_ptr, n_parts, tl.load(lo_ptr + number - 1), n_kept, shift_before, PARTS)
     if tl.program_id(0) == 0:
-        tl.store(lo_ptr, lo)
+        tl.store(lo_ptr + number, lo)
     j = tl.arange(0, 16)
     pivots = lo + (tl.minimum(j, most) << shift)
     counts = tl.zeros([16], tl.int32)
@@ -198,9 +198,8 @@ def nth_largest(keys: Tensor, n: Tensor, n_kept: int, least: int, workspace: Wor
     PARTS = min(64, next_power(n_programs))
     for number, shift in enumerate(SHIFTS):
         _count_at_pivots[(n_programs,)](
-            keys, n, n_kept, lows[max(number - 1, 0) :], parts[(number + 1) % 2], parts[number % 2], lows[number:],
-            number, SHIFTS[max(number - 1, 0)], shift, 7 if shift == 0 else 15, PARTS=PARTS, SIZE=BLOCK,
-            FLOAT=keys.is_floating_point(),
+            keys, n, n_kept, parts[(number + 1) % 2], parts[number % 2], lows, number, SHIFTS[max(number - 1, 0)],
+            shift, 7 if shift == 0 else 15, PARTS=PARTS, SIZE=BLOCK, FLOAT=keys.is_floating_point(),
         )  # fmt: skip
     last = len(SHIFTS) - 1
     _threshold[(1,)](lows[last:], parts[last % 2], n_programs, n_kept, lows[last + 1 :], least, PARTS=PARTS)
