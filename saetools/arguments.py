@@ -21,6 +21,12 @@ from saetools.errors import ConfigError, nearest
 from saetools.records import FrozenModel
 
 DictionaryConfigs = Mapping[str, type[FrozenModel]]
+WRITTEN = {
+    "tuple_type": "input should be a list: [a, b]",
+    "dict_type": "input should be a mapping: {a: 1, b: 2}",
+    "model_type": "input should be a mapping of fields: {a: 1, b: 2}",
+}
+"""How to write what pydantic calls a valid tuple, dictionary or instance."""
 
 
 def parse_run(
@@ -37,10 +43,20 @@ def parse_run(
     return _parse(run_config_class(dictionary_configs[kind]), kind, values, overrides, config_path)
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a mapping that has a key twice, of which YAML's own reader keeps the last and drops the others."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := [str(key) for i, key in enumerate(keys) if key in keys[:i]]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; ConfigError where it is missing, unreadable or not a mapping."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}. Give a YAML file.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -57,6 +73,15 @@ def help_text(program: str, dictionary_configs: DictionaryConfigs, kind: str = "
     return _parser(config_class, program).format_help()
 
 
+def unknown_argument(argument: str, command: str, dictionary_configs: DictionaryConfigs) -> str:
+    """What to say of an argument that a command does not have; fields that end in its name are named whole."""
+    name = argument.partition("=")[0].lstrip("-").replace("-", "_")
+    paths = [path for kind in dictionary_configs.values() for path in _field_paths(run_config_class(kind))]
+    fields = [f"--{path}" for path in dict.fromkeys(paths) if path.endswith(f".{name}")]
+    meant = f" Did you mean {' or '.join(fields)}?" if fields else ""
+    return f"unknown argument {argument!r}.{meant} `{command} --help` lists its arguments."
+
+
 def to_yaml(config: RunConfigBase) -> str:
     """The resolved config as YAML that `parse_run` reads back to an equal one."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -71,7 +96,7 @@ def _kind(values: dict[str, Any], overrides: Sequence[str], known: DictionaryCon
             "no dictionary.kind is given. Name a config (a YAML file, or a shipped one such as quickstart) or set "
             f"--dictionary.kind to one of {', '.join(known)}."
         )
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise ConfigError(
             f"dictionary.kind: unknown kind {kind!r}.{nearest(str(kind), known)} Known: {', '.join(known)}."
         )
@@ -213,6 +238,7 @@ def _explain(
             sentences.append(f"{path} is missing: set --{path}.")
         else:
             name = f"--{path}" if path in given else path
-            sentences.append(f"{name}: {item['msg'][0].lower()}{item['msg'][1:]}; got {item['input']!r}.")
+            message = WRITTEN.get(item["type"], f"{item['msg'][0].lower()}{item['msg'][1:]}")
+            sentences.append(f"{name}: {message}; got {item['input']!r}.")
     text = " ".join(sentences)
     return text if config_path is None or all(s.startswith("--") for s in sentences) else f"{config_path}: {text}"

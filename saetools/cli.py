@@ -25,7 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger(PROGRAM).setLevel(logging.INFO)
     try:
         own, overrides = split_overrides(argv)
-        options = _parser().parse_args(own)
+        options, unknown = _parser().parse_known_args(own)
+        if unknown:
+            _refuse(unknown[0], own[0])
         options.run(options, overrides)
         return 0
     except SaetoolsError as error:
@@ -154,6 +156,13 @@ def _parser() -> argparse.ArgumentParser:
     command("quickstart", _quickstart, "Train, evaluate and show a dictionary of the embedded model.")
     command("doctor", _doctor, "Print versions, devices, memory and disk.")
     return parser
+
+
+def _refuse(argument: str, command: str) -> None:
+    from saetools.arguments import unknown_argument
+    from saetools.pipeline import dictionary_configs
+
+    raise ConfigError(unknown_argument(argument, f"{PROGRAM} {command}", dictionary_configs()))
 
 
 def _configs(options: argparse.Namespace, overrides: Sequence[str]) -> list[Any]:

@@ -73,6 +73,7 @@ def test_an_override_keeps_the_kind_of_the_yaml(tmp_path: Path) -> None:
         (["--run.seed"], "--run.seed has no value"),
         (["foo"], "unexpected argument 'foo'"),
         (["--dictionary.n_features", "0"], "dictionary.n_features: input should be greater than 0"),
+        (["--evaluation.run", "sparsity"], "evaluation.run: input should be a list: [a, b]; got 'sparsity'"),
         (["--activations.source", "disk"], "activations.source: input should be 'live', 'cached', 'rows' or 'planted'"),
     ],
 )
@@ -95,6 +96,9 @@ def test_a_wrong_value_in_the_file_names_the_file(config: Path) -> None:
         ("dictionary: {kind: topk, n_feature: 3}\nrun: {dir: x}", "dictionary.n_features"),
         ("dictionary: {kind: topk, n_features: 3}\nrun: {dir: x}\ntrainin: {lr: 1}", "training"),
         ("dictionary: {n_features: 3}\nrun: {dir: x}", "no dictionary.kind"),
+        ("dictionary: {kind: [topk], n_features: 3}\nrun: {dir: x}", "unknown kind ['topk']"),
+        ("dictionary: {kind: topk, n_features: 3}\nrun: x", "run: input should be a mapping of fields"),
+        ("host: {name: a}\nrun: {dir: x}\nhost: {dtype: bfloat16}", "host is there twice"),
         ("- 1", "holds a list; a config is a mapping"),
         ("", "is empty"),
         ("a: [", "not valid YAML"),

@@ -170,6 +170,19 @@ def test_a_config_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Name a config" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["train", "quickstart", "--lr", "3"], "Did you mean --training.lr?"),
+        (["train", "quickstart", "--n-tokens=3"], "Did you mean --training.n_tokens or --evaluation.n_tokens?"),
+        (["doctor", "x"], "unknown argument 'x'. `saetools doctor --help` lists"),
+    ],
+)
+def test_unknown_arguments(capsys: pytest.CaptureFixture[str], words: list[str], expected: str) -> None:
+    assert main(words) == 2
+    assert expected in capsys.readouterr().err
+
+
 def test_no_rows_to_harvest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for n in ("0", "-5"):
         assert main(["harvest", "quickstart", "--out", str(tmp_path / "out"), f"--rows={n}"]) == 2
