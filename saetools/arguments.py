@@ -123,7 +123,14 @@ def _for_kind(values: dict[str, Any], kind: str, known: DictionaryConfigs) -> di
 def _parser(config_class: type[RunConfigBase], program: str | None = None) -> Any:
     import jsonargparse
 
-    parser = jsonargparse.ArgumentParser(prog=program, exit_on_error=False, add_help=False, default_env=False)
+    parser = jsonargparse.ArgumentParser(
+        prog=program,
+        usage="%(prog)s [config ...] [--section.field VALUE ...]",
+        exit_on_error=False,
+        add_help=False,
+        default_env=False,
+        print_config=None,
+    )
     parser.add_argument("--config", action="config", help=jsonargparse.SUPPRESS)
     parser.add_class_arguments(config_class, None)
     return parser

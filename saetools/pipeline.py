@@ -47,10 +47,13 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def read_config(source: Path | str, overrides: Sequence[str] = ()) -> Any:
-    """The RunConfig of a YAML file, of a run directory, or of a shipped config by name, under overrides."""
+    """The RunConfig of a YAML file, of a run directory, or of a shipped config by name, under overrides.
+
+    That of a run directory has run.dir where the run is now: it may have been moved since.
+    """
     path = Path(source)
     if path.is_dir():
-        path = path / CONFIG_FILE
+        overrides, path = [f"--run.dir={path}", *overrides], path / CONFIG_FILE
         if not path.exists():
             raise ConfigError(f"{source} is not a run directory: it has no {CONFIG_FILE}. Give a YAML file or a run.")
     elif not path.exists():

@@ -157,3 +157,4 @@ def test_help_lists_every_field_with_its_description() -> None:
     text = help_text("saetools train", KINDS)
     for expected in ("--training.n_tokens", "--dictionary.k", "kept rows to train on", "--run.dir"):
         assert expected in text
+    assert "print_config" not in text, "an option of jsonargparse's own, which no command has"

@@ -1,6 +1,7 @@
 """The command line end to end on a rows file, and what bad input gets: one paragraph, exit code 2, nothing written."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,16 @@ def test_a_finished_run_is_left_as_it_is(run: Path, rows: Path, capsys: pytest.C
     assert main(arguments(rows, run)) == 0
     assert f"dictionary: {run / 'dictionary'}   (20,224 tokens in 79 steps)" in capsys.readouterr().out
     assert (run / "dictionary" / "model.safetensors").read_bytes() == before
+
+
+def test_a_run_that_was_moved_goes_on_where_it_is(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved" / "dictionary")
+    assert main(["train", str(tmp_path / "moved")]) == 0
+    assert f"dictionary: {tmp_path / 'moved' / 'dictionary'} " in capsys.readouterr().out
+    assert (tmp_path / "moved" / "dictionary").is_dir()
 
 
 def test_evaluation_without_a_host_lists_what_it_skipped(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
