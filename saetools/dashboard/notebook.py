@@ -2,7 +2,7 @@
 
 import html
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +55,7 @@ def _first(band: dict[str, Any], share: float) -> dict[str, Any]:
 class FeaturePanel:
     """One feature in a notebook: its contexts drawn by our script in a frame of its own; its charts as figures."""
 
-    store: FeatureStore
+    store: FeatureStore = field(repr=False)
     feature: int
 
     @cached_property
@@ -107,7 +107,7 @@ class FeaturePanel:
 class PromptPanel:
     """Which features fire at the tokens of a text: each over the whole text, the strongest first."""
 
-    firings: PromptFirings
+    firings: PromptFirings = field(repr=False)  # thousands of features, in a notebook's plain text too
     n_shown: int = 20
 
     @property
@@ -161,7 +161,7 @@ class Panels:
 class TablePanel:
     """Rows of the table of features."""
 
-    rows: list[dict[str, Any]]
+    rows: list[dict[str, Any]] = field(repr=False)
     total: int
 
     @property
@@ -196,10 +196,10 @@ def _shown(value: Any) -> str:
 class Explorer:
     """The panels of a feature store, for notebooks and scripts. Every panel has `.figure`, plotly's own object."""
 
-    store: FeatureStore
+    store: FeatureStore = field(repr=False)
     metrics: Path | None = None  # of the run, for its training curves
-    fire: Callable[[str], PromptFirings] | None = None  # runs the model
-    match: Callable[[Path | str], Comparison] | None = None  # with the features of another run or dictionary
+    fire: Callable[[str], PromptFirings] | None = field(default=None, repr=False)  # runs the model
+    match: Callable[[Path | str], Comparison] | None = field(default=None, repr=False)  # with another's features
 
     def feature(self, feature: int) -> FeaturePanel:
         """One feature. DataError where the store has none of that number."""

@@ -6,7 +6,7 @@ text, so everything that comes from a corpus, a tokenizer or a person goes throu
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ class Panel:
     """A figure and the numbers behind it. Pages take the data as they are; `figure` is plotly's own object."""
 
     title: str
-    data: list[dict[str, Any]]
-    layout: dict[str, Any]
+    data: list[dict[str, Any]] = field(repr=False)
+    layout: dict[str, Any] = field(repr=False)
     columns: tuple[str, ...]
-    rows: tuple[tuple[Any, ...], ...]
+    rows: tuple[tuple[Any, ...], ...] = field(repr=False)
     note: str = ""  # shown beside the title, in smaller letters
 
     @property

@@ -35,6 +35,7 @@ def test_every_panel_has_a_figure(explorer: Explorer) -> None:
     panels = [explorer.density(), explorer.map(), feature, feature.activations(), feature.logits()]
     panels += [explorer.table(), model.prompt("a<b>"), model.compare("other")]
     assert all(isinstance(panel.figure, go.Figure) for panel in panels)
+    assert max(len(repr(panel)) for panel in [model, *panels]) < 300, "a notebook saves it beside what it shows"
     assert feature.record.feature == 2 and len(feature.examples) == 21
     assert len(explorer.map().figure.data[0].x) == N_FEATURES - 1, "features that never fire have no place"
     with pytest.raises(DataError):
