@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,10 @@ from safetensors.torch import save_file
 
 import saetools
 from saetools.cli import main
+from saetools.dictionaries import base as dictionaries
+from saetools.dictionaries.code import SparseCode
+from saetools.evals import base as evals
+from saetools.records import EvalRecord
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -112,6 +117,41 @@ def test_evaluation_without_a_host_lists_what_it_skipped(run: Path, capsys: pyte
     records = {record["name"]: record for record in json.loads((run / "eval.json").read_text())}
     assert 0 < records["fvu"]["value"] < 0.6 and 0 < records["l0_mean"]["value"] <= 4
     assert any(record["value"] is None and "host" in (record["note"] or "") for record in records.values())
+
+
+def test_a_kind_and_an_evaluation_in_a_file_of_ones_own(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for room in (dictionaries, evals):
+        monkeypatch.setattr(room, "_REGISTRY", dict(room._REGISTRY))
+
+    class Mine(dictionaries.Dictionary, kind="mine"):
+        class Config(dictionaries.Dictionary.Config):
+            k: int = 4
+
+        config: Config
+
+        def encode_chunk(self, x_ND: torch.Tensor, fields: Mapping[str, torch.Tensor]) -> SparseCode:
+            pre_NF = (x_ND - self.b_dec_D) @ self.W_enc_FD.T + self.b_enc_F
+            values_NK, indices_NK = pre_NF.topk(self.config.k)
+            return SparseCode(values_NK.relu(), indices_NK.int(), self.config.n_features)
+
+        def loss_terms(self, x_ND, target_ND, fields, state, progress) -> dictionaries.Terms:
+            code = self.encode_chunk(x_ND, fields)
+            residual_ND = target_ND - self.decode(code)
+            return dictionaries.Terms(code, residual_ND, {"reconstruction": residual_ND.square().mean()}, state)
+
+    class Largest(evals.Evaluation, name="largest"):
+        def run(self, subject: evals.Subject, tick: evals.Tick = evals.no_tick) -> list[EvalRecord]:
+            _, batch = next(subject.heldout.batches(0))
+            largest = float(subject.dictionary.encode(batch.x_ND).values.max())
+            return [self.record("largest", largest, "code", len(batch), n_unit="rows")]
+
+    out = tmp_path / "out"
+    assert main(arguments(rows, out, dictionary__kind="mine", training__n_tokens="1000")) == 0
+    assert main(["evaluate", str(out), "--evaluation.run", "[largest]"]) == 0
+    assert isinstance(saetools.load(out), Mine)
+    assert json.loads((out / "eval.json").read_text())[0]["value"] > 0
 
 
 def test_several_dictionaries_are_compared(
