@@ -66,7 +66,11 @@ def run_steps(N: int, D: int, F: int, k: int) -> None:
         step.launch()
         step.dense = True
         step.residuals()
-        for tile in other_tiles(F, D, META)[1]:
-            if tile.held:
-                step.backward.use(step.backward.measuring, tile)
-                step.backward.update(sort_slots(step.keys_M, F))
+        slots, back = sort_slots(step.keys_M, F), step.backward
+        measuring, updating = other_tiles(F, D, META)
+        for tile in updating:
+            back.use(back.measuring, tile)
+            back.update(slots)
+        for tile in measuring:
+            back.use(tile, back.updating)
+            back.measure(slots)

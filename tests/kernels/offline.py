@@ -3,7 +3,7 @@
     python tests/kernels/offline.py [a b c]
 
 Launches are made on tensors without memory and recorded in place of running; each distinct one is compiled with the
-compiler that triton brings. Prints a row per kernel; exits with 1 where one spills.
+compiler that triton brings. Prints a row per kernel; exits with 1 where one spills, or writes rows a number at a time.
 """
 
 import os
@@ -39,6 +39,10 @@ TYPES = {
     torch.uint8: "u8",
     torch.bool: "i1",
 }
+ROWS = "_centre", "_group_max", "_decode_loss", "_residual", "_windows", "_measure", "_update", "_keep_largest", "_mask"
+"""Kernels that write whole rows."""
+MOST_NARROW = 8
+"""Stores of at most 4 bytes that those have beside: single numbers, and none of a row."""
 TARGET = GPUTarget("cuda", 90, 32)
 
 
@@ -98,7 +102,9 @@ def _resources(kernel: Any) -> dict[str, int]:
         name: int(match.group(1)) if (match := re.search(pattern, report)) else 0
         for name, pattern in (("registers", r"Used (\d+) registers"), ("spilled", r"(\d+) bytes spill stores"))
     }
-    return numbers | {"wgmma": len(re.findall("wgmma.mma_async", kernel.asm["ptx"]))}
+    stores = re.findall(r"st\.global\S*?((?:\.v\d)?\.b(?:8|16|32))\s", kernel.asm["ptx"])
+    narrow = sum(not store.startswith(".v") for store in stores)
+    return numbers | {"narrow": narrow, "wgmma": len(re.findall("wgmma.mma_async", kernel.asm["ptx"]))}
 
 
 def launches(shape: str) -> list[Any]:
@@ -109,8 +115,8 @@ def launches(shape: str) -> list[Any]:
 
 
 def main(shapes: list[str]) -> int:
-    spilled = False
-    print(f"{'kernel':24s} shape warps registers spilled shared wgmma")
+    failed = False
+    print(f"{'kernel':24s} shape warps registers spilled shared narrow wgmma")
     for shape in shapes:
         seen = set()
         for fn, args, options in launches(shape):
@@ -119,16 +125,16 @@ def main(shapes: list[str]) -> int:
                 continue
             seen.add(key)
             row = compiled(fn, args, options)
-            bad = row["spilled"] > (
-                32 if options.get("HELD") else 0
-            )  # those are timed beside others before they are used
-            spilled |= bad
+            most = 32 if options.get("HELD") else 0  # those are timed beside others before they are used
+            wrong = "   SPILLS" * (row["spilled"] > most)
+            wrong += "   NARROW STORES" * (fn.__name__ in ROWS and row["narrow"] > MOST_NARROW)
+            failed |= bool(wrong)
             print(
                 f"{fn.__name__:24s} {shape:5s} {row['warps']:5d} {row['registers']:9d} {row['spilled']:7d} "
-                f"{row['shared']:6d} {row['wgmma']:5d}{'   SPILLS' if bad else ''}",
+                f"{row['shared']:6d} {row['narrow']:6d} {row['wgmma']:5d}{wrong}",
                 flush=True,
             )
-    return int(spilled)
+    return int(failed)
 
 
 if __name__ == "__main__":
