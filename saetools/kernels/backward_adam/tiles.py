@@ -36,7 +36,7 @@ def other_tiles(n_features: int, d_model: int, device: torch.device) -> tuple[li
     measuring = [_measuring(columns, slots, *sizes) for columns, slots in ((256, 2), (512, 4))]
     plain = [
         _updating(columns, warps, *sizes, registers)
-        for columns, warps, registers in ((128, 1, None), (128, 1, 128), (256, 1, 144))
+        for columns, warps, registers in ((128, 1, None), (128, 1, 128), (256, 1, 136))
     ]
     # four columns a thread, so that bf16 and float32 rows lie alike, and as few threads as hold an atom
     held = [
