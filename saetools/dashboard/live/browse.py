@@ -69,7 +69,7 @@ def feature_layout() -> html.Div:
                 [
                     html.Div(
                         [
-                            html.H2("No feature", id="sae-feature-title", **live()),
+                            html.H2("Choose a feature", id="sae-feature-title", **live()),
                             html.Span(id="label-shown", className="sae-name"),
                         ],
                         className="sae-feature-name",

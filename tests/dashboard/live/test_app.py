@@ -140,6 +140,7 @@ def test_every_tab_works(watched: Any, address: str, subject: Subject) -> None:
     page.goto(address)
     page.wait_for_selector(ROW)
     page.wait_for_selector("#sae-density svg")
+    assert page.locator("#sae-feature-title").inner_text() == "Choose a feature"
     page.click(f"{ROW}[row-index='2']")
     page.wait_for_selector("#sae-feature .sae-token")
     first = page.locator("#sae-feature-title").inner_text()
