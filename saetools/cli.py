@@ -19,7 +19,7 @@ OVERRIDES = "Any field of the config is set as --section.field VALUE; `saetools 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0, or 2 with one paragraph on stderr at an error that the user can mend."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
-    handler = logging.StreamHandler()
+    handler = _AboveBars()
     handler.setFormatter(_PlainFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger(PROGRAM).setLevel(logging.INFO)
@@ -38,6 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 141
+
+
+class _AboveBars(logging.StreamHandler):
+    """Writes to stderr above the progress bars there, which are drawn again below."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(self.stream):
+            super().emit(record)
 
 
 class _PlainFormatter(logging.Formatter):

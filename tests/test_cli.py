@@ -1,6 +1,8 @@
 """The command line end to end on a rows file, and what bad input gets: one paragraph, exit code 2, nothing written."""
 
+import io
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -11,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tqdm import tqdm
 
 import saetools
-from saetools.cli import main
+from saetools.cli import _AboveBars, main
 from saetools.dictionaries import base as dictionaries
 from saetools.dictionaries.code import SparseCode
 from saetools.evals import base as evals
@@ -232,6 +235,15 @@ def test_a_config_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 def test_unknown_arguments(capsys: pytest.CaptureFixture[str], words: list[str], expected: str) -> None:
     assert main(words) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_a_message_stands_above_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    handler = _AboveBars()
+    with tqdm(total=9, desc="bar", file=sys.stderr):
+        handler.emit(logging.makeLogRecord({"msg": "said"}))
+        before, after = sys.stderr.getvalue().split("said\n")
+    assert before.endswith("\r") and "bar:" in before and "bar:" in after
 
 
 def test_no_rows_to_harvest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
