@@ -126,8 +126,7 @@ class Run:
 
     def finish(self) -> TrainResult:
         """Write the final dictionary, whole or not at all."""
-        trainer = self.trainer
-        trainer.dictionary.absorb_(trainer.state.dictionary)
+        trainer = self.trainer  # its last checkpoint is of the last step
         if not self.directory.dictionary.exists():
             self._save_dictionary(self.directory.dictionary)
         return TrainResult(

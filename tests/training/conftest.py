@@ -34,12 +34,16 @@ def program() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """5,000 rows of width 12 made of sparse directions, some of which never end up used by a small dictionary."""
+    """5,000 rows of width 12 made of sparse directions, some of which never end up used by a small dictionary.
+
+    They are a fifth as long as scaled rows, so that what forgets to scale is seen.
+    """
     random = np.random.default_rng(0)
     atoms = random.normal(size=(40, 12)) / 12**0.5
     code = random.exponential(size=(5000, 40)) * (random.random((5000, 40)) < 0.1)
     path = tmp_path_factory.mktemp("rows") / "rows.npy"
-    np.save(path, (code @ atoms + 0.3 + 0.01 * random.normal(size=(5000, 12))).astype(np.float32))
+    x_ND = code @ atoms + 0.3 + 0.01 * random.normal(size=(5000, 12))
+    np.save(path, (x_ND / 5).astype(np.float32))
     return path
 
 

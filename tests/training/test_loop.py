@@ -22,6 +22,7 @@ from saetools.safeio import verify_directory
 from saetools.training import trainer
 from saetools.training.checkpoint import checkpoint_paths, read_checkpoint
 from saetools.training.loop import train
+from saetools.training.opening import fresh_trainer
 from saetools.training.trainer import Trainer
 
 
@@ -29,7 +30,7 @@ def records(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_learns_and_leaves_what_is_promised(straight: Path) -> None:
+def test_a_run_learns_and_leaves_what_is_promised(rows: Path, straight: Path) -> None:
     lines = records(straight)
     assert [line["step"] for line in lines] == [1, *range(3, 61, 3)]
     assert lines[-1]["loss/reconstruction"] < 0.6 * lines[0]["loss/reconstruction"]
@@ -42,15 +43,21 @@ def test_a_run_learns_and_leaves_what_is_promised(straight: Path) -> None:
     dictionary = load(straight)
     norms = dictionary.W_dec_FD.norm(dim=1)
     assert torch.allclose(norms, torch.ones_like(norms), atol=1e-6)
+    x_ND = torch.from_numpy(np.load(rows))
+    of_raw_rows = (x_ND - dictionary(x_ND)).square().sum(1).mean() / dictionary.total_variance
+    assert of_raw_rows.item() == pytest.approx(lines[-1]["loss/reconstruction"], rel=0.2)
 
 
 def test_two_runs_of_one_seed_are_equal_and_another_seed_is_not(
-    train_tiny: Callable, straight: Path, tmp_path: Path, digests: Callable
+    program: ModuleType, rows: Path, train_tiny: Callable, straight: Path, tmp_path: Path, digests: Callable
 ) -> None:
     train_tiny(tmp_path / "a")
     assert digests(tmp_path / "a") == digests(straight)
     train_tiny(tmp_path / "b", **{"run.seed": 1})
     assert not set(digests(tmp_path / "b").values()) & set(digests(straight).values())
+    configs = [program.tiny_config(rows, tmp_path / "c", **{"run.seed": seed}) for seed in (0, 1)]
+    starts = [fresh_trainer(config, program.tiny_source(config)(None)).dictionary for config in configs]
+    assert not starts[0].W_dec_FD.equal(starts[1].W_dec_FD), "not the order of the rows alone"
 
 
 def test_checkpoint_cadence_and_logging_change_nothing(
@@ -157,11 +164,16 @@ def test_a_damaged_newest_checkpoint_is_skipped_aloud(
 
 
 def test_a_constant_run_can_be_made_longer(train_tiny: Callable, tmp_path: Path, digests: Callable) -> None:
-    constant = {"training.schedule": "constant", "training.warmup_steps": 5, "training.dead_after_tokens": 2000}
-    train_tiny(tmp_path / "straight", **constant)
+    constant = {"dictionary.kind": "mutual_choice", "training.schedule": "constant"}
+    of_the_shorter = {"warmup_steps": 1, "dead_after_tokens": 186}
+    train_tiny(tmp_path / "straight", **constant, **{f"training.{name}": n for name, n in of_the_shorter.items()})
     train_tiny(tmp_path / "longer", **constant, **{"training.n_tokens": 3720})
     train_tiny(tmp_path / "longer", **constant)
+    assert "n_tokens: 7200" in (tmp_path / "longer" / "config.yaml").read_text()
     assert digests(tmp_path / "longer") == digests(tmp_path / "straight")
+    for path in checkpoint_paths(tmp_path / "longer" / "checkpoints"):
+        assert read_checkpoint(path).weights["threshold"] > 0, "what is learnt beside the weights is in them"
+    assert load(tmp_path / "longer").threshold > 0
 
 
 @pytest.mark.parametrize(
@@ -288,13 +300,13 @@ def test_init_from_starts_where_the_other_stands(
     other_units = old.model_copy(
         update={
             "scale": 3 * old.scale,
-            "total_variance": 9 * old.total_variance,
+            "total_variance": 18 * old.total_variance,
             "b_dec_start": tuple(3 * value for value in old.b_dec_start),
         }
     )
     train([config], lambda calibration: RowsSource(rows, calibration=calibration or other_units))
     first, last = records(tmp_path / "run")[0], records(straight)[-1]
-    assert first["loss/reconstruction"] == pytest.approx(last["loss/reconstruction"], rel=0.2)
+    assert first["loss/reconstruction"] == pytest.approx(last["loss/reconstruction"] * 9 / 18, rel=0.2)
     with pytest.raises(MismatchError, match="this run asks for"):
         train_tiny(tmp_path / "other", **start, **{"dictionary.k": 3})
     assert not (tmp_path / "other").exists()
@@ -320,14 +332,24 @@ def poison(patch: pytest.MonkeyPatch, steps: set[int]) -> None:
 
 
 def test_two_bad_steps_are_skipped_and_counted(
-    train_tiny: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train_tiny: Callable, tmp_path: Path, digests: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    poison(monkeypatch, {4, 5, 20})
-    assert train_tiny(tmp_path / "run").n_skipped == 3
+    poison(monkeypatch, {4, 5, 23, 24})
+    assert train_tiny(tmp_path / "run").n_skipped == 4
     lines = {line["step"]: line for line in records(tmp_path / "run")}
     assert lines[6]["loss"] in {"nan", "inf"}
     assert lines[9]["n_skipped"] == 2
     assert all(torch.isfinite(p).all() for p in load(tmp_path / "run").parameters())
+    with monkeypatch.context() as patch:
+        fail_at_step(patch, 30)  # its newest checkpoint is that of step 25
+        with pytest.raises(KeyError):
+            train_tiny(tmp_path / "killed")
+    shutil.copytree(tmp_path / "killed", tmp_path / "unlucky")
+    assert train_tiny(tmp_path / "killed").n_skipped == 4
+    assert digests(tmp_path / "killed") == digests(tmp_path / "run")
+    poison(monkeypatch, {25})
+    with pytest.raises(RunError, match="3 steps in a row, the last being step 26"):
+        train_tiny(tmp_path / "unlucky")
 
 
 def test_three_bad_steps_in_a_row_stop_at_the_last_good_state(
@@ -344,7 +366,8 @@ def test_three_bad_steps_in_a_row_stop_at_the_last_good_state(
     assert [p.name for p in checkpoint_paths(tmp_path / "run" / "checkpoints")] == ["0000000021"]
     stopped = load_unfolded(tmp_path / "run" / "checkpoints" / "0000000021" / "dictionary").dictionary.state_dict()
     assert all(torch.isfinite(value).all() for value in stopped.values())
-    assert train_tiny(tmp_path / "run", **{"training.checkpoint_every_tokens": 7000}).n_skipped == 3
+    poison(monkeypatch, {21})  # one more, which does not stop the resumed run: it counts anew
+    assert train_tiny(tmp_path / "run", **{"training.checkpoint_every_tokens": 7000}).n_skipped == 4
 
 
 def test_a_row_that_is_not_finite_is_named(program: ModuleType, rows: Path, tmp_path: Path) -> None:

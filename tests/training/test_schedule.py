@@ -17,6 +17,9 @@ def test_rules() -> None:
     large = make_plan(TrainingConfig(n_tokens=10**9, batch_rows=4096), n_features=2**14)
     assert (large.warmup_steps, large.dead_after_tokens) == (1000, 10_000_000)
     assert large.peak_lr == pytest.approx(2e-4)
+    assert make_plan(TrainingConfig(warmup_steps=0), 8).warmup_steps == 0
+    assert checkpoint_steps(TrainingConfig(n_tokens=1000, batch_rows=10)) == 10
+    assert checkpoint_steps(TrainingConfig(batch_rows=10, checkpoint_every_tokens=64)) == 6
 
 
 def test_corners_of_the_learning_rate() -> None:

@@ -135,7 +135,8 @@ def test_products_in_bf16_stay_near_float32(kind: str) -> None:
         assert {t.dtype for t in (*dictionary.parameters(), *optimizer.tensors().values())} == {torch.float32}
     assert results[1].applied and results[1].loss.dtype == torch.float32
     torch.testing.assert_close(results[1].loss, results[0].loss, rtol=0.05, atol=0)
-    assert (moments[1] - moments[0]).norm() < 0.3 * moments[0].norm()
+    moved = (moments[1] - moments[0]).norm()
+    assert moved < 0.3 * moments[0].norm() and (moved > 0) == (kind != "matching_pursuit")  # a kernel without autocast
 
 
 def test_compute_chooses_the_products_of_a_fused_step() -> None:
