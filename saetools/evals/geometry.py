@@ -91,11 +91,12 @@ class _Tally:
         self.evaluation, self.seed, self.dictionary = evaluation, subject.seed, subject.dictionary
         self.atoms_FD = subject.dictionary.directions()
         self.norm_F = torch.linalg.vector_norm(self.atoms_FD.float(), dim=1)
-        self.counts_F = torch.zeros(len(self.atoms_FD), dtype=torch.int64)
+        self.n_rows, self.counts_F = 0, torch.zeros(len(self.atoms_FD), dtype=torch.int64)
         self.pair_sums = DocumentSums(4)  # sum of token means, tokens with a pair, sum of next, number of next
         self.norms = TokenSample(4, subject.seed)  # epsilon, ||z||, ||f||, document
 
     def add(self, rows: CodedRows) -> None:
+        self.n_rows += len(rows.x_ND)
         self.counts_F += firing_counts_F(rows.code).cpu()
         rows = self._drawn(rows)
         for part, code in _chunks(rows.code, self.atoms_FD.shape[1]):
@@ -174,7 +175,7 @@ class _Tally:
             )
             for name, column, n_unit in (("co_firing_cosine", 0, "tokens"), ("next_atom_cosine", 2, "pairs"))
         ]
-        chance = self.evaluation.record("independent_cosine", found.mean_weighted, "cosine", self.pair_sums.n_rows)
+        chance = self.evaluation.record("independent_cosine", found.mean_weighted, "cosine", self.n_rows)
         return [*records, chance]
 
     def _of_norms(self) -> list[EvalRecord]:

@@ -41,6 +41,8 @@ def test_documents_not_tokens_are_resampled():
         return sums.interval(mean, 0)
 
     assert interval(20) == pytest.approx(interval(1), rel=1e-12)
+    of_documents = bootstrap_interval(np.stack([np.ones(50), values], 1), mean, 0)
+    assert interval(1) == pytest.approx(of_documents, rel=1e-12), "groups without a document are not drawn"
 
 
 def test_many_documents_share_groups_and_keep_the_totals():
@@ -49,7 +51,7 @@ def test_many_documents_share_groups_and_keep_the_totals():
     rows = torch.rand(20_000, 2, dtype=torch.float64)
     for part in range(0, 20_000, 1000):
         sums.add(documents[part : part + 1000], rows[part : part + 1000])
-    assert sums.n_rows == 20_000 and sums.n_groups == 4096
+    assert sums.n_rows == 20_000 and sums.n_groups == 4096 and (sums.n_rows_G > 0).sum() > 4000
     np.testing.assert_allclose(sums.totals(), rows.sum(0).numpy(), rtol=1e-12)
     assert DocumentSums(10_000).sums_GC.numel() * 8 <= MAX_BYTES
 
@@ -72,6 +74,8 @@ def test_many_columns_are_resampled_a_few_at_a_time():
 def test_undefined_without_two_documents_or_finite_values():
     assert bootstrap_interval(np.ones((1, 2)), mean, 0) is None
     assert bootstrap_interval(np.zeros((5, 2)), mean, 0) is None
+    rarely = lambda totals: np.where(totals.min(1) > 0, 1.0, np.nan)  # noqa: E731 - in 9 % of resamples
+    assert bootstrap_interval(np.eye(4), rarely, 0) is None
 
 
 def test_the_seed_decides():
@@ -122,6 +126,7 @@ def test_the_interval_of_a_median_is_over_groups():
     order = numbers.permutation(3000)
     assert median_interval(values[order], groups[order], 0) == (low, high)
     assert median_interval(np.r_[values, np.nan], np.r_[groups, 7], 0) == (low, high)
+    assert median_interval(np.arange(6.0), np.arange(6), 0) == (0, 4), "of two in the middle it is the lower"
     assert median_interval(values[:30], groups[:30], 0) is None and median_interval(values[:0], groups[:0], 0) is None
 
 

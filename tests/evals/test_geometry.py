@@ -8,6 +8,7 @@ from small_hosts import Given, by_name, row_subject, scaled_copy
 from saetools.dictionaries.base import SparseCode
 from saetools.dictionaries.itda import ITDA
 from saetools.dictionaries.topk import TopK
+from saetools.evals.bootstrap import median_interval
 from saetools.evals.geometry import Geometry, _chunks
 from saetools.evals.reconstruction import Reconstruction
 from saetools.evals.run import run_evaluations
@@ -26,6 +27,9 @@ def test_signed_basis(gaussian):
     assert found["near_duplicates"].value == 1
     assert found["encoder_decoder_cosine"].value == pytest.approx(1)
     assert found["mean_cosine"].value == pytest.approx(10 / 90)
+    n_F = (scaled_copy(5, 1.0).encode(gaussian).to_dense() != 0).sum(0).double()
+    pairs = n_F.sum() ** 2 - n_F.square().sum()
+    assert found["independent_cosine"].value == pytest.approx(float(2 * n_F[:5] @ n_F[5:] / pairs), rel=1e-6)
     assert found["co_firing_cosine"].value == pytest.approx(0, abs=1e-7)
     assert found["next_atom_cosine"].value == pytest.approx(0, abs=1e-7)
     assert found["epsilon_lbo"].value == pytest.approx(0, abs=1e-7)  # Parseval: ||f|| = ||z||
@@ -43,9 +47,12 @@ def test_norms_follow_the_definition(gaussian):
     z = (gaussian - 0.3).double().square().sum(1)
     assert found["epsilon_lbo"].value == pytest.approx(float(np.median(((z - f).abs() / (11 * f))[f > 0])), rel=1e-5)
     assert found["feature_norm_ratio"].value == pytest.approx(float(np.median((f / z).sqrt())), rel=1e-5)
-    for name in ("epsilon_lbo", "feature_norm_ratio"):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = {"epsilon_lbo": ((z - f).abs() / (11 * f)).numpy(), "feature_norm_ratio": (f / z).sqrt().numpy()}
+    for name, of_rows in values.items():
         low, high = found[name].spread
         assert low < found[name].value < high < 1.5 * low, name
+        assert (low, high) == pytest.approx(median_interval(of_rows, np.arange(1000) // 16, 0), rel=1e-5), name
 
 
 def test_independent_firing_gives_the_chance_level():
@@ -103,6 +110,7 @@ def test_places_without_an_atom_take_no_part():
     found = by_name(Geometry().run(row_subject(dictionary, torch.randn(50, 2))))
     assert found["near_duplicates"].value == pytest.approx(2 / 3) and found["near_duplicates"].n == 3
     assert found["mean_cosine"].value == pytest.approx(1 / 3)
+    assert found["independent_cosine"].n == 50, "firing is counted in all rows, not in those alone that are drawn"
 
 
 def test_one_full_row_does_not_make_the_others_wide():

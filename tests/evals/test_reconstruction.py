@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from small_hosts import by_name, row_subject, scaled_copy
+from small_hosts import CONTEXT, by_name, host_subject, row_subject, scaled_copy
 
 from saetools.dictionaries.topk import TopK
 from saetools.errors import DataError
@@ -52,6 +52,8 @@ def test_batches_and_order_do_not_matter(gaussian):
 
 def test_brute_force_with_a_limit_inside_a_batch(gaussian):
     dictionary = TopK(TopK.configure(n_features=12, k=2), 5)
+    dictionary.b_dec_D.data.fill_(0.1)
+    gaussian[5] = 0  # has no ratio, and cosine 0
     found = figures(dictionary, gaussian, n_tokens=333, batch=100)
     x = gaussian[:333].double()
     recon = dictionary(gaussian[:333]).detach().double()
@@ -59,7 +61,8 @@ def test_brute_force_with_a_limit_inside_a_batch(gaussian):
         float((x - recon).square().sum() / (x - x.mean(0)).square().sum()), rel=1e-6
     )
     assert found["cosine"].value == pytest.approx(float(torch.cosine_similarity(x, recon).mean()), rel=1e-6)
-    assert found["norm_ratio"].value == pytest.approx(float((recon.norm(dim=1) / x.norm(dim=1)).mean()), rel=1e-6)
+    ratio = (recon.norm(dim=1) / x.norm(dim=1))[x.norm(dim=1) > 0].mean()
+    assert found["norm_ratio"].value == pytest.approx(float(ratio), rel=1e-6)
     assert found["fvu"].n == 333
 
 
@@ -69,6 +72,15 @@ def test_the_curve_over_positions_averages_to_the_whole(gaussian):
     assert record.series["first_position"] == [0, 1, 2, 4, 8]
     assert tokens.sum() == 1000
     assert (tokens * fvu).sum() / 1000 == pytest.approx(record.value, rel=1e-9)
+
+
+def test_positions_are_those_in_the_window():
+    """Which begins with BOS: each has one token of the document less."""
+    subject = host_subject()
+    position_N = torch.cat([rows.where_N2[:, 1] for _, rows in subject.heldout.batches()])
+    assert position_N.max() > 2 * CONTEXT
+    record = by_name(Reconstruction().run(subject))["fvu"]
+    assert record.series["tokens"] == torch.bincount(octave(position_N % (CONTEXT - 1))).tolist()
 
 
 def test_octaves():
