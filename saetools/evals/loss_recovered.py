@@ -81,7 +81,7 @@ class LossRecovered(Evaluation, name="loss_recovered"):
         parts = with_host(subject)
         splicer = Splicer(subject, parts)
         sums, added = DocumentSums(len(COLUMNS)), _Added(subject.seed, self.config.n_worst)
-        key = (subject.heldout.fingerprint(), splicer.norm_limit, self.config.model_copy(update={"error_term": 0.0}))
+        key = (subject.heldout.fingerprint(), self.config.model_copy(update={"error_term": 0.0}))
         for reference in (subject.references or References(0, 0)).read(key, lambda: self._without(subject, parts)):
             columns_NC = self._with(splicer, reference)
             sums.add(reference.windows.document_N, columns_NC)

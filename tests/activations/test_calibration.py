@@ -12,13 +12,14 @@ from saetools.errors import DataError
 
 
 def test_constants_follow_their_definition():
-    x = torch.randn(5000, 6, generator=torch.Generator().manual_seed(0)) * 3 + 5
+    x = torch.randn(5000, 6, generator=torch.Generator().manual_seed(0)).exp() * 3 + 5
     record = measure(x)
     y = record.scale * x.double()
     assert math.isclose(float(y.square().sum(1).mean()), 6, rel_tol=1e-12)
     assert math.isclose(record.total_variance, float((y - y.mean(0)).square().sum(1).mean()), rel_tol=1e-9)
     assert math.isclose(record.median_norm, float(torch.quantile(x.double().norm(dim=1), 0.5)), rel_tol=1e-9)
     assert record.n_rows == 5000
+    assert record.b_dec_start == pytest.approx((record.scale * geometric_median(x)).tolist(), rel=1e-9)
 
 
 def test_geometric_median_has_a_zero_gradient_and_resists_outliers():
@@ -65,7 +66,8 @@ def test_several_points_are_calibrated_by_one_pass(host, make_plan):
 
 def test_outliers_are_above_ten_medians():
     record = measure(torch.randn(100, 3, generator=torch.Generator().manual_seed(0)))
-    norms = torch.tensor([0.0, 9.99, 10.01, 50.0]) * record.median_norm
+    record = record.model_copy(update={"median_norm": 2.0})
+    norms = torch.tensor([0.0, 10.0, 10.01, 50.0]) * record.median_norm
     x = torch.tensor([1.0, 0.0, 0.0]) * norms[:, None]
     kept = drop_outliers(ActivationBatch(x, torch.arange(8).view(4, 2)), record)
     assert kept.where_N2.tolist() == [[0, 1], [2, 3]]

@@ -37,7 +37,9 @@ def test_atoms_are_correlated_within_their_groups(parents: float, children: floa
     assert between.max() < 1e-6
     for group, mix in ((top, parents), (family, children)):
         off = gram[group][:, group][~torch.eye(len(group), dtype=torch.bool)]
-        assert off.max() < 1e-6 if mix == 0 else 0.2 < off.min() <= off.max() < 0.8
+        n, share = len(group), mix / len(group) ** 0.5  # of the mean in the sum of n orthonormal atoms
+        cosine = (2 * (1 - mix) * share + mix**2) / ((1 - mix) ** 2 + 2 * (1 - mix) * share + mix**2)
+        torch.testing.assert_close(off, torch.full((n * (n - 1),), cosine), atol=1e-6, rtol=1e-5)
 
 
 def test_rows_stream_as_a_source() -> None:

@@ -74,6 +74,7 @@ def test_the_order_is_mixed_and_decided_by_the_seed(make_list_source):
     assert order(0) == order(0) != order(1)
     distance = sum(abs(i - row) for i, row in enumerate(order(0))) / 1000
     assert distance > 50  # a shuffle within blocks alone would give 7
+    assert sum(row < 200 for row in order(0)[500:]) < 40  # of the first ring 200 * 0.9^25 = 14 are left by then
 
 
 def test_batches_of_any_size_come_from_one_stream(make_list_source):

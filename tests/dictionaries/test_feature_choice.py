@@ -1,14 +1,16 @@
 """Feature choice: what the contract suite cannot know of it."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from saetools.dictionaries.base import Dictionary, Progress, Terms, make_dictionary
-from saetools.dictionaries.feature_choice import FeatureChoice
+from saetools.dictionaries.feature_choice import START, FeatureChoice, moved_thresholds
 from saetools.dictionaries.mutual_choice import MutualChoice
 from saetools.errors import ConfigError
+from saetools.functional.allocation import zipf_shares
 from saetools.functional.statistics import firing_counts_F, l0_N
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
@@ -40,6 +42,34 @@ def test_each_feature_takes_its_share() -> None:
     dictionary = make_dictionary(FeatureChoice.configure(n_features=12, k=3, budgets="uniform"), 6)
     terms = terms_of(dictionary, 50)
     assert (firing_counts_F(terms.code) == 16).all()
+    uneven = make_dictionary(FeatureChoice.configure(n_features=13, k=3, budgets="uniform"), 6)
+    counts = [firing_counts_F(terms_of(uneven, step).code) for step in (50, 51)]
+    assert set(torch.cat(counts).tolist()) == {14, 15} and not counts[0].equal(counts[1]), "rounded anew at each step"
+
+
+def test_shares_are_fitted_to_densities_over_a_hundred_batches() -> None:
+    dictionary = make_dictionary(FeatureChoice.configure(n_features=40, k=3), 6)
+    after = terms_of(dictionary, 0)
+    torch.testing.assert_close(after.new_state.density(), firing_counts_F(after.code).double() / 64)
+    density_F = 0.3 * torch.arange(1, 41).double() ** -1.1  # of 64 tokens most would be too few to fit
+    state = replace(dictionary.initial_state(), density_sum_F=density_F, density_weight=torch.tensor(1.0).double())
+    found = dictionary.loss_terms(X, X, {}, state, Progress(99, 1000, 64_000, 1000)).new_state.share_F
+    torch.testing.assert_close(found, zipf_shares(density_F, 3, n_effective=6400))
+
+
+def test_thresholds_begin_with_that_of_phase_1_and_move_by_the_rule() -> None:
+    dictionary = make_dictionary(FeatureChoice.configure(n_features=4, k=1), 6)
+    dictionary.total_variance.fill_(4.0)
+    state = dictionary.initial_state()
+    dictionary.absorb_(state.observe(torch.tensor(0.7)))
+    torch.testing.assert_close(dictionary.threshold_F, torch.full((4,), 0.7))
+    begun = dictionary._with_shares(state, Progress(50, 100, 6400, 1000), mutual=False)
+    torch.testing.assert_close(begun.threshold_F, torch.full((4,), 2 * START).double())
+    share_F, n_above_F = torch.tensor([0.25, 0.25, 0.001, 0.001]).double(), torch.tensor([8, 64, 1, 20])
+    m_F = 64 * share_F
+    moved = moved_thresholds(replace(begun, share_F=share_F), n_above_F, 64).threshold_F
+    expected = 0.1 * (m_F.clamp_max(1) * (n_above_F / m_F - 1)).clamp_max(10)
+    torch.testing.assert_close((moved / begun.threshold_F).log(), expected)
 
 
 @pytest.mark.parametrize("budgets", ["zipf", "uniform"])

@@ -8,7 +8,8 @@ import torch
 from planted_classes import N_CLASSES, noise, planted_subject
 from small_hosts import by_name, scaled_copy
 
-from saetools.evals.disentangling import Disentangling, _Coded
+from saetools.evals.disentangling import Disentangling, _Coded, _Targets
+from saetools.evals.labelled import SPLITS, LabelledRows
 from saetools.evals.probes import encode_rows
 
 SMALL = {"n_train": 60, "n_test": 40, "min_rows": 15, "n_ablated": (2,)}
@@ -56,6 +57,15 @@ def test_pairs_that_mislead_no_probe_beyond_doubt_are_left_out():
 def test_few_classes_have_no_interval_and_say_so():
     few = Disentangling(**SMALL)._over_classes("tpp_2", {"self": 0.1, "import": 0.3}, 0)
     assert few.value == 0.2 and few.spread is None and few.note == "2 classes are too few for an interval"
+
+
+def test_projection_leaves_the_mean_of_the_scores_alone():
+    groups = {"a": np.arange(30), "not a": np.arange(30, 60), "b": np.arange(30), "not b": np.arange(30, 60)}
+    members = {(group, split): chosen for group, chosen in groups.items() for split in SPLITS}
+    bench = _Targets(LabelledRows(torch.randn(60, 4) + 3, np.zeros(60), members, 60), ["a", "b"])
+    left_N = bench.scores_NC[:, 0] - bench.projected("a")[:, 0]
+    np.testing.assert_allclose(left_N, bench.scores_NC[:, 0].mean(), rtol=1e-6)
+    assert bench.before["a"] > 0.5 and bench.targeted("a", bench.scores_NC) == 0, "what falls for all is not targeted"
 
 
 def test_what_ablation_takes_from_scores_by_dense_algebra():

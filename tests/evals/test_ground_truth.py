@@ -51,6 +51,9 @@ def test_the_truth_is_perfect():
     assert found["matched_cosine_chance"].value < 0.5
     assert found["recovered_fraction"].spread == found["support_auc"].spread == (1, 1)
     assert "absorption" not in found
+    more = torch.cat([law.atoms_FD, torch.randn(4, D)])
+    with_dead = figures(FromTruth(law, lambda code: torch.nn.functional.pad(code, (0, 4)), more), law)
+    assert with_dead["spurious_fraction"].value == 0 and with_dead["spurious_fraction"].n == F, "the dead do not count"
 
 
 class OneDraw(Planted):
@@ -94,13 +97,14 @@ def test_permuted_features_are_still_perfect_and_silent_ones_cost_recall():
 
 
 def test_splitting():
-    """Two features per atom, each firing on one half of the range of the coefficient."""
+    """Two features per atom, each firing on one half of the range of the coefficient; one has a cosine of 0.8."""
     law = planted()
+    aside = torch.linalg.qr(law.atoms_FD.T, mode="complete").Q[:, F : F + 1].T  # orthogonal to all atoms
 
     def split(code):
         return torch.cat([code * (code > 1), code * (code <= 1)], 1)
 
-    found = figures(FromTruth(law, split, torch.cat([law.atoms_FD] * 2)), law)
+    found = figures(FromTruth(law, split, torch.cat([law.atoms_FD, 0.8 * law.atoms_FD + 0.6 * aside])), law)
     assert found["features_per_atom"].value == 2
     assert found["recovered_fraction"].value == 1
     assert found["support_recall"].value == pytest.approx(0.5, abs=0.05)
@@ -124,8 +128,26 @@ def test_hierarchy_of_the_truth_and_absorption():
     assert found["absorption"].value == pytest.approx(1)
     assert found["parent_recall_alone"].value == 1 and found["parent_recall_with_child"].value == 0
     assert found["hierarchy_recovered"].value == 0
-    # silent parents whose children do not point to them are misses, not absorption
+    # silent parents whose children do not point to them are misses, not absorption; nor are silent children
     assert figures(FromTruth(law, absorb), law)["absorption"].value == 0
+
+    def half(code):
+        return absorb(code) * (torch.arange(len(code)) % 2)[:, None]
+
+    assert figures(FromTruth(law, half, atoms), law)["absorption"].value == pytest.approx(0.5, abs=0.1)
+
+    def all_of_a_family(code):
+        return code[:, law.parent_F]
+
+    assert figures(FromTruth(law, all_of_a_family), law)["hierarchy_recovered"].value == 0, "neither is the other's"
+
+
+def test_children_that_fire_too_seldom_to_tell_are_left_out():
+    law = planted(children_per_parent=3, mean_active=3, zipf_exponent=1.5)
+    counts_F = sum((law.block(number, 512, "heldout").code_NF != 0).sum(0) for number in range(4))
+    enough = (counts_F >= 10) & (law.parent_F != torch.arange(F))
+    assert 0 < enough.sum() < F * 3 // 4 and (counts_F[~enough] > 0).any()
+    assert figures(FromTruth(law), law)["absorption"].n == enough.sum()
 
 
 def test_random_features_are_at_chance_and_spurious():
@@ -143,6 +165,7 @@ def test_fewer_features_than_atoms():
     assert 0 <= low < 4 / F < high < 0.6
     assert found["recovered_fraction"].value == pytest.approx(4 / F)
     assert found["support_precision"].value == 1 and found["support_recall"].value < 1
+    assert found["matched_cosine"].n == found["matched_cosine_chance"].n == F, "chance has as many without a partner"
 
 
 def test_other_rows_are_refused(gaussian):

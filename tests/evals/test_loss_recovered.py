@@ -125,6 +125,11 @@ def test_windows_are_drawn_from_many_documents():
     order = [d for batch in subject.tokens.batches(0) for d in batch.document_B.tolist()]
     near = {int(d) for w in windows_of(subject, n, n_read=3 * n) for d in w.document_N}
     assert near < set(order) and not near & set(order[-10:]), "the text beyond n_read is not looked at"
+    kept = np.concatenate([batch.keep_BT.sum(1) for batch in subject.tokens.batches(0)])
+    before = kept.cumsum() - kept
+    for n_read in (before[9], before[9] + 1):  # a window belongs to the text read in which it begins
+        n_windows = sum(len(w.ids_BT) for w in windows_of(subject, 10**6, n_read=n_read))
+        assert n_windows == ((before < n_read) & (kept > 1)).sum()
     again = windows_of(host_subject(n=60, host_batch=7), n)
     for column in ("document_N", "position_N", "target_N"):
         a, b = (torch.cat([getattr(w, column) for w in ws]) for ws in (found, again))
@@ -140,7 +145,13 @@ def test_outliers_keep_their_activations():
     host.embedding[5] *= 1000
     subject = host_subject(scaled_copy(D_MODEL, 0.0), host=host, n=40)
     found = figures(subject)
-    assert "outliers" in found["ce_recovered_zero"].note
+    big, n = 0, 0
+    for batch in subject.tokens.batches(0):
+        keep_BT = torch.from_numpy(batch.keep_BT)
+        keep_BT &= (keep_BT.sum(1) > 1)[:, None]  # of one token nothing is predicted
+        norm_BT = host._resid(torch.from_numpy(batch.ids_BT)).norm(dim=-1)
+        big, n = big + int((norm_BT[keep_BT] > subject.heldout.outlier_norm).sum()), n + int(keep_BT.sum())
+    assert 0 < big < n and found["ce_recovered_zero"].note.startswith(f"{big / n:.2%} of tokens are outliers")
     seen = []
 
     def spy(ids_BT, edits=None, own=host.logits):

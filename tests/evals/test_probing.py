@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from planted_classes import N_CLASSES, noise, planted_rows, planted_subject, sources, sparse_copy
+from sklearn.linear_model import LogisticRegression
 from small_hosts import by_name, scaled_copy, text_subject
 
 from saetools.dictionaries.code import SparseCode
 from saetools.evals.base import NotApplicableError
-from saetools.evals.labelled import class_groups, collect_labelled, python_labeller
+from saetools.evals.labelled import class_groups, collect_labelled, labelled_documents, python_labeller
 from saetools.evals.probes import Firings, encode_rows, random_dictionary, train_probe
 from saetools.evals.probing import Probing
 from saetools.evals.python_labels import CLASSES
@@ -62,6 +63,14 @@ def test_rows_belong_to_their_labels_and_splits_share_no_document():
             np.testing.assert_array_equal(rows.x_ND[chosen][:, c].numpy() > 1, y)
     documents = {split: set(rows.document_N[rows.members["keyword", split]]) for split in ("train", "test")}
     assert documents["train"] and documents["test"] and not documents["train"] & documents["test"]
+    other = collect(replace(planted_subject(), seed=1))
+    assert set(other.document_N[other.members["keyword", "test"]]) != documents["test"], "the seed decides the split"
+
+
+def test_labels_are_those_of_the_first_character_that_is_no_blank():
+    found = python_labeller("def f():\n    return 1", ["def", " f", "():\n", "    return", " 1"])
+    named = [{name for name, holds in zip(CLASSES, row, strict=True) if holds} for row in found]
+    assert named == [{"keyword"}, {"defined_name"}, {"operator"}, {"keyword"}, {"number"}]
 
 
 def test_the_sample_is_uniform_over_the_tokens_allowed():
@@ -70,6 +79,8 @@ def test_the_sample_is_uniform_over_the_tokens_allowed():
     order = [d for batch in subject.tokens.batches() for d in batch.document_B.tolist()]
     first = list(dict.fromkeys(order))[:7]
     assert set(few.document_N) <= set(first), "the first thousand characters are in the first documents read"
+    met = [(len(ids), len(found)) for _, ids, found in labelled_documents(subject, python_labeller, 1000)]
+    assert [sum(n) for n in zip(*met, strict=True)] == [1000, 1000]
 
 
 class WithoutOutliers:
@@ -91,7 +102,10 @@ def test_rows_are_read_as_far_as_they_are_wanted(n_tokens):
     subject = text_subject(texts, planted_rows, sparse_copy())
     order = list(dict.fromkeys(d for b in subject.tokens.batches() for d in b.document_B.tolist() if d >= 0))
     subject = replace(subject, heldout=WithoutOutliers(subject.heldout))
-    collect(subject, n_tokens=n_tokens)
+    rows = collect(subject, n_tokens=n_tokens)
+    assert (rows.x_ND[rows.members["keyword", "train"], CLASSES.index("keyword")] > 1).all(), (
+        "no other row in its place"
+    )
     fetched = set(subject.heldout.documents)
     subject.heldout.documents.clear()
     classes = read_token_classes(subject, n_tokens, 256)
@@ -126,6 +140,9 @@ def test_the_probe_is_in_the_units_of_the_rows():
     probe = train_probe(x, y)
     assert probe.correct(x, y).mean() > 0.97
     assert probe.w_D[2] == 0 and abs(probe.w_D[1]) * 1000 > abs(probe.w_D[0])
+    z = np.stack([(column - column.mean()) / max(column.std(), 1e-9) for column in x.T], 1)
+    fitted = LogisticRegression(max_iter=200).fit(z, y)
+    np.testing.assert_allclose(probe.scores(x), fitted.decision_function(z), rtol=1e-6, atol=1e-9)
 
 
 def test_random_dictionary_has_the_same_size_and_sparsity():
@@ -135,6 +152,7 @@ def test_random_dictionary_has_the_same_size_and_sparsity():
     made = random_dictionary(subject.dictionary, x, code, 0)
     assert made.config.n_features == 2 * N_CLASSES
     assert made.config.k == round(float((subject.dictionary.encode(x).to_dense() != 0).sum(1).double().mean()))
+    torch.testing.assert_close(made.b_dec_D, x.mean(0))
     dense, every = made.encode(x).to_dense().detach().double(), torch.arange(2 * N_CLASSES)
     np.testing.assert_array_equal(encode_rows(made, x, n_chunk=64).columns(every), dense.numpy())
 
@@ -146,5 +164,6 @@ def test_labelled_rows_are_read_once_for_all_dictionaries(monkeypatch):
     monkeypatch.setattr("saetools.evals.labelled.labelled_documents", None)
     again = collect_labelled(subject, python_labeller, class_groups(), 10**6, (200, 100), ticked.append)
     assert again is first and sum(ticked) == 2 * first.n_read
-    with pytest.raises(TypeError):  # another size, which would have to be read
-        collect_labelled(subject, python_labeller, class_groups(), 10**6, (20, 10), ticked.append)
+    for of, sizes in ((subject, (20, 10)), (replace(subject, seed=1), (200, 100))):
+        with pytest.raises(TypeError):  # another size or seed, which would have to be read
+            collect_labelled(of, python_labeller, class_groups(), 10**6, sizes, ticked.append)

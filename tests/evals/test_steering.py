@@ -5,17 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from planted_classes import N_CLASSES, Reader, announcing_rows, planted_subject
+from planted_classes import N_CLASSES, Reader, announcing_rows, planted_subject, sources
 from pydantic import ValidationError
 from scipy.stats import spearmanr
-from small_hosts import D_MODEL, VOCABULARY, LinearHost, by_name, host_subject, scaled_copy
+from small_hosts import D_MODEL, VOCABULARY, LinearHost, by_name, host_subject, scaled_copy, text_subject
 
 from saetools.evals.python_labels import CLASSES
 from saetools.evals.responses import area_under, response_columns
 from saetools.evals.run import run_evaluations
 from saetools.evals.sparsity import Sparsity
 from saetools.evals.steering import Steering
-from saetools.evals.token_classes import read_token_classes
+from saetools.evals.token_classes import _Counts, read_token_classes
 
 
 def figures(subject, **settings):
@@ -65,6 +65,19 @@ def test_features_of_planted_classes_announce_what_follows_and_steer_towards_it(
     common = [c for c, name in enumerate(CLASSES) if announced[c] is not None]
     assert len(common) > 8 and all(announced[c] == CLASSES[c] for c in common)
     assert classes.announced(subject, [2 * N_CLASSES - 1], 0.99) == [None]
+    assert classes.members("comment")[ord("#")] == 1, "every one of them is of the class"
+    half = text_subject(
+        [text if i % 2 else text[:-1] + "(" for i, text in enumerate(sources())], announcing_rows, subject.dictionary
+    )
+    strongly = classes.announced(subject, features, 0.6)
+    assert any(strongly) and read_token_classes(half, 10**6, 256).announced(half, features, 0.6) == strongly
+
+
+def test_a_feature_that_always_fires_announces_nothing():
+    counts, next_NC = _Counts(3, [0, 2]), torch.zeros(4, len(CLASSES)).double()
+    next_NC[:3, 1] = 1
+    counts.add(torch.arange(4), torch.zeros(4, dtype=torch.long), next_NC, torch.ones(4, dtype=torch.bool))
+    assert counts.rise_KC()[0].tolist() == [0] * len(CLASSES) and (counts.rise_KC()[1] == -1).all()
 
 
 def test_classes_are_targets_where_text_is_labelled():
@@ -110,17 +123,22 @@ def test_influence_by_brute_force():
 
 def test_features_beat_shuffled_ones_on_their_own_targets():
     found = figures(host_subject(scaled_copy(D_MODEL, 1.0)), n_features=12, n_predictions=200)
-    assert found["steering_area"].value > found["steering_area_shuffled"].value + 0.1
+    assert found["steering_area"].value > found["steering_area_shuffled"].value + 1, "which has targets of others"
     assert found["logit_influence"].value > 0
+    assert found["perplexity_cost"].value == pytest.approx(found["steering_area"].series["loss_added"][0])
     series = found["steering_area"].series
     assert np.all(np.diff(series["off_target"]) > 0) and np.all(np.diff(series["on_target"]) > 0)
     low, high = found["steering_area"].spread
     assert low < found["steering_area"].value < high
 
 
-def test_attribution_is_first_order():
+@pytest.mark.parametrize("outliers", [False, True])
+def test_attribution_is_first_order(outliers):
     """Small edits: the true change of the loss is the estimate; the dictionary's atoms are scaled to 1 %."""
-    subject = host_subject(scaled_copy(D_MODEL, 0.01))
+    host = LinearHost()
+    if outliers:  # which are not edited
+        host.embedding[5] *= 30
+    subject = host_subject(scaled_copy(D_MODEL, 0.01), host=host)
     record = figures(subject, n_features=12)["attribution_correlation"]
     np.testing.assert_allclose(record.series["loss_change"], record.series["first_order"], rtol=0.05, atol=2e-3)
     assert 0.98 < record.spread[0] <= record.value <= record.spread[1] <= 1 + 1e-9
@@ -139,11 +157,13 @@ def test_attribution_is_a_rank_correlation_of_more_features_than_are_steered():
 
 def test_one_living_feature_is_not_enough(tmp_path):
     subject = host_subject(scaled_copy(D_MODEL, 0.0))
-    with torch.no_grad():
-        subject.dictionary.W_enc_FD.zero_()
-    records = by_name(run_evaluations(subject, [Steering(), Sparsity()], tmp_path))
-    assert records["steering"].value is None and "raise n_predictions" in records["steering"].note
-    assert records["dead_fraction"].value == 1, "the others are run all the same"
+    for bias, dead_fraction in ((0.0, 1), (1.0, 0)):  # none fires, and all fire at every prediction
+        with torch.no_grad():
+            subject.dictionary.W_enc_FD.zero_()
+            subject.dictionary.b_enc_F.fill_(bias)
+        records = by_name(run_evaluations(subject, [Steering(), Sparsity()], tmp_path))
+        assert records["steering"].value is None and "raise n_predictions" in records["steering"].note
+        assert records["dead_fraction"].value == dead_fraction, "the others are run all the same"
 
 
 def test_targets_are_tokens_of_the_vocabulary():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saetools.functional.losses import auxk, power_penalty, reconstruction
+from saetools.functional.losses import auxk, mean_of_rows, power_penalty, reconstruction
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -16,6 +16,12 @@ def test_reconstruction() -> None:
     assert reconstruction(residual, V).item() == pytest.approx(expected)
     assert reconstruction(residual.float(), V).dtype == torch.float32
     assert reconstruction(residual[:0], V).item() == 0
+
+
+def test_means_are_rounded_once() -> None:
+    for seed in range(10):
+        terms = torch.rand(1000, generator=torch.Generator().manual_seed(seed))
+        assert mean_of_rows(terms) == terms.double().mean().float()
 
 
 def written_out(x, residual, W_enc, b_enc, b_dec, W_dec, k_aux):

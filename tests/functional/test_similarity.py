@@ -46,6 +46,9 @@ def test_half_explained():
     noise = torch.randn(2000, 4, generator=torch.Generator().manual_seed(1))
     assert linear_r2(x, x + noise) == pytest.approx(0.5, abs=0.03)
     assert svcca(x, torch.cat([x[:, :2], noise[:, :2]], 1)) == pytest.approx(0.5, abs=0.05)
+    assert (
+        svcca(x * 5 ** torch.arange(4), torch.cat([x[:, 3:], noise[:, :1] / 5], 1), 1) > 0.99
+    )  # of the greatest alone
 
 
 def test_a_dead_direction_does_not_count(x):

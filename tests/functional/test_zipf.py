@@ -23,6 +23,16 @@ def test_rare_features_do_not_bend_the_fit():
     assert zipf_mandelbrot_fit(with_tail, 10**6) == zipf_mandelbrot_fit(counts, 10**6)
 
 
+def test_ranks_weigh_evenly_along_the_logarithm():
+    """Weighted least squares leave residuals without a mean, by the weights 1 / rank. Ten firings are enough."""
+    rank = np.arange(1, 201)
+    counts = np.sort(np.random.default_rng(0).poisson(3e3 / rank**1.1).clip(10))[::-1]
+    fit = zipf_mandelbrot_fit(counts, 10**6)
+    assert fit.n_ranks == 200 and (counts == 10).any()
+    residual = np.log(counts / 1e6 / fit.density(rank))
+    assert (residual / rank).sum() == pytest.approx(0, abs=1e-9) and abs(residual.mean()) > 1e-4
+
+
 @pytest.mark.parametrize("counts", [[], [20, 30, 40], [50] * 10, [1] * 100])
 def test_nothing_to_fit(counts):
     assert zipf_mandelbrot_fit(np.array(counts), 1000) is None

@@ -53,8 +53,9 @@ def topk(kind: type[Dictionary] = TopK) -> Dictionary:
     return made
 
 
-def rows(number: int) -> Tensor:
+def rows(number: int, bad: bool = False) -> Tensor:
     x = torch.randn(N, D, generator=torch.Generator().manual_seed(number)) + 0.3
+    x[:1] *= torch.inf if bad else 1  # the others have values that could be learnt from
     return x * (1.5 if number < 4 else 0.4)
 
 
@@ -65,7 +66,7 @@ def plain_steps(
     optimizer = Adam(trained_parameters(dictionary))
     step, state, told = PlainStep(dictionary, optimizer, 0.2), dictionary.initial_state(), []
     for number in range(n):
-        x = rows(number) * (torch.nan if number == bad else 1)
+        x = rows(number, number == bad)
         result = step(x, x, {}, state, PROGRESS, 1e-2)
         state = result.state
         told.append((float(result.loss), float(result.l0), int(result.n_dead), float(result.grad_norm)))
@@ -81,7 +82,7 @@ def captured_steps(
     step.n_ahead = 4 if together is None else step.n_ahead
     state, told = dictionary.initial_state(), []
     for number in range(n):
-        step.begin(rows(number) * (torch.nan if number == bad else 1), state, PROGRESS, 1e-2)
+        step.begin(rows(number, number == bad), state, PROGRESS, 1e-2)
         results: list[StepResult] = []
         if number == n - 1 or (together and (number + 1) % together == 0):
             results = step.collect()

@@ -22,7 +22,7 @@ KIND = {"dictionary.kind": "itda", "dictionary.n_features": 150, "dictionary.min
 def gaussian(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows that few atoms do not explain, so that a dictionary goes on growing."""
     path = tmp_path_factory.mktemp("gaussian") / "rows.npy"
-    np.save(path, np.random.default_rng(1).normal(size=(8000, 12)).astype(np.float32))
+    np.save(path, (5 * np.random.default_rng(1).normal(size=(8000, 12))).astype(np.float32))
     return path
 
 
@@ -58,7 +58,9 @@ def test_a_resumed_run_is_the_straight_one(
     changes = {**KIND, "dictionary.k": 3, "dictionary.min_cosine": 0.96, "dictionary.n_features": 4000}
     result = train_tiny(tmp_path / "straight", rows=gaussian, **changes)
     assert result.n_tokens == 7200
+    assert lines(tmp_path / "straight")[0]["loss/reconstruction"] == pytest.approx(1, rel=0.2), "no atoms, scaled rows"
     n_atoms = [line["loss/n_atoms"] for line in lines(tmp_path / "straight")]
+    assert all(line["n_dead"] <= line["loss/n_atoms"] for line in lines(tmp_path / "straight"))
     assert n_atoms == sorted(n_atoms) and n_atoms[-1] > n_atoms[6] > 0
     with monkeypatch.context() as patch:
         fail_once_at_step(patch, 30)

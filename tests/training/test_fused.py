@@ -162,7 +162,7 @@ def test_a_loss_that_overflows_is_not_applied(impl: str) -> None:
     assert result.loss.isinf() and not result.applied and step.optimizer.n_steps == 0
 
 
-def test_who_gets_the_fused_step(caplog: pytest.LogCaptureFixture) -> None:
+def test_who_gets_the_fused_step(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     topk = TopK(TopK.configure(n_features=24, k=3), D)
     optimizer = Adam(trained_parameters(topk))
     assert isinstance(make_step(topk, optimizer, 1.0, "auto"), FusedStep)
@@ -175,6 +175,9 @@ def test_who_gets_the_fused_step(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.text.count("does not cover kl") == 1
     with pytest.raises(ConfigError, match="does not cover kl"):
         make_step(dense, optimizer, 1.0, "fused")
+    weights = topk.loss_weights(PROGRESS)
+    monkeypatch.setattr(topk, "loss_weights", lambda now: weights | {"late": float(now.step > 99)})
+    assert why_not_fused(topk) == "the fused step of 'topk' does not cover late", "whenever in the run it has a weight"
 
 
 def test_the_lowest_features_win_among_equal_slots() -> None:

@@ -23,6 +23,7 @@ from saetools.training import trainer
 from saetools.training.checkpoint import checkpoint_paths, read_checkpoint
 from saetools.training.loop import train
 from saetools.training.opening import fresh_trainer
+from saetools.training.run_directory import read_calibration
 from saetools.training.trainer import Trainer
 
 
@@ -35,6 +36,9 @@ def test_a_run_learns_and_leaves_what_is_promised(rows: Path, straight: Path) ->
     assert [line["step"] for line in lines] == [1, *range(3, 61, 3)]
     assert lines[-1]["loss/reconstruction"] < 0.6 * lines[0]["loss/reconstruction"]
     assert lines[-1]["n_tokens"] == 7200
+    assert lines[0]["loss/reconstruction"] < 1, "b_dec begins in the middle, and the loss is in units of the variance"
+    assert all(line["dead_fraction"] == line["n_dead"] / 48 for line in lines)
+    assert [lines[i]["lr"] for i in (0, 1, -1)] == pytest.approx([0.01 / 3, 0.01, 0.01 / 12])
     assert [p.name for p in checkpoint_paths(straight / "checkpoints")] == ["0000000059", "0000000060"]
     verify_directory(straight / "dictionary")
     assert not (straight / "owner.json").exists()
@@ -201,6 +205,15 @@ def test_other_data_is_refused(train_tiny: Callable, tmp_path: Path, rows: Path)
         train_tiny(tmp_path / "run", rows=changed, **{"training.n_tokens": 1000})
 
 
+def test_another_calibration_is_refused(
+    program: ModuleType, train_tiny: Callable, rows: Path, straight: Path, tmp_path: Path
+) -> None:
+    config = program.tiny_config(rows, straight)
+    other = read_calibration(straight).model_copy(update={"scale": 1.0})
+    with pytest.raises(RunError, match="on other data"):
+        train([config], lambda calibration: RowsSource(rows, calibration=other))
+
+
 def test_other_threads_need_permission(train_tiny: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train_tiny(tmp_path / "run", **{"training.n_tokens": 1000})
     with pytest.raises(RunError, match=r"threads was 1, is 2.*--allow-inexact"):
@@ -347,6 +360,9 @@ def test_two_bad_steps_are_skipped_and_counted(
     shutil.copytree(tmp_path / "killed", tmp_path / "unlucky")
     assert train_tiny(tmp_path / "killed").n_skipped == 4
     assert digests(tmp_path / "killed") == digests(tmp_path / "run")
+    timed = [json.loads(line) for line in (tmp_path / "killed" / "timing.jsonl").read_text().splitlines()]
+    n_timed = sum(line["seconds"] * line["tokens_per_second"] for line in timed)
+    assert n_timed == pytest.approx((30 + 60 - 25) * 120, rel=0.01), "steps that are done again are counted again"
     poison(monkeypatch, {25})
     with pytest.raises(RunError, match="3 steps in a row, the last being step 26"):
         train_tiny(tmp_path / "unlucky")
