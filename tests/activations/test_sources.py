@@ -118,6 +118,8 @@ def test_rows_need_nothing_but_their_file(tmp_path):
     expected = calibrate(RowsSource(tmp_path / "rows.safetensors"), 100)
     assert train.calibration == heldout.calibration == expected
     assert sum(len(rows) for _, rows in heldout.batches()) == 20
+    given = expected.model_copy(update={"median_norm": 1e9})
+    assert make_source(settings, "heldout", calibration=given).calibration == given
 
 
 def test_gradients_of_a_file_are_for_training_unless_asked_for(tmp_path):

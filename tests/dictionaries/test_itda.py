@@ -77,6 +77,8 @@ def test_no_twins_within_a_batch_and_frequent_directions_first() -> None:
     assert dictionary.n_atoms == 4
     found = (dictionary.W_dec_FD[:4] @ directions.T).abs().argmax(dim=1)
     assert found.tolist() == [1, 2, 0, 3]
+    own_rows = x[dictionary.where_F2[:4, 0] // 2]
+    torch.testing.assert_close(dictionary.W_dec_FD[:4], torch.nn.functional.normalize(own_rows, dim=1))
 
 
 def test_what_was_read_is_explained_to_the_threshold() -> None:

@@ -47,7 +47,11 @@ def test_more_weight_is_sparser_and_scale_changes_nothing(planted: Any, penalty:
 
 
 def test_it_is_saved_and_loaded_but_not_trained(planted: Any, tmp_path: Path) -> None:
-    coder = IterativeShrinkage.over(make_dictionary(TopK.configure(n_features=48, k=3), planted.D), weight=0.05)
+    topk = make_dictionary(TopK.configure(n_features=48, k=3), planted.D)
+    topk.b_dec_D.data.fill_(0.3)
+    topk.total_variance.fill_(4.0)
+    coder = IterativeShrinkage.over(topk, weight=0.05)
+    assert coder.b_dec_D.equal(topk.b_dec_D) and coder.total_variance == 4
     save_dictionary(coder, tmp_path / "saved", spec=None, scale=1.0)
     loaded, x = saetools.load(tmp_path / "saved"), planted.rows(20, seed=7)
     assert torch.equal(loaded.encode(x).to_dense(), coder.encode(x).to_dense())

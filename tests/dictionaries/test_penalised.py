@@ -36,9 +36,20 @@ def test_price_and_recovery(kind: str, planted: Any) -> None:
     assert l0[1] < l0[0] < 24
 
 
-def test_the_penalty_grows_over_the_warmup() -> None:
-    dictionary = make_dictionary(ReluL1.configure(n_features=8, l1_weight=0.5, warmup_fraction=0.1), 4)
-    weights = [dictionary.loss_weights(Progress(step, 100, 1000, 10))["l1"] for step in (0, 4, 9, 50)]
+@pytest.mark.parametrize(
+    ("kind", "field", "loss"),
+    [
+        ("relu_l1", "l1_weight", "l1"),
+        ("gated", "l1_weight", "l1"),
+        ("jumprelu", "l0_weight", "l0"),
+        ("p_anneal", "l1_weight", "sparsity"),
+        ("variational", "beta", "kl"),
+    ],
+)
+def test_the_penalty_grows_over_the_warmup(kind: str, field: str, loss: str) -> None:
+    settings = {field: 0.5, "warmup_fraction": 0.1} | ({"k": 2} if kind == "variational" else {})
+    dictionary = make_dictionary(dictionary_class(kind).configure(n_features=8, **settings), 4)
+    weights = [dictionary.loss_weights(Progress(step, 100, 1000, 10))[loss] for step in (0, 4, 9, 50)]
     assert weights == pytest.approx([0.05, 0.25, 0.5, 0.5])
 
 
@@ -47,7 +58,8 @@ def test_jumprelu_thresholds_stay_non_negative_and_reach_the_gradient_from_below
     with torch.no_grad():
         dictionary.W_enc_FD.copy_(torch.eye(2))
         dictionary.W_dec_FD.copy_(torch.eye(2))
-    x = dictionary.threshold_F.detach()[None] - 0.1  # just below: the code is 0, yet a lower threshold would help
+    torch.testing.assert_close(dictionary.threshold_F, torch.full((2,), 0.5 * 2**0.5))  # for rows of E||x||^2 = D
+    x = dictionary.threshold_F.detach()[None] - 0.3  # the code is 0, yet a lower threshold would help
     terms = dictionary.loss_terms(x, x, {}, dictionary.initial_state(), Progress(0, 1, 1, 1000))
     assert l0_N(terms.code).sum() == 0
     (gradient,) = torch.autograd.grad(terms.losses["reconstruction"], [dictionary.threshold_F])

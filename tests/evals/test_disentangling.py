@@ -1,6 +1,7 @@
 """Ablation of features that stand for one class alone, and of ones that stand for none."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from small_hosts import by_name, scaled_copy
 
 from saetools.evals.disentangling import Disentangling, _Coded, _Targets
 from saetools.evals.labelled import SPLITS, LabelledRows
-from saetools.evals.probes import encode_rows
+from saetools.evals.probes import Probe, encode_rows
 
 SMALL = {"n_train": 60, "n_test": 40, "min_rows": 15, "n_ablated": (2,)}
 
@@ -54,6 +55,14 @@ def test_pairs_that_mislead_no_probe_beyond_doubt_are_left_out():
     assert by_name(Disentangling(**SMALL, least_gap=1.0).run(planted_subject()))["scr_2"].value is None
 
 
+def test_a_gap_counts_by_its_standard_errors_over_documents():
+    gap_N = np.r_[np.ones(8), np.zeros(32)]  # 0.2, with a standard error of 0.064
+    pair = SimpleNamespace(is_large_enough=True, gap_N=gap_N, document_N=np.arange(40))
+    counts = [Disentangling(least_gap_errors=errors)._counts(pair) for errors in (3.0, 3.2)]
+    pair.document_N = np.arange(40) // 8  # the whole gap is of one document
+    assert [*counts, Disentangling()._counts(pair)] == [True, False, False]
+
+
 def test_few_classes_have_no_interval_and_say_so():
     few = Disentangling(**SMALL)._over_classes("tpp_2", {"self": 0.1, "import": 0.3}, 0)
     assert few.value == 0.2 and few.spread is None and few.note == "2 classes are too few for an interval"
@@ -78,3 +87,7 @@ def test_what_ablation_takes_from_scores_by_dense_algebra():
     expected = x.double() @ w - ablated @ w
     np.testing.assert_allclose(coded.taken(features, w.numpy()), expected.numpy(), atol=1e-6)
     assert not coded.taken(torch.zeros(0, dtype=torch.long), w.numpy()).any()
+    rows, y = np.arange(50), np.arange(50) % 3 == 0
+    inside, outside = (code.double()[torch.from_numpy(here)].mean(0) for here in (y, ~y))
+    effect_F = (inside - outside) * (dictionary.W_dec_FD.detach().double() @ w[:, 0])
+    assert effect_F.topk(5).indices.equal(coded.most_effective(Probe(w[:, 0].numpy(), 0.0), rows, y, 5))

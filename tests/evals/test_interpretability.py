@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from small_hosts import by_name, scaled_copy, text_subject
 
 from saetools.errors import ConfigError
 from saetools.evals.base import NotApplicableError
-from saetools.evals.interpretability import Interpretability, auc, purity
+from saetools.evals.interpretability import Interpretability, Peak, _Bench, auc, purity
 from saetools.evals.judges import NgramScorer, TextScorer
 from saetools.evals.python_labels import CLASSES
 from saetools.evals.run import run_evaluations
+from saetools.features.records import Example
 from saetools.text.base import Document
 
 SMALL = {"n_features": 40, "n_top": 8, "n_explain": 6, "n_judge": 6, "before": 4, "after": 3}
@@ -64,6 +66,7 @@ def test_a_given_judge_is_asked():
             return ""
 
         def judge(self, explanation, items, task):
+            assert task != "detection" or not any(any(item.marked) for item in items), "the silent ones are silent"
             return [
                 float(any("keyword" in c for c, m in zip(item.classes, item.marked, strict=True) if m))
                 for item in items
@@ -115,6 +118,13 @@ def test_purity_and_auc():
     assert purity("aaaa") == 1 and purity("abcd") == 0 and purity("aabb") == pytest.approx(0.5)
     assert auc([2, 3], [1, 0]) == 1 and auc([1], [1]) == 0.5 and auc([0], [1, 2, -1]) == pytest.approx(1 / 3)
     assert np.isnan(auc([], [1]))
+
+
+def test_the_token_before_a_peak_is_of_its_pair():
+    bench = SimpleNamespace(_labels_of=lambda example: None)
+    for at, before in ((1, "a"), (0, "")):
+        example = Example("top", "doc", 0, at, ("a", "b"), (1.0, 1.0))
+        assert _Bench._peak(bench, example) == Peak(before, "ab"[at], None)
 
 
 def test_weights_of_half_precision():

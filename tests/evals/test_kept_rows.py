@@ -42,6 +42,8 @@ def test_rows_are_the_source_s_and_made_once():
     assert same(read(kept), expected) and source.n_made == len(expected)
     assert same(read(kept), expected) and source.n_made == len(expected)
     assert [number for number, _ in kept.batches(4)] == [number for number, *_ in expected[4:]]
+    begun_later = KeptRows(source)
+    assert next(begun_later.batches(4))[0] == 4 and same(read(begun_later), expected)
 
 
 def test_what_is_kept_is_bounded():

@@ -27,6 +27,8 @@ def test_a_permuted_copy_is_shared_wholly(gaussian):
     assert found["matched_cosine"].value == pytest.approx(1, abs=1e-5)
     assert found["shared_features_chance"].value < 0.05
     assert found["matched_cosine_chance"].value < 0.6
+    subject = replace(row_subject(dictionary(own), gaussian), others={"twin": dictionary(own)}, seed=1)
+    assert by_name(Stability().run(subject))["matched_cosine_chance"].value != found["matched_cosine_chance"].value
 
 
 def test_half_shared_and_each_other_in_the_series(gaussian):
