@@ -50,6 +50,7 @@ def test_inference_with_and_without_gradients() -> None:
     terms = terms_of(dictionary, {"grad": G})
     dictionary.absorb_(terms.new_state)
     torch.testing.assert_close(dictionary.encode(X, {"grad": G}).to_dense(), terms.code.to_dense())
+    torch.testing.assert_close(dictionary(X, {"grad": G}), dictionary.decode(terms.code))
     plain = dictionary.encode(X).to_dense()
     assert not torch.equal(plain, terms.code.to_dense())
     topk = make_dictionary(TopK.configure(n_features=20, k=3), 6)

@@ -54,6 +54,8 @@ def test_a_batch_without_anything_positive_leaves_the_threshold_alone() -> None:
         dictionary.b_enc_F.fill_(-100.0)
     terms = terms_of(dictionary, torch.zeros(5, 4))
     assert l0_N(terms.code).sum() == 0 and terms.new_state.threshold() == 0
+    known = dictionary.initial_state().observe(torch.tensor(2.0))
+    assert known.observe(torch.tensor(0.0)).tensors() == known.tensors(), "nor does the mean become shorter"
 
 
 def test_the_threshold_follows_weights_that_change() -> None:

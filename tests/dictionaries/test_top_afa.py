@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from saetools.dictionaries.base import make_dictionary
+from saetools.dictionaries.base import Progress, make_dictionary
 from saetools.dictionaries.top_afa import TopAFA
 from saetools.functional.afa import epsilon_lower_bound_N, norm_matching_mask
 from saetools.functional.statistics import l0_N
@@ -35,6 +35,14 @@ def test_the_norm_loss_brings_code_and_row_to_one_length(planted: Any) -> None:
         lengths = dictionary.encode(x).to_dense().norm(dim=1)
         gaps.append((lengths - (x - dictionary.b_dec_D).norm(dim=1)).abs().mean().item())
     assert gaps[1] < gaps[0]
+
+
+def test_the_norm_loss_is_of_rows_less_the_bias() -> None:
+    dictionary, x = make_dictionary(TopAFA.configure(n_features=24), 8), torch.randn(20, 8)
+    dictionary.b_dec_D.data.fill_(0.5)
+    terms = dictionary.loss_terms(x, x, {}, dictionary.initial_state(), Progress(0, 1, 1, 1000))
+    gaps_N = dictionary.encode(x).to_dense().norm(dim=1) - (x - 0.5).norm(dim=1)
+    torch.testing.assert_close(terms.losses["afa"], gaps_N.square().mean())
 
 
 def test_epsilon_lower_bound() -> None:

@@ -52,6 +52,15 @@ def test_threshold_inference_keeps_the_training_l0(planted: Any) -> None:
     assert heldout.std() > 0, "each row has its own number of features"
 
 
+def test_the_threshold_is_reached_by_as_many_as_fire() -> None:
+    dictionary, x = make_dictionary(TopK.configure(n_features=8, k=3, inference="threshold"), 4), torch.randn(50, 4)
+    dictionary.b_enc_F.data.fill_(-0.7)  # so that many rows have fewer than k
+    terms = dictionary.loss_terms(x, x, {}, dictionary.initial_state(), Progress(0, 1, 1, 1000))
+    n_fired = int(l0_N(terms.code).sum())
+    assert 0 < n_fired < 3 * 50
+    assert (dictionary.pre(x) >= terms.new_state.threshold().float()).sum() == n_fired
+
+
 def test_v5_multi_topk_reaches_features_beyond_k(planted: Any) -> None:
     """The term's gradient moves encoder rows that the k largest leave out (sparsify's does not reach the encoder)."""
     dictionary = make_dictionary(TopK.configure(n_features=48, k=1, multi_weight=0.125), planted.D)

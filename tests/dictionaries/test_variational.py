@@ -1,11 +1,13 @@
 """Variational: its control is TopK; KL as torch computes it; noise from (seed, step) alone."""
 
+import math
+
 import pytest
 import torch
 
 from saetools.dictionaries.base import Dictionary, Progress, Terms, make_dictionary
 from saetools.dictionaries.topk import TopK
-from saetools.dictionaries.variational import Variational
+from saetools.dictionaries.variational import LOGVAR_START, Variational
 
 X = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
 
@@ -50,6 +52,18 @@ def test_noise_depends_on_the_step_alone_and_inference_has_none() -> None:
     assert not torch.equal(first.code.values, later.code.values)
     topk = make_dictionary(TopK.configure(n_features=20, k=3), 6)
     assert torch.equal(dictionary.encode(X).values, topk.encode(X).values)
+
+
+def test_the_size_of_the_noise() -> None:
+    """In sqrt(V), and exp(logvar / 2) where it is learned."""
+    values = []
+    for sample, variance in (("fixed", 1.0), ("fixed", 4.0), ("learned", 1.0)):
+        dictionary = make_dictionary(Variational.configure(n_features=20, k=3, sample=sample), 6)
+        dictionary.total_variance.fill_(variance)
+        dictionary.W_enc_FD.data.zero_()
+        values.append(terms_of(dictionary).code.values)
+    torch.testing.assert_close(values[1], 2 * values[0])
+    torch.testing.assert_close(values[2], math.exp(LOGVAR_START / 2) * values[0])
 
 
 @pytest.mark.parametrize("sample", ["fixed", "learned"])

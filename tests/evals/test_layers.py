@@ -86,6 +86,9 @@ def test_the_two_directions_of_a_place_are_one_item_of_the_interval():
     record = _figures("spy", similarity_LLR, 100, CONFIG, 0)[0]
     assert record.value == 0.5 and record.n == 20
     assert record.spread == mean_interval([0.0] * 10 + [1.0] * 10, 0)
+    similarity_LLR = np.eye(20)[:, :, None] + np.zeros((20, 20, 2))
+    similarity_LLR[:10, 19] = 2.0  # ten of A take the last of B for theirs, which takes one of A
+    assert _figures("spy", similarity_LLR, 100, CONFIG, 0)[0].value == pytest.approx((10 + 19) / 40)
 
 
 def test_unrelated_orders_are_not():

@@ -138,7 +138,7 @@ def test_other_weights_data_or_settings_are_computed_again(tmp_path):
     subject = host_subject()
     assert statuses(subject, small()) == {"computed"}
     assert statuses(subject, [make_evaluation("sparsity", n_tokens=99)]) == {"computed"}
-    assert statuses(host_subject(n=13), small()) == {"computed"}
+    assert statuses(host_subject(n=13), small()) == statuses(replace(subject, seed=1), small()) == {"computed"}
     with torch.no_grad():
         subject.dictionary.b_dec_D[0] += 1
     assert statuses(subject, small()) == {"computed"}

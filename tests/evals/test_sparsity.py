@@ -7,6 +7,8 @@ import pytest
 import torch
 from small_hosts import Given, by_name, row_subject
 
+from saetools.activations.base import ActivationBatch
+from saetools.dictionaries.gradient import Gradient
 from saetools.dictionaries.itda import ITDA
 from saetools.dictionaries.topk import TopK
 from saetools.evals.rows import coded_rows
@@ -122,6 +124,16 @@ def test_rows_are_cut_to_the_limit_and_the_stream_is_closed(gaussian):
     subject = row_subject(TopK(TopK.configure(n_features=8, k=1), 5), gaussian, batch=64)
     seen = [len(rows.x_ND) for rows in coded_rows(subject, 100)]
     assert seen == [64, 36]
+
+
+def test_fields_of_the_rows_reach_the_dictionary(gaussian):
+    dictionary, fields = Gradient(Gradient.configure(n_features=20, k=3, beta=5.0), 5), {"grad": gaussian[64:128]}
+    subject = row_subject(dictionary, gaussian)
+    batch = ActivationBatch(gaussian[:64], subject.heldout.where[:64], fields)
+    subject.heldout.batches = lambda start: (numbered for numbered in [(0, batch)])
+    (rows,) = coded_rows(subject, 64)
+    assert rows.code.to_dense().equal(dictionary.encode(batch.x_ND, fields).to_dense())
+    assert not rows.code.to_dense().equal(dictionary.encode(batch.x_ND).to_dense())
 
 
 def test_places_without_an_atom_are_capacity_and_not_dead():

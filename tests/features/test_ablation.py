@@ -53,6 +53,7 @@ def test_a_feature_that_helps_has_a_positive_effect(dictionary: SignedDictionary
     assert effect_T[4] == pytest.approx(float(uniform - log_z)), "3 after 1 is made less likely by it: negative"
     assert effect_T[4] < 0 < effect_T[2] and effect_T[[0, 1, 3]].abs().max() == 0
     assert loss_effects(host, dictionary, POINT, ids_BT, 1).abs().max() == 0, "a silent feature has no effect"
+    assert loss_effects(host, dictionary, POINT, torch.tensor([[1, 2]]), 0).abs().max() == 0, "BOS is left as it is"
 
 
 def test_examples_carry_the_effects_of_their_tokens(dictionary: SignedDictionary) -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from saetools.features import coactivation
 from saetools.features.coactivation import MIN_TOGETHER, Coactivation
+from saetools.features.sampling import uniform
 
 N_FEATURES = 15
 
@@ -40,9 +41,7 @@ def test_equals_dense_counts(block_bytes: int, monkeypatch: pytest.MonkeyPatch) 
     for a in range(N_FEATURES):
         others = [b for b in range(N_FEATURES) if b != a]
         jaccard = {b: together[a, b] / (count[a] + count[b] - together[a, b]) for b in others if together[a, b]}
-        pmi = {
-            b: np.log(400 * together[a, b] / (count[a] * count[b])) for b in others if together[a, b] >= MIN_TOGETHER
-        }
+        pmi = {b: np.log(400 * together[a, b] / (count[a] * count[b])) for b in others if together[a, b] >= 5}
         pearson = {b: correlation[a, b] for b in pmi}
         for name, expected in (("jaccard", jaccard), ("pmi", pmi), ("pearson", pearson)):
             value, index = found[name][0][a], found[name][1][a]
@@ -61,9 +60,13 @@ def test_beyond_capacity_it_is_the_same_seeded_sample_for_any_batching() -> None
         feed(counter, code_NF, batch)
         results.append(counter.neighbours(5))
     assert results[0][0] == 300
+    drawn, counter = np.argsort(-uniform(1, 2, np.arange(900)))[:300], Coactivation(N_FEATURES, 300, seed=0)
+    feed(counter, code_NF[np.sort(drawn)])
+    results.append(counter.neighbours(5))
     for name in ("jaccard", "pmi", "pearson"):
-        np.testing.assert_array_equal(results[0][1][name][0], results[1][1][name][0])
-        np.testing.assert_array_equal(results[0][1][name][1], results[1][1][name][1])
+        for _, other in results[1:]:
+            np.testing.assert_array_equal(results[0][1][name][0], other[name][0])
+            np.testing.assert_array_equal(results[0][1][name][1], other[name][1])
 
 
 @pytest.mark.slow

@@ -20,10 +20,10 @@ def batches(n: int = 5) -> Iterator[ActivationBatch]:
     for number in range(n):
         x_ND = torch.randn(7, D, generator=draw)
         where = torch.stack([torch.full((7,), number), torch.arange(7)], dim=1)
-        yield ActivationBatch(x_ND, where)
+        yield ActivationBatch(x_ND, where, {"grad": torch.sin(3 * x_ND)})
 
 
-@pytest.mark.parametrize("kind", ["topk", "jumprelu", "matching_pursuit", "abs_topk"])
+@pytest.mark.parametrize("kind", ["topk", "jumprelu", "matching_pursuit", "abs_topk", "gradient"])
 def test_what_is_read_is_what_encode_gives(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codes, "SHARD_VALUES", 50)
     dictionary = make_dictionary(dictionary_class(kind).examples()[0], D)
@@ -32,7 +32,7 @@ def test_what_is_read_is_what_encode_gives(tmp_path: Path, kind: str, monkeypatc
     assert info.documents == {n: f"doc {n}" for n in range(5)}
     dense = torch.cat([part.code.to_dense() for part in read_codes(tmp_path / "c")])
     where = torch.cat([part.where_N2 for part in read_codes(tmp_path / "c")])
-    expected = torch.cat([dictionary.encode(batch.x_ND).to_dense() for batch in batches()])
+    expected = torch.cat([dictionary.encode(batch.x_ND, batch.fields).to_dense() for batch in batches()])
     assert torch.equal(dense, expected) and (dense != 0).any()
     assert torch.equal(where, torch.cat([batch.where_N2 for batch in batches()]))
     assert info.n_values == int((expected != 0).sum())

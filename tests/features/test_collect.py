@@ -2,14 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
 from toy import WORDS, SignedDictionary, ToyHost, ToyPlan, ToySource
 
 from saetools.activations.base import ActivationBatch
+from saetools.dictionaries.gradient import Gradient
 from saetools.errors import DataError, MismatchError
 from saetools.features.collect import Collected, CollectSettings, collect
 from saetools.features.contexts import band_of, peak_quantiles
 from saetools.features.records import bin_edges
 from saetools.features.sampling import uniform
+from saetools.functional.statistics import firing_counts_F
 from saetools.text.base import TokenBatch
 
 SETTINGS = CollectSettings(n_top=4, n_random=6, n_uniform=3, before=5, after=3, coactivation_tokens=10_000, seed=3)
@@ -68,6 +71,7 @@ def test_statistics_equal_brute_force(toy: tuple[Collected, Everything]) -> None
     moments = collected.moments
     fires_NF = code_NF != 0
     assert moments.n_rows == len(code_NF)
+    assert collected.coactivation is not None and collected.coactivation.seed == SETTINGS.seed
     np.testing.assert_array_equal(moments.count_F, fires_NF.sum(0))
     np.testing.assert_allclose(moments.density_F(), fires_NF.mean(0))
     np.testing.assert_allclose(moments.mean_square_F(), (code_NF**2).mean(0), rtol=1e-12)
@@ -213,6 +217,17 @@ def test_rows_without_tokens_have_statistics_and_no_contexts() -> None:
     bare, full = collect(dictionary, source, None, SETTINGS), collect(dictionary, source, plan, SETTINGS)
     assert bare.contexts is None
     np.testing.assert_array_equal(bare.moments.histogram_SFB, full.moments.histogram_SFB)
+
+
+def test_fields_of_the_rows_reach_the_dictionary() -> None:
+    source = ToySource(ToyPlan(n_batches=1))
+    x_ND, where_N2 = source.rows[0].x_ND, source.rows[0].where_N2
+    fields = {"grad": torch.sin(3 * x_ND)}
+    source.rows = [ActivationBatch(x_ND, where_N2, fields)]
+    dictionary = Gradient(Gradient.configure(n_features=20, k=3, beta=5.0), x_ND.shape[1])
+    counts_F = collect(dictionary, source, None, SETTINGS).moments.count_F
+    with_fields, without = (firing_counts_F(dictionary.encode(x_ND, f)).numpy() for f in (fields, {}))
+    assert (counts_F == with_fields).all() and (counts_F != without).any()
 
 
 def test_rows_of_another_plan_are_refused() -> None:
