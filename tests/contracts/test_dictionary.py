@@ -177,12 +177,12 @@ def test_every_parameter_receives_a_gradient(config: Dictionary.Config) -> None:
 
 def test_terms_are_means_over_rows_of_the_residual(config: Dictionary.Config) -> None:
     by_gradient(config)
-    dictionary = trained(config)
-    terms = loss(dictionary)
+    dictionary, target = trained(config), rows(seed=8)
+    terms = dictionary.loss_terms(rows(), target, fields(), half_dead(dictionary), progress())
     expected = terms.residual_ND.square().sum() / 64 / D
     if "reconstruction" in terms.losses:
         torch.testing.assert_close(terms.losses["reconstruction"], expected, rtol=1e-9, atol=0)
-    torch.testing.assert_close(terms.residual_ND, rows() - dictionary.decode(terms.code), rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(terms.residual_ND, target - dictionary.decode(terms.code), rtol=1e-9, atol=1e-10)
 
 
 def test_loss_terms_are_pure(config: Dictionary.Config) -> None:

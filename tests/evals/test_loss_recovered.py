@@ -9,7 +9,7 @@ import torch
 from small_hosts import D_MODEL, LinearHost, by_name, host_subject, scaled_copy
 
 from saetools.evals.base import with_host
-from saetools.evals.loss_recovered import LossRecovered
+from saetools.evals.loss_recovered import LossRecovered, mean_row
 from saetools.evals.references import References
 from saetools.evals.splicing import counted_windows, cross_entropy_N, kl_N
 
@@ -110,7 +110,10 @@ def test_batches_windows_and_order_do_not_matter(monkeypatch):
 
 
 def test_the_limit_is_exact():
-    assert figures(host_subject(), n_tokens=37)["ce_zero"].n == 37
+    subject = host_subject()
+    assert figures(subject, n_tokens=37)["ce_zero"].n == 37
+    rows = torch.cat([batch.x_ND for _, batch in subject.heldout.batches()])
+    torch.testing.assert_close(mean_row(subject, 37), rows[:37].mean(0))
 
 
 def test_windows_are_drawn_from_many_documents():

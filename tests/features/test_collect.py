@@ -9,7 +9,8 @@ from saetools.activations.base import ActivationBatch
 from saetools.dictionaries.gradient import Gradient
 from saetools.errors import DataError, MismatchError
 from saetools.features.collect import Collected, CollectSettings, collect
-from saetools.features.contexts import band_of, peak_quantiles
+from saetools.features.contexts import _grams, band_of, peak_quantiles
+from saetools.features.firings import Firings
 from saetools.features.records import bin_edges
 from saetools.features.sampling import uniform
 from saetools.functional.statistics import firing_counts_F
@@ -93,7 +94,9 @@ def test_statistics_equal_brute_force(toy: tuple[Collected, Everything]) -> None
 def test_histograms_equal_brute_force(toy: tuple[Collected, Everything]) -> None:
     collected, everything = toy
     edges = bin_edges()
+    assert collected.contexts is not None
     for feature in range(everything.code_NF.shape[1]):
+        assert collected.contexts.peak_counts_FB[feature].sum() == len(everything.contexts(feature))
         found = collected.moments.histogram(feature)
         values = everything.code_NF[:, feature]
         for sign, counts in ((1, found.positive), (-1, found.negative)):
@@ -126,6 +129,24 @@ def test_top_examples_equal_brute_force(toy: tuple[Collected, Everything]) -> No
             assert "".join(example.tokens) == text and list(example.values) == values
             assert example.document == f"doc{window}.py"
             assert example.position + example.peak == everything.position_WT[window, column]
+    assert n_repeated > 50
+
+
+def test_beside_a_window_there_is_nothing() -> None:
+    two = np.array([0, 1])
+    firings = Firings(np.zeros(2, np.int64), two, np.array([4, 0]), np.array([1.0, 2.0], np.float32), 10, 5)
+    assert firings.values_at(np.array(0), two[:, None], np.array([-1, 0, 4, 5])).tolist() == [
+        [0, 0, 1, 0],
+        [0, 2, 0, 0],
+    ]
+
+
+def test_contexts_are_told_apart_by_the_eight_tokens_around_their_peaks() -> None:
+    for at in range(20):
+        ids_BT = np.tile(np.arange(20), (2, 1))
+        ids_BT[1, at] = 99
+        one, other = _grams(ids_BT, np.array([0, 1]), np.array([10, 10]))
+        assert (one != other) == (6 <= at < 14)
 
 
 def test_random_examples_are_the_seeded_sample_in_its_bands(toy: tuple[Collected, Everything]) -> None:
@@ -167,6 +188,7 @@ def test_quantiles_split_the_peaks_evenly() -> None:
     shares = np.unique([band_of(value, edges) for value in values], return_counts=True)[1] / len(values)
     np.testing.assert_allclose(shares, 0.2, atol=0.01)
     assert np.isinf(peak_quantiles(np.zeros(N_BINS, np.uint32))).all()
+    assert [band_of(value, np.array([1.0, 2, 3, 4])) for value in (0.5, 2.0, -4.0)] == ["q1", "q3", "q5"]
 
 
 def test_whole_windows_are_read() -> None:

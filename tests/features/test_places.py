@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from saetools.errors import ConfigError
-from saetools.features.places import feature_places, umap_map
+from saetools.features.places import feature_places, principal_map, umap_map
 
 
 def test_unknown_methods_are_refused() -> None:
@@ -13,6 +13,15 @@ def test_unknown_methods_are_refused() -> None:
         feature_places(torch.randn(4, 4), "umapp", 0)  # type: ignore[arg-type]
     xy_F2, note = feature_places(torch.randn(30, 5), "pca", 0)
     assert xy_F2.shape == (30, 2) and "principal components" in note
+
+
+def test_principal_places_are_those_of_the_singular_vectors() -> None:
+    rows_FD = torch.randn(40, 6) * torch.arange(1, 7) + 5
+    unit_FD = torch.nn.functional.normalize(rows_FD.double(), dim=1)
+    left, sizes, _ = torch.linalg.svd(unit_FD - unit_FD.mean(0), full_matrices=False)
+    xy_F2, explained = principal_map(rows_FD)
+    torch.testing.assert_close(xy_F2.abs(), (left[:, :2] * sizes[:2]).abs())
+    assert explained == pytest.approx(float(sizes[:2].square().sum() / sizes.square().sum()))
 
 
 @pytest.mark.slow

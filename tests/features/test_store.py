@@ -8,6 +8,7 @@ from toy import SPEC, WORDS, SignedDictionary, ToyHost, ToyPlan, ToySource
 
 from saetools.errors import DataError, FormatError, RunError
 from saetools.features.collect import CollectSettings, collect
+from saetools.features.effects import cosine_neighbours
 from saetools.features.entries import Description, describe
 from saetools.features.records import FeatureRecord, StoreInfo
 from saetools.features.store import FeatureStore, Filter
@@ -42,6 +43,9 @@ def test_round_trip(written: tuple[Path, StoreInfo, list[Entry]], store: Feature
     live = entries[0].record
     assert live.jaccard and live.decoder_neighbours and live.encoder_neighbours and live.map_xy and live.logits
     assert {weight.token for weight in live.logits.top} <= set(WORDS)
+    _, nearest_FJ = cosine_neighbours(SignedDictionary().encoder_directions(), 20)
+    assert [neighbour.feature for neighbour in live.encoder_neighbours] == nearest_FJ[live.feature].tolist()
+    assert all((entry.record.max_value is None) == (entry.record.count == 0) for entry in entries)
 
 
 def test_a_table_is_sorted_filtered_and_paged(

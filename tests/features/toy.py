@@ -17,7 +17,10 @@ D_MODEL = 8
 
 
 class ToyPlan:
-    """Windows of T columns: BOS, tokens of a document of its own, then padding in some windows."""
+    """Windows of T columns: BOS, tokens of a document of its own, then padding in some windows.
+
+    The last of a batch has the tokens of the first.
+    """
 
     def __init__(self, n_batches: int = 5, host_batch: int = 4, width: int = 20, seed: int = 0) -> None:
         self.host_batch, self.width = host_batch, width
@@ -34,6 +37,8 @@ class ToyPlan:
             ids[row, 1 : 1 + n_tokens] = random.integers(1, len(WORDS), n_tokens)
             keep[row, 1 : 1 + n_tokens] = True
             position[row, 1 : 1 + n_tokens] = np.arange(n_tokens)
+        for of_windows in (ids, keep, position):
+            of_windows[-1] = of_windows[0]
         return TokenBatch(number, ids, keep, document, position)
 
     def batches(self, start: int = 0) -> Iterator[TokenBatch]:
@@ -41,7 +46,7 @@ class ToyPlan:
 
 
 class ToySource:
-    """Random rows for the plan's kept tokens, a few of them left out as a real source leaves out outliers."""
+    """Random rows for the plan's kept tokens, equal for equal windows, a few of them left out like outliers."""
 
     def __init__(self, plan: ToyPlan, seed: int = 0, drop: float = 0.05) -> None:
         random = np.random.default_rng(seed)
@@ -52,7 +57,9 @@ class ToySource:
         kept = random.random(len(window)) >= drop
         window, column = window[kept], column[kept]
         where = np.stack([tokens.document_B[window], tokens.position_BT[window, column]], axis=1)
-        x_ND = torch.from_numpy(random.normal(size=(len(window), D_MODEL))).float()
+        x_BTD = random.normal(size=(*tokens.ids_BT.shape, D_MODEL))
+        x_BTD[-1] = x_BTD[0]
+        x_ND = torch.from_numpy(x_BTD[window, column]).float()
         return ActivationBatch(x_ND, torch.from_numpy(where))
 
     def batches(self, start: int = 0) -> Iterator[tuple[int, ActivationBatch]]:
