@@ -76,13 +76,12 @@ class Bank:
         source[place] = hopeful
         survives = _best(priority, number, gram, n_slots)
         entry_row, entry_column = np.nonzero(survives & (source >= 0))
-        # the j-th entry of a feature goes to its j-th free slot: there are at least as many free ones
+        # the j-th entry of a feature goes to its j-th free slot: there are at least as many free ones, of which those
+        # that were emptied now come first, and all of these are filled: the best of more items are no fewer
         free = np.argsort(survives[:, :n_slots], axis=1, kind="stable")
         feature = owners[entry_row]
         slot = free[entry_row, _by_feature(entry_row)[2]]
         index = source[entry_row, entry_column]
-        emptied_row, emptied_slot = np.nonzero(~survives[:, :n_slots])
-        self.priority_FS[owners[emptied_row], emptied_slot] = _EMPTY
         for own, new in (
             (self.priority_FS, items.priority),
             (self.number_FS, items.number),

@@ -84,7 +84,7 @@ def test_the_sample_is_uniform_over_the_tokens_allowed():
 
 
 class WithoutOutliers:
-    """The rows of a source but for position 3 of every document, and the documents that were read."""
+    """The rows of a source but for position 5 of every document, a keyword's last, and the documents that were read."""
 
     def __init__(self, source):
         self.source, self.documents = source, []
@@ -92,7 +92,7 @@ class WithoutOutliers:
     def batches(self, start=0):
         for number, rows in self.source.batches(start):
             self.documents += rows.where_N2[:, 0].tolist()
-            yield number, rows.select(rows.where_N2[:, 1] != 3)
+            yield number, rows.select(rows.where_N2[:, 1] != 5)
 
 
 @pytest.mark.parametrize("n_tokens", [1000, 10**6])

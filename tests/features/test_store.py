@@ -19,7 +19,7 @@ SETTINGS = CollectSettings(n_top=4, n_random=6, n_uniform=2, before=5, after=3)
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StoreInfo, list[Entry]]:
-    plan = ToyPlan(n_batches=12)
+    plan = ToyPlan(n_batches=12, seed=11)
     dictionary = SignedDictionary()
     collected = collect(dictionary, ToySource(plan), plan, SETTINGS)
     info, entries = describe(collected, dictionary, SPEC, ToyHost(), Description("toy"))

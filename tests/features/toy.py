@@ -46,7 +46,7 @@ class ToyPlan:
 
 
 class ToySource:
-    """Random rows for the plan's kept tokens, equal for equal windows, a few of them left out like outliers."""
+    """Random rows for the plan's kept tokens, longer in the second of equal windows; a few are left out as outliers."""
 
     def __init__(self, plan: ToyPlan, seed: int = 0, drop: float = 0.05) -> None:
         random = np.random.default_rng(seed)
@@ -58,7 +58,7 @@ class ToySource:
         window, column = window[kept], column[kept]
         where = np.stack([tokens.document_B[window], tokens.position_BT[window, column]], axis=1)
         x_BTD = random.normal(size=(*tokens.ids_BT.shape, D_MODEL))
-        x_BTD[-1] = x_BTD[0]
+        x_BTD[-1] = 1.25 * x_BTD[0]
         x_ND = torch.from_numpy(x_BTD[window, column]).float()
         return ActivationBatch(x_ND, torch.from_numpy(where))
 
