@@ -101,6 +101,9 @@ def test_search_finds_contexts_and_labels(written: tuple[Path, StoreInfo, list[E
         or any(w.token == "_name" for w in entry.record.logits.top)
     }
     assert found and found <= with_name
+    across = {row.feature for row in store.table(filter=Filter(text="defx")).rows}  # two tokens: of no logit
+    tops = {e.record.feature: ["".join(x.tokens) for x in e.examples if x.band == "top"] for e in written[2]}
+    assert across and all(any("defx" in text for text in tops[feature]) for feature in across)
     store.annotate(4, "Zebra stripes", "see <b>")
     assert [row.feature for row in store.table(filter=Filter(text="zebra str")).rows] == [4]
     assert store.table("-label").rows[0].label == "Zebra stripes"
