@@ -1,8 +1,9 @@
 """The app put together: one page, tabs for what was handed in, and a server that listens to this machine alone."""
 
+import io
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib.resources import files
 from typing import Any
 
@@ -15,6 +16,7 @@ from saetools.dashboard.inline import asset, plotly_script
 from saetools.dashboard.live import browse, model_tabs, panels_tabs
 from saetools.dashboard.live.guard import Guard, check_address, names_of, policy, reachable
 from saetools.dashboard.live.subject import Subject
+from saetools.errors import RunError
 
 INDEX = """<!doctype html>
 <html lang="en">
@@ -110,8 +112,18 @@ def serve(
 
 
 def listen(guard: Guard, host: str, port: int) -> BaseWSGIServer:
-    """A threaded server on the address, not yet serving; port 0 takes a free one."""
-    return make_server(host, port, guard, threaded=True, request_handler=_Quiet)
+    """A threaded server on the address, not yet serving; port 0 takes a free one. RunError where there can be none."""
+    said = io.StringIO()  # werkzeug prints the cause and exits
+    try:
+        if not 0 <= port < 1 << 16:  # of a greater one some resolvers take the last 16 bits
+            raise OverflowError("a port is one of 0 to 65535")
+        with redirect_stderr(said):
+            return make_server(host, port, guard, threaded=True, request_handler=_Quiet)
+    except (SystemExit, OverflowError) as error:
+        cause = said.getvalue().partition("\n")[0] or error
+        raise RunError(
+            f"cannot listen on {host}, port {port}: {cause}. Choose another --port (0 takes a free one) or --host."
+        ) from error
 
 
 class _Quiet(WSGIRequestHandler):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from gestures import go_to, lasso
 from payloads import PAYLOADS
 
 from saetools.dashboard.annotations import labels_csv, labels_json
-from saetools.dashboard.live.app import make_app
+from saetools.dashboard.live.app import listen, make_app, make_guarded
 from saetools.dashboard.live.subject import MAX_PER_MINUTE, MAX_WAITING, OneAtATime, Subject
 from saetools.dashboard.views import feature_view
-from saetools.errors import DataError
+from saetools.errors import DataError, RunError
 from saetools.features.store import FeatureStore
 
 ROW = ".ag-row[row-id]"  # one that has been loaded: rows that wait for the server have no id
@@ -129,6 +130,13 @@ def test_few_requests_start_in_a_minute() -> None:
     now[0] = 60.0
     with queue.turn():
         pass
+
+
+@pytest.mark.parametrize(("port", "cause"), [(None, "in use"), (99999, "0 to 65535"), (-1, "0 to 65535")])
+def test_a_port_that_cannot_be_had(subject: Subject, port: int | None, cause: str) -> None:
+    guard = make_guarded(subject)
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(RunError, match=rf"{cause}.*another --port"):
+        listen(guard, "127.0.0.1", taken.getsockname()[1] if port is None else port)
 
 
 # --- in a browser -------------------------------------------------------------------------------------------
