@@ -4,6 +4,7 @@ Batch i of an epoch is a pure function of the corpus, the tokenizer and the plan
 the same batches. Nothing is stored but one count per document, so memory is bounded by a few documents.
 """
 
+import logging
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from saetools.errors import ConfigError, DataError
 from saetools.rng import generator
 from saetools.text.base import Corpus, Document, ListedCorpus, Split, TokenBatch, Tokenize, sha256_of
 
+_logger = logging.getLogger(__name__)
 DOCUMENTS_PER_CALL = 32
 CHARACTERS_PER_CALL = 1_000_000
 
@@ -99,6 +101,7 @@ class TokenPlan:
             )
         self._listed = corpus if isinstance(corpus, ListedCorpus) else None
         self._counts = _WindowCounts()
+        self._repeats = False  # whether it was said that training reads the text again
         self._streamed_ids: list[str] = []  # of streams: ids met so far, by document number
 
     @property
@@ -126,6 +129,9 @@ class TokenPlan:
                 )
             if self.split == "heldout":
                 return
+            if not self._repeats:
+                _logger.info("all %d windows of text were read once; they are read again", self._counts.total)
+                self._repeats = True
 
     def document_id(self, number: int) -> str:
         """The id of the document with this number in `TokenBatch.document_B`."""

@@ -178,6 +178,16 @@ def test_training_repeats_the_same_epoch(texts, parameters, make, start):
     assert fresh.n_batches == n_batches
 
 
+def test_that_text_comes_again_is_said_once(caplog):
+    caplog.set_level("INFO", "saetools")
+    parameters = {"context_tokens": 4, "host_batch": 2, "seed": 0, "prepend_bos": False}
+    list(plan_of(Listed(["abcd"] * 4), **parameters).batches())
+    list(islice(plan_of(Listed(["abcd"] * 4), "train", **parameters).batches(), 2))
+    assert not caplog.records
+    list(islice(plan_of(Listed(["abcd"] * 4), "train", **parameters).batches(), 9))
+    assert caplog.messages == ["all 4 windows of text were read once; they are read again"]
+
+
 def test_restart_tokenizes_nothing_before_the_batch():
     tokenize = CharacterTokenize()
     plan = plan_of(Listed(["abcd"] * 320), tokenize=tokenize, context_tokens=4, host_batch=4, seed=0, prepend_bos=True)
