@@ -72,6 +72,8 @@ def _cached(
         raise ConfigError("activations.source cached needs activations.path: a directory made by `saetools harvest`.")
     source = CachedSource(activations.path, gradients=activations.gradients)
     point = host.canonical(activations.point) if host else activations.point
+    if point == source.spec.hooked_point:  # its older name, which only a host or the store can tell
+        point = source.spec.point
     source.check_settings(
         point=point,
         split=split,

@@ -12,6 +12,7 @@ from saetools import safeio
 from saetools.activations.base import GRAD, NumberedBatches
 from saetools.activations.calibration import outlier_norm, outlier_rule
 from saetools.activations.layout import (
+    HEADER,
     MANIFEST,
     Manifest,
     ShardRecord,
@@ -27,6 +28,18 @@ from saetools.records import Calibration, PointSpec
 from saetools.text.packing import TokenPlan
 
 
+def _instead(path: Path) -> str:
+    """What to do about a path that is no store: those in it, or else beside it, are named."""
+    if (path / HEADER).is_file():
+        return "It was begun: run the same harvest again to complete it."
+    stores = [
+        found.parent
+        for place in (path, path.parent)
+        for found in sorted(place.glob(f"*/{shard_path(Path(), 0, 'bin')}"))
+    ]
+    return f"Stores there: {', '.join(map(str, stores))}." if stores else "Give a directory made by `saetools harvest`."
+
+
 class CachedSource:
     """The rows of a store as a RowSource: those of the live source that it was made from, bit for bit.
 
@@ -40,8 +53,7 @@ class CachedSource:
 
     def __init__(self, path: Path, gradients: bool = False) -> None:
         if not (path / MANIFEST).is_file():
-            unfinished = " It was begun: run the same harvest again to complete it." if path.is_dir() else ""
-            raise FormatError(f"{path} is not a complete store of activations (no {MANIFEST}).{unfinished}")
+            raise FormatError(f"{path} is not a complete store of activations (no {MANIFEST}). {_instead(path)}")
         self.path = path
         self.manifest = read_sealed(path / MANIFEST, Manifest)
         self.header = self.manifest.header

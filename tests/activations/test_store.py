@@ -194,10 +194,17 @@ def test_a_shard_changed_while_reading_is_noticed(make_store):
             next(stream)
 
 
-def test_what_is_not_a_store_is_refused(tmp_path):
+def test_what_is_not_a_store_is_refused(tmp_path, make_store):
     for path in (tmp_path / "absent", tmp_path):
-        with pytest.raises(FormatError, match="not a complete store"):
+        with pytest.raises(FormatError, match=r"not a complete store.*made by `saetools harvest`"):
             CachedSource(path)
+    store = make_store()
+    for path in (store.parent, store.with_name("another")):
+        with pytest.raises(FormatError, match=f"Stores there: {store}"):
+            CachedSource(path)
+    (tmp_path / "header.json").touch()
+    with pytest.raises(FormatError, match="It was begun: run the same harvest again"):
+        CachedSource(tmp_path)
     (tmp_path / "manifest.json").write_text('{"version": 1, "files": {}}')
     with pytest.raises(FormatError, match="does not describe a store"):
         CachedSource(tmp_path)
