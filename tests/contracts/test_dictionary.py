@@ -458,7 +458,7 @@ def test_training_begins_with_reconstructions_of_the_right_size(config: Dictiona
     dictionary = make_dictionary(config, D)
     if not dictionary.has_encoder:
         pytest.skip("has no encoder to scale")
-    dictionary.calibrate_(measure(rows()))
+    dictionary.calibrate_(measure(rows() + 3))
     x_ND = starting_rows(D)
     recon_ND = dictionary.starting_recon(x_ND + dictionary.b_dec_D) - dictionary.b_dec_D
     assert starting_scale(x_ND, recon_ND.detach()) == pytest.approx(1, abs=0.3)

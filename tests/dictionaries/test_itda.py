@@ -81,12 +81,22 @@ def test_no_twins_within_a_batch_and_frequent_directions_first() -> None:
     torch.testing.assert_close(dictionary.W_dec_FD[:4], torch.nn.functional.normalize(own_rows, dim=1))
 
 
+def test_what_frequent_directions_explain_together_is_not_added() -> None:
+    directions = torch.linalg.qr(normal(D, D)).Q[:2]
+    x = torch.cat([directions[:1].expand(100, D), directions[1:].expand(155, D), directions.sum(0, keepdim=True)])
+    dictionary = itda(min_cosine=0.9)
+    dictionary.update(x, WHERE, dictionary.initial_state())
+    assert dictionary.n_atoms == 2
+
+
 def test_what_was_read_is_explained_to_the_threshold() -> None:
     dictionary = itda(n_features=400, k=3, min_cosine=0.85)
     x = normal(256, D)
     terms = dictionary.update(x, WHERE, dictionary.initial_state())
     n_before = int(dictionary.n_atoms)
     assert not dictionary.full and not terms.code.values.any()
+    since_F = terms.new_state.tokens_since_fired_F
+    assert not since_F[:n_before].any() and (since_F[n_before:] == 256).all(), "what was added now is not dead"
     assert (cosine_N(x, dictionary(x)) >= 0.85).float().mean() > 0.98
     dictionary.update(x, WHERE, terms.new_state)
     assert dictionary.n_atoms - n_before <= 4, "atoms that were added later may have led pursuit of a few rows astray"

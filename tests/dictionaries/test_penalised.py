@@ -74,14 +74,27 @@ def test_gate_loss_does_not_move_the_decoder() -> None:
     dictionary, x = make_dictionary(Gated.configure(n_features=8), 4), torch.randn(20, 4)
     terms = dictionary.loss_terms(x, x, {}, dictionary.initial_state(), Progress(0, 1, 1, 1000))
     inputs = [dictionary.W_dec_FD, dictionary.W_enc_FD]
-    decoder, encoder = torch.autograd.grad(terms.losses["gate_reconstruction"], inputs, allow_unused=True)
+    inputs.append(dictionary.b_dec_D)
+    decoder, encoder, bias = torch.autograd.grad(terms.losses["gate_reconstruction"], inputs, allow_unused=True)
     assert decoder is None and encoder.abs().max() > 0
+    recon = dictionary.pre(x).relu() @ dictionary.W_dec_FD.detach() + dictionary.b_dec_D.detach()
+    (expected,) = torch.autograd.grad((x - recon).square().sum(1).mean(), [dictionary.b_dec_D])
+    torch.testing.assert_close(bias, expected)  # by the encoder alone
 
 
 def test_gated_with_neutral_parameters_is_relu() -> None:
     gated, relu = (make_dictionary(cls.configure(n_features=8), 4) for cls in (Gated, ReluL1))
     x = torch.randn(20, 4)
     torch.testing.assert_close(gated.encode(x).to_dense(), relu.encode(x).to_dense())
+
+
+def test_magnitudes_have_a_gain_and_a_bias_of_their_own() -> None:
+    dictionary, x = make_dictionary(Gated.configure(n_features=8), 4), torch.randn(20, 4)
+    for parameter in (dictionary.b_enc_F, dictionary.b_magnitude_F, dictionary.log_gain_F, dictionary.b_dec_D):
+        parameter.data.normal_()
+    product = (x - dictionary.b_dec_D) @ dictionary.W_enc_FD.T
+    magnitude = (dictionary.log_gain_F.exp() * product + dictionary.b_magnitude_F).relu()
+    torch.testing.assert_close(dictionary.encode(x).to_dense(), magnitude * (product + dictionary.b_enc_F > 0))
 
 
 def test_p_falls_in_equal_steps() -> None:

@@ -43,6 +43,7 @@ def test_the_norm_loss_is_of_rows_less_the_bias() -> None:
     terms = dictionary.loss_terms(x, x, {}, dictionary.initial_state(), Progress(0, 1, 1, 1000))
     gaps_N = dictionary.encode(x).to_dense().norm(dim=1) - (x - 0.5).norm(dim=1)
     torch.testing.assert_close(terms.losses["afa"], gaps_N.square().mean())
+    assert dictionary.loss_weights(Progress(0, 1, 1, 1000))["afa"] == 8 / 32
 
 
 def test_epsilon_lower_bound() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saetools.functional.selection import merged_slots, topk_code, topk_indices, topk_mask_reference
+from saetools.functional.selection import merged_slots, topk_code, topk_indices, topk_mask_reference, until_repeat
 from tests.kernels.largest import Largest
 
 
@@ -45,6 +45,11 @@ def test_merged_slots() -> None:
     assert merged.tolist() == [[13.0, 2.0, 0.0, 0.0], [1.0, 2.0, 0.0, 0.0]]
     merged[0, 0].backward()
     assert values.grad.tolist() == [[1.0, 0.0, 1.0, 1.0], [0.0] * 4]
+
+
+def test_a_row_ends_with_its_first_repeat() -> None:
+    kept = until_repeat(torch.tensor([[3, 5, 3, 1], [0, 1, 2, 3], [1, 1, 2, 2]]))
+    assert kept.tolist() == [[True, True, True, False], [True] * 4, [True, True, False, False]]
 
 
 def test_merging_holds_no_pair_of_slots() -> None:

@@ -31,6 +31,7 @@ def test_ranks_weigh_evenly_along_the_logarithm():
     assert fit.n_ranks == 200 and (counts == 10).any()
     residual = np.log(counts / 1e6 / fit.density(rank))
     assert (residual / rank).sum() == pytest.approx(0, abs=1e-9) and abs(residual.mean()) > 1e-4
+    assert fit.rms_log_error == pytest.approx(np.sqrt(np.mean(residual**2)))
 
 
 @pytest.mark.parametrize("counts", [[], [20, 30, 40], [50] * 10, [1] * 100])

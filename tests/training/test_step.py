@@ -30,6 +30,8 @@ def test_a_step_is_its_parts_in_order() -> None:
     state = replace(dictionary.initial_state(), tokens_since_fired_F=torch.full((24,), 49))
     state = replace(state, tokens_since_fired_F=state.tokens_since_fired_F.index_fill(0, torch.arange(6), 60))
     step = make_step(dictionary, Adam(trained_parameters(dictionary)), 0.01, "plain")
+    for p in dictionary.parameters():
+        p.grad = torch.ones_like(p)  # which somebody left, and which do not count
     result = step(x_ND, x_ND, {}, state, PROGRESS, 1e-2)
 
     terms = by_hand.loss_terms(x_ND, x_ND, {}, state, PROGRESS)
