@@ -47,7 +47,7 @@ class Mirror:
         if self._run is None:
             return
         try:
-            self._run.finish(quiet=True)
+            self._run.finish()
         except Exception as error:
             self._give_up(error)
         self._run = None

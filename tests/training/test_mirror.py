@@ -20,7 +20,7 @@ class FakeRun:
             raise ConnectionError("wandb is gone")
         self.logged.append((step, record))
 
-    def finish(self, quiet: bool) -> None:
+    def finish(self) -> None:
         self.finished += 1
 
 
@@ -79,7 +79,11 @@ def test_wandb_is_not_imported_unless_asked_for(
 
 
 @pytest.mark.slow
-def test_the_real_wandb_offline(train_tiny: Callable, straight: Path, tmp_path: Path, digests: Callable) -> None:
-    train_tiny(tmp_path / "run", **MIRRORED)
+def test_the_real_wandb_offline(
+    train_tiny: Callable, straight: Path, tmp_path: Path, digests: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "saetools"):
+        train_tiny(tmp_path / "run", **MIRRORED)
+    assert not [record for record in caplog.records if record.name.startswith("saetools")]
     assert digests(tmp_path / "run") == digests(straight)
     assert list((tmp_path / "run" / "mirror").rglob("*.wandb"))
