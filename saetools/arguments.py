@@ -48,8 +48,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
-        if twice := [str(key) for i, key in enumerate(keys) if key in keys[:i]]:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is there twice", node.start_mark)
+        if twice := [key for i, (key, _) in enumerate(node.value) if key.value in keys[:i]]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0].value} stands twice", twice[0].start_mark)
         return super().construct_mapping(node, deep)
 
 

@@ -98,7 +98,7 @@ def test_a_wrong_value_in_the_file_names_the_file(config: Path) -> None:
         ("dictionary: {n_features: 3}\nrun: {dir: x}", "no dictionary.kind"),
         ("dictionary: {kind: [topk], n_features: 3}\nrun: {dir: x}", "unknown kind ['topk']"),
         ("dictionary: {kind: topk, n_features: 3}\nrun: x", "run: input should be a mapping of fields"),
-        ("host: {name: a}\nrun: {dir: x}\nhost: {dtype: bfloat16}", "host is there twice"),
+        ("host: {name: a}\nrun: {dir: x}\nhost: {dtype: bfloat16}", 'host stands twice in "<unicode string>", line 3'),
         ("- 1", "holds a list; a config is a mapping"),
         ("", "is empty"),
         ("a: [", "not valid YAML"),
