@@ -90,6 +90,7 @@ def test_permuted_features_are_still_perfect_and_silent_ones_cost_recall():
     found = figures(FromTruth(law, half), law)
     assert found["support_precision"].value == 1
     assert found["support_recall"].value == pytest.approx(0.5, abs=0.05)
+    assert found["support_f1"].value == pytest.approx(2 / 3, abs=0.05)
     low, high = found["support_recall"].spread
     assert low < found["support_recall"].value < high
     # half of the positives are tied with all of the negatives: 1/2 * 1 + 1/2 * 1/2

@@ -46,6 +46,8 @@ def test_a_class_is_a_soft_set_of_tokens():
     member[targets] = 1
     lifted = logits + 0.7 * member.float()
     columns = response_columns(logits, lifted, targets, following, member)
+    raised = torch.log_softmax(lifted.double(), 1) - torch.log_softmax(logits.double(), 1)
+    torch.testing.assert_close(columns[:, 0], raised[:, targets].mean(1))
     before, after = (torch.softmax(v.double(), 1)[:, targets].sum(1) for v in (logits, lifted))
     torch.testing.assert_close(columns[:, 4], (after / before).log())
     torch.testing.assert_close(columns[:, 5], torch.zeros(5).double(), atol=1e-6, rtol=0)

@@ -9,7 +9,7 @@ from saetools.activations.base import ActivationBatch
 from saetools.dictionaries.gradient import Gradient
 from saetools.errors import DataError, MismatchError
 from saetools.features.collect import Collected, CollectSettings, collect
-from saetools.features.contexts import _grams, band_of, peak_quantiles
+from saetools.features.contexts import _grams, band_of, peak_quantiles, window_numbers
 from saetools.features.firings import Firings
 from saetools.features.records import bin_edges
 from saetools.features.sampling import uniform
@@ -130,6 +130,13 @@ def test_top_examples_equal_brute_force(toy: tuple[Collected, Everything]) -> No
             assert example.document == f"doc{window}.py"
             assert example.position + example.peak == everything.position_WT[window, column]
     assert n_repeated > 50
+
+
+def test_windows_of_one_document_have_numbers_of_their_own() -> None:
+    tokens = ToyPlan(n_batches=1).made[0]
+    tokens.position_BT[1][tokens.keep_BT[1]] += 100
+    again = TokenBatch(5, tokens.ids_BT, tokens.keep_BT, np.array([0, 0, 2, 3]), tokens.position_BT)
+    assert window_numbers(again).tolist() == [0, 100, 2 << 32, 3 << 32]
 
 
 def test_beside_a_window_there_is_nothing() -> None:

@@ -45,6 +45,7 @@ def test_round_trip(written: tuple[Path, StoreInfo, list[Entry]], store: Feature
     assert {weight.token for weight in live.logits.top} <= set(WORDS)
     _, nearest_FJ = cosine_neighbours(SignedDictionary().encoder_directions(), 20)
     assert [neighbour.feature for neighbour in live.encoder_neighbours] == nearest_FJ[live.feature].tolist()
+    assert all(entry.record.density == pytest.approx(entry.record.count / info.n_tokens) for entry in entries)
     assert all((entry.record.max_value is None) == (entry.record.count == 0) for entry in entries)
 
 

@@ -105,13 +105,16 @@ def test_every_failing_operation_leaves_the_previous_checkpoint(
         assert [p.name for p in checkpoint_paths(tmp_path)] == sorted(p.name for p in tmp_path.iterdir())
 
 
-def test_what_is_saved_is_read(save: Callable, tmp_path: Path) -> None:
+def test_what_is_saved_is_read(save: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = read_checkpoint(save(tmp_path, 7))
     assert checkpoint.facts.step == 7
     for part in (checkpoint.optimizer, checkpoint.state, checkpoint.queue, checkpoint.stream):
         assert set(part) == {"a"}
         assert part["a"].tolist() == [7.0] * 3
     assert checkpoint.weights["W_dec_FD"].shape == (8, 4)
+    monkeypatch.setattr("saetools.training.checkpoint.VERSION", 2)
+    with pytest.raises(FormatError, match="of version 1; this version reads 2"):
+        read_checkpoint(tmp_path / "0000000007")
 
 
 def test_nothing_and_nothing_valid(save: Callable, tmp_path: Path) -> None:

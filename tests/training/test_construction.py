@@ -60,6 +60,7 @@ def test_a_resumed_run_is_the_straight_one(
     assert result.n_tokens == 7200
     assert lines(tmp_path / "straight")[0]["loss/reconstruction"] == pytest.approx(1, rel=0.2), "no atoms, scaled rows"
     n_atoms = [line["loss/n_atoms"] for line in lines(tmp_path / "straight")]
+    assert any(line["l0"] % 1 for line in lines(tmp_path / "straight")), "a mean over rows"
     assert all(line["n_dead"] <= line["loss/n_atoms"] for line in lines(tmp_path / "straight"))
     assert n_atoms == sorted(n_atoms) and n_atoms[-1] > n_atoms[6] > 0
     with monkeypatch.context() as patch:

@@ -38,8 +38,12 @@ def test_a_run_learns_and_leaves_what_is_promised(rows: Path, straight: Path) ->
     assert lines[-1]["n_tokens"] == 7200
     assert lines[0]["loss/reconstruction"] < 1, "b_dec begins in the middle, and the loss is in units of the variance"
     assert all(line["dead_fraction"] == line["n_dead"] / 48 for line in lines)
+    assert any(line["loss/auxk"] for line in lines)
+    for line in lines:
+        assert line["loss"] == pytest.approx(line["loss/reconstruction"] + line["loss/auxk"] / 32)
     assert [lines[i]["lr"] for i in (0, 1, -1)] == pytest.approx([0.01 / 3, 0.01, 0.01 / 12])
     assert [p.name for p in checkpoint_paths(straight / "checkpoints")] == ["0000000059", "0000000060"]
+    assert read_checkpoint(checkpoint_paths(straight / "checkpoints")[0]).facts.n_tokens == 59 * 120
     verify_directory(straight / "dictionary")
     assert not (straight / "owner.json").exists()
     facts = json.loads((straight / "run.json").read_text())

@@ -19,7 +19,7 @@ def test_rules() -> None:
     assert large.peak_lr == pytest.approx(2e-4)
     assert make_plan(TrainingConfig(warmup_steps=0), 8).warmup_steps == 0
     assert checkpoint_steps(TrainingConfig(n_tokens=1000, batch_rows=10)) == 10
-    assert checkpoint_steps(TrainingConfig(batch_rows=10, checkpoint_every_tokens=64)) == 6
+    assert checkpoint_steps(TrainingConfig(batch_rows=10, checkpoint_every_tokens=67)) == 7
 
 
 def test_corners_of_the_learning_rate() -> None:

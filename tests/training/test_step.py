@@ -26,9 +26,11 @@ def dictionary_and_rows() -> tuple[TopK, Tensor]:
 
 def test_a_step_is_its_parts_in_order() -> None:
     dictionary, x_ND = dictionary_and_rows()
+    dictionary.b_enc_F.data[20:] = -10  # silent in this batch
     by_hand = copy.deepcopy(dictionary)
-    state = replace(dictionary.initial_state(), tokens_since_fired_F=torch.full((24,), 49))
-    state = replace(state, tokens_since_fired_F=state.tokens_since_fired_F.index_fill(0, torch.arange(6), 60))
+    state = dictionary.initial_state()
+    for first, since in ((0, 60), (6, 49), (12, 10)):  # dead; not yet; after these 40 rows, to the token
+        state.tokens_since_fired_F[first:] = since
     step = make_step(dictionary, Adam(trained_parameters(dictionary)), 0.01, "plain")
     for p in dictionary.parameters():
         p.grad = torch.ones_like(p)  # which somebody left, and which do not count
