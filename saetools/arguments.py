@@ -22,11 +22,12 @@ from saetools.records import FrozenModel
 
 DictionaryConfigs = Mapping[str, type[FrozenModel]]
 WRITTEN = {
+    "int_parsing": "input should be a whole number in digits: 1000000 or 1_000_000, not 1e6",
     "tuple_type": "input should be a list: [a, b]",
     "dict_type": "input should be a mapping: {a: 1, b: 2}",
     "model_type": "input should be a mapping of fields: {a: 1, b: 2}",
 }
-"""How to write what pydantic calls a valid tuple, dictionary or instance."""
+"""How to write what pydantic calls a valid integer, tuple, dictionary or instance."""
 
 
 def parse_run(

@@ -74,6 +74,7 @@ def test_an_override_keeps_the_kind_of_the_yaml(tmp_path: Path) -> None:
         (["foo"], "unexpected argument 'foo'"),
         (["--dictionary.n_features", "0"], "dictionary.n_features: input should be greater than 0"),
         (["--evaluation.run", "sparsity"], "evaluation.run: input should be a list: [a, b]; got 'sparsity'"),
+        (["--training.n_tokens", "1e6"], "training.n_tokens: input should be a whole number in digits: 1000000 or"),
         (["--activations.source", "disk"], "activations.source: input should be 'live', 'cached', 'rows' or 'planted'"),
     ],
 )

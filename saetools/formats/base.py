@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from saetools.dictionaries.base import Dictionary
-from saetools.errors import FormatError, MismatchError, nearest
+from saetools.errors import ConfigError, FormatError, MismatchError, nearest
 from saetools.formats.found import found_at
 
 _REGISTRY: dict[str, type["Format"]] = {}
@@ -24,6 +24,10 @@ class Reading:
     strict: bool = True  # whether an unknown setting or tensor of another library's file is an error or a warning
     allow_pt: bool = False  # whether a .pt file may be opened, in a sandbox
     k: int | None = None  # features per row, for layouts whose files do not say
+
+    def __post_init__(self) -> None:
+        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(f"device is {self.device}, but torch {torch.__version__} finds no CUDA GPU. Use cpu.")
 
 
 USUAL = Reading()

@@ -11,7 +11,7 @@ import torch
 import saetools
 from saetools.dictionaries.base import Dictionary, make_dictionary
 from saetools.dictionaries.topk import TopK
-from saetools.errors import FormatError
+from saetools.errors import ConfigError, FormatError
 from saetools.formats.base import Format, formats
 from saetools.formats.native import save_dictionary
 
@@ -88,6 +88,12 @@ def test_a_dictionary_that_lost_its_manifest_says_so(tmp_path: Path) -> None:
     (tmp_path / "d" / "manifest.json").unlink()
     with pytest.raises(FormatError, match=r"manifest\.json does not exist"):
         saetools.load(tmp_path / "d")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU")
+def test_a_device_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"device is cuda:1, but torch .* finds no CUDA GPU\. Use cpu"):
+        saetools.load(tmp_path, device="cuda:1")
 
 
 def test_format_names_are_unique() -> None:
