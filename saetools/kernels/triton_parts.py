@@ -64,15 +64,18 @@ def bisect(keys, lo, hi, k, most):
 
 @triton.jit
 def places(keys, threshold, most):
-    """(taken, place): the keys above the threshold and, of those equal to it, the first, `most` in all; in order."""
+    """(taken, place, how many): the keys above the threshold and, of those equal to it, the first, `most` in all; in
+    order."""
     above = keys > threshold
     equal = keys == threshold
-    counts = tl.cumsum(above.to(tl.int32) * 65536 + equal.to(tl.int32), 0)
-    n_above = tl.sum(above.to(tl.int32), axis=0)
+    ones = above.to(tl.int32) * 65536 + equal.to(tl.int32)
+    counts = tl.cumsum(ones, 0)
+    total = tl.sum(ones, axis=0)
+    room = most - (total >> 16)
     above_here = counts >> 16
     equal_here = counts & 65535
-    taken = above | (equal & (equal_here <= most - n_above))
-    return taken, above_here + tl.minimum(equal_here, most - n_above) - 1
+    taken = above | (equal & (equal_here <= room))
+    return taken, above_here + tl.minimum(equal_here, room) - 1, most - room + tl.minimum(total & 65535, room)
 
 
 @triton.jit

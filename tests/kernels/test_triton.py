@@ -190,6 +190,21 @@ def test_one_kernel_encodes_as_two() -> None:
     assert torch.equal(best, padded.view(9, 4, 32).amax(2))
 
 
+@pytest.mark.parametrize(
+    ("F", "n_kept", "n_groups"), [(2112, 600, 33), pytest.param(66_000, 2500, 1000, marks=pytest.mark.slow)]
+)
+def test_candidates_of_a_row_lie_in_many_groups(F: int, n_kept: int, n_groups: int) -> None:
+    """More than are looked into at a time (32), and (slow) groups more than are listed at a time (2,048)."""
+    g = torch.Generator().manual_seed(0)
+    x, W = torch.randint(-4, 5, (2, 4), generator=g).float(), torch.randint(-4, 5, (F, 4), generator=g).float()
+    x[1] *= 10
+    got, reached = global_topk(x, W, torch.zeros(F), n_kept, impl="triton", workspace=Workspace(poison=True))
+    expected, threshold = global_topk(x, W, torch.zeros(F), n_kept, impl="reference")
+    assert reached == threshold and torch.equal(got.offsets_N1, expected.offsets_N1)
+    assert torch.equal(got.indices_M, expected.indices_M) and torch.equal(got.values_M, expected.values_M)
+    assert len(got.indices_M.div(32, rounding_mode="floor").unique()) >= n_groups
+
+
 def test_many_survivors_are_narrowed_down() -> None:
     """More elements reach the groups' threshold than the last stage holds: whole groups are large, and all equal."""
     pre = torch.randn(3, 256, generator=torch.Generator().manual_seed(0)).round()

@@ -28,7 +28,7 @@ def _keep_largest(pre_ptr, bias_ptr, n_ptr, C, K, WIDTH: tl.constexpr):
     keys = tl.where(there, order_key(v), -2147483648)
     hi = tl.max(keys, axis=0)
     threshold = bisect(keys, tl.minimum(0, hi), hi, K, K)
-    taken, _ = places(keys, threshold, K)
+    taken, _, _ = places(keys, threshold, K)
     v = key_value(keys)  # not held through the search; a NaN has become infinite
     code = tl.where(taken & (v > 0), v, 0.0)
     tl.store(pre_ptr + row * C + c, code.to(pre_ptr.dtype.element_ty), mask=inside)

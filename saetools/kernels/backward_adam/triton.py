@@ -196,7 +196,7 @@ class Backward:
             slots.offsets_F1, order, values, rows, groups, p.dots_M, p.x_norm_N, p.pull_square_NGB,
             self.window_slot_sums, *extra, self.control.values, self.own_F, self.bias_F, self.along_F,
             self.bound_parts, p.scale, p.shrink, self.F, K=p.k, G=p.pull_NGD.shape[1], B=p.pull_square_NGB.shape[2],
-            U=128, WIN=WINDOW, EXTRA=e is not None, BOUND=bound, num_warps=1,
+            U=32, WIN=WINDOW, EXTRA=e is not None, BOUND=bound, num_warps=1,
         )  # fmt: skip
 
     def measure(self, slots: Sorted, emit: Weights | None = None) -> None:
@@ -242,11 +242,11 @@ class Backward:
         """The gradient of b_dec, after `sums` and `column_sums`."""
         enc = self.p.weights.W_enc_FD if self.p.low is None else self.p.low[0]  # half the bytes
         self._sum_columns(enc, self.own_F, self.D, self.b_dec_parts)
-        block, extra = min(64, max(16, next_power(self.D))), self.p.extra
+        block, extra = 16, self.p.extra
         _b_dec_gradient[(triton.cdiv(self.D, block),)](
             self.b_dec_parts, len(self.b_dec_parts), self.columns, SPLITS,
             self.g_b_dec if extra is None else extra.b_dec_D, self.control.values, self.g_b_dec, self.p.scale, self.D,
-            BN=32, BD=block, EXTRA=extra is not None,
+            BN=128, BD=block, EXTRA=extra is not None,
         )  # fmt: skip
 
     def _sizes(self, parts: Tensor) -> dict[str, int]:

@@ -22,7 +22,7 @@ def _gather_sum(
     for s in range(start, end, UNROLL):
         v = tl.load(val_ptr + s + u, mask=s + u < end, other=0.0).to(tl.float32)
         used = v != 0.0
-        i = tl.load(idx_ptr + s + u, mask=used, other=0).to(tl.int64)
+        i = tl.load(idx_ptr + s + u, mask=s + u < end, other=0).to(tl.int64)  # beside the values, not after them
         w = tl.load(w_ptr + i[:, None] * D + d[None, :], mask=used[:, None] & inside[None, :], other=0.0)
         total += tl.sum(v[:, None] * w.to(tl.float32), axis=0)
     tl.store(out_ptr + row * D + d, total.to(out_ptr.dtype.element_ty), mask=inside)
@@ -36,9 +36,9 @@ def _gather_dot(
     """<g[row], W[index]> (+ bias[index]) of S slots, a warp each; USED: 0 where the slot's value is 0."""
     slot = tl.program_id(0).to(tl.int64) * S + tl.arange(0, S)
     there = slot < M
+    i = tl.load(idx_ptr + slot, mask=there, other=0).to(tl.int64)  # beside the value, not after it
     if USED:
         there = there & (tl.load(val_ptr + slot, mask=there, other=0.0) != 0)
-    i = tl.load(idx_ptr + slot, mask=there, other=0).to(tl.int64)
     if K > 0:
         row = slot // K
     else:

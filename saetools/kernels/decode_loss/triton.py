@@ -34,7 +34,7 @@ def _decode_loss(
                 own = tl.load(group_ptr + s + u, mask=s + u < end, other=0)
                 v = tl.where(own == g, v, 0.0)
             used = v != 0.0
-            i = tl.load(idx_ptr + s + u, mask=used, other=0).to(tl.int64) - first
+            i = tl.load(idx_ptr + s + u, mask=s + u < end, other=0).to(tl.int64) - first  # beside the values
             w = tl.load(w_ptr + i[:, None] * D + d[None, :], mask=used[:, None] & inside[None, :], other=0.0)
             left -= tl.sum(v[:, None] * w.to(tl.float32), axis=0)
         tl.store(loss_ptr + (row * G + g) * n_blocks + tl.program_id(1), tl.sum(left * left, axis=0))

@@ -66,14 +66,20 @@ def _encode_group_max(
 
 
 @triton.jit
+def _larger(a, b):
+    """The larger of two, or NaN."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def _group_max(pre_ptr, b_ptr, max_ptr, F, BLOCK: tl.constexpr):
     """The maxima of every 32 of pre + b; one pass over a row."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     v = tl.load(pre_ptr + row * F + columns, mask=columns < F, other=float("-inf")).to(tl.float32)
     v += tl.load(b_ptr + columns, mask=columns < F, other=0.0)
-    v = tl.where(v != v, float("inf"), v)
-    best = tl.max(tl.reshape(v, [BLOCK // 32, 32]), axis=1)
+    best = tl.reduce(tl.reshape(v, [BLOCK // 32, 32]), 1, _larger)
+    best = tl.where(best != best, float("inf"), best)  # of one in 32, not of all
     groups = tl.program_id(1) * (BLOCK // 32) + tl.arange(0, BLOCK // 32)
     n_groups = tl.cdiv(F, 32)
     tl.store(max_ptr + row * n_groups + groups, best, mask=groups < n_groups)
@@ -81,27 +87,26 @@ def _group_max(pre_ptr, b_ptr, max_ptr, F, BLOCK: tl.constexpr):
 
 @triton.jit
 def _select(
-    pre_ptr, b_ptr, max_ptr, scratch_ptr, val_ptr, idx_ptr, key_ptr, F, first,
+    pre_ptr, b_ptr, max_ptr, scratch_ptr, val_ptr, idx_ptr, key_ptr, F, n_groups, first,
     K: tl.constexpr, NG: tl.constexpr, GC: tl.constexpr, S: tl.constexpr, KP: tl.constexpr, RELU: tl.constexpr,
     BIAS: tl.constexpr,
 ):  # fmt: skip
     """The K largest of a row, from its group maxima; key: the feature, or F for a slot that is not in use."""
     row = tl.program_id(0).to(tl.int64)
-    n_groups = tl.cdiv(F, 32)
     g = tl.arange(0, NG)
-    group_keys = order_key(tl.load(max_ptr + row * n_groups + g, mask=g < n_groups, other=float("-inf")))
+    best = tl.load(max_ptr + row * n_groups + g, mask=g < n_groups, other=float("-inf"))
+    group_keys = tl.maximum(best.to(tl.int32, bitcast=True), 0) if RELU else order_key(best)  # none is NaN
     hi = tl.max(group_keys, axis=0)
     wanted = tl.minimum(K, n_groups)
     lo = 0 if RELU else tl.min(tl.where(g < n_groups, group_keys, hi), axis=0)
     lo = tl.minimum(lo, hi)
     threshold = bisect(group_keys, lo, hi, wanted, GC)
-    taken, place = places(tl.where(g < n_groups, group_keys, -2147483648), threshold, GC)
-    scratch = scratch_ptr + row * (GC + 2 * S)
-    tl.store(scratch + place, g, mask=taken)
-    n_taken = tl.sum(taken.to(tl.int32), axis=0)
+    taken, place, n_taken = places(tl.where(g < n_groups, group_keys, -2147483648), threshold, GC)
+    scratch = scratch_ptr + row * (2 * S + GC + GC % 2)  # pairs of 8 bytes first, at places that 8 divides
+    tl.store(scratch + 2 * S + place, g, mask=taken)
     tl.debug_barrier()
     slot = tl.arange(0, GC)
-    chosen = tl.load(scratch + slot, mask=slot < n_taken, other=0)
+    chosen = tl.load(scratch + 2 * S + slot, mask=slot < n_taken, other=0)
     columns = chosen[:, None] * 32 + tl.arange(0, 32)[None, :]
     there = (slot < n_taken)[:, None] & (columns < F)
     v = tl.load(pre_ptr + row * F + columns, mask=there, other=float("-inf")).to(tl.float32)
@@ -113,16 +118,17 @@ def _select(
     # few elements reach the groups' threshold (1.07 k of Gaussian ones): those are written together, and chosen from
     if tl.sum((keys >= threshold).to(tl.int32), axis=0) > S:
         threshold = bisect(keys, threshold, hi, K, S)
-    taken, place = places(keys, threshold, S)
-    tl.store(scratch + GC + place, tl.reshape(columns, [GC * 32]), mask=taken)
-    tl.store(scratch + GC + S + place, keys, mask=taken)
-    n_taken = tl.sum(taken.to(tl.int32), axis=0)
+    taken, place, n_taken = places(keys, threshold, S)
+    both = (keys.to(tl.int64) << 32) | tl.reshape(columns, [GC * 32]).to(tl.int64)  # one scattered store, not two
+    pairs = scratch.to(tl.pointer_type(tl.int64))
+    tl.store(pairs + place, both, mask=taken)
     tl.debug_barrier()
     s = tl.arange(0, S)
-    columns_s = tl.load(scratch + GC + s, mask=s < n_taken, other=0)
-    keys_s = tl.load(scratch + GC + S + s, mask=s < n_taken, other=-2147483648)
+    both_s = tl.load(pairs + s, mask=s < n_taken, other=-9223372036854775808)
+    columns_s = both_s.to(tl.int32)
+    keys_s = (both_s >> 32).to(tl.int32)
     threshold = bisect(keys_s, tl.minimum(threshold, hi), hi, K, K)
-    taken, place = places(keys_s, threshold, K)
+    taken, place, n_taken = places(keys_s, threshold, K)
     values = key_value(keys_s)
     if RELU:
         used = values > 0
@@ -134,7 +140,7 @@ def _select(
         tl.store(key_ptr + row * K + place, columns_s, mask=taken)
     tl.store(val_ptr + row * K + place, values, mask=taken)
     k = tl.arange(0, KP)
-    rest = (k >= tl.sum(taken.to(tl.int32), axis=0)) & (k < K)
+    rest = (k >= n_taken) & (k < K)
     tl.store(val_ptr + row * K + k, tl.zeros([KP], tl.float32), mask=rest)
     tl.store(idx_ptr + row * K + k, tl.zeros([KP], tl.int32), mask=rest)
     tl.store(key_ptr + row * K + k, tl.zeros([KP], tl.int32) + F, mask=rest)
@@ -180,8 +186,8 @@ def select(
     capacity, survivors = group_capacity(k, F), survivor_capacity(k, F)
     warps = warps or (8 if max(n_groups, capacity * 32) > 4096 else 4)
     _select[(N,)](
-        pre_NF, b_F if b_F is not None else pre_NF, max_NG, scratch, *out, F, first, K=k, NG=n_groups, GC=capacity,
-        S=survivors, KP=next_power(k), RELU=relu, BIAS=b_F is not None, num_warps=warps,
+        pre_NF, b_F if b_F is not None else pre_NF, max_NG, scratch, *out, F, max_NG.shape[1], first, K=k, NG=n_groups,
+        GC=capacity, S=survivors, KP=next_power(k), RELU=relu, BIAS=b_F is not None, num_warps=warps,
         maxnreg=168 if warps == 4 else None,  # unasked the assembler spills one register at k = 32
     )  # fmt: skip
 
@@ -198,7 +204,8 @@ def survivor_capacity(k: int, n_features: int) -> int:
 
 def scratch_columns(k: int, n_features: int) -> int:
     """Integers that the selection of a row writes for itself."""
-    return group_capacity(k, n_features) + 2 * survivor_capacity(k, n_features)
+    groups = group_capacity(k, n_features)
+    return 2 * survivor_capacity(k, n_features) + groups + groups % 2
 
 
 def chunk_rows(n_rows: int, n_features: int, element_size: int, chunk_bytes: int = CHUNK_BYTES) -> int:

@@ -28,6 +28,8 @@ from saetools.kernels.workspace import Workspace
 
 SHIFTS = (27, 23, 19, 15, 11, 7, 3, 0)
 """Of the bits that each pass decides: positive keys have 31."""
+BOUND_PASSES = 4
+"""Of which the bound takes as many: 2^-8 of itself, what bf16 tells apart; lower bits would spare few candidates."""
 ROOM = 1.5
 """Candidates for which there is room, as a multiple of what is kept."""
 MARGIN = 1.25
@@ -43,36 +45,50 @@ def _key(v):
 
 @triton.jit
 def _candidates(
-    score_ptr, pre_ptr, b_ptr, max_ptr, bound_ptr, start_ptr, count_ptr, key_ptr, index_ptr, value_ptr, F, room,
-    WIDTH: tl.constexpr, BIAS: tl.constexpr, WRITE: tl.constexpr,
+    score_ptr, pre_ptr, b_ptr, max_ptr, bound_ptr, start_ptr, count_ptr, key_ptr, index_ptr, value_ptr, group_ptr,
+    near_ptr, F, n_groups, room, NG: tl.constexpr, GC: tl.constexpr, BIAS: tl.constexpr, WRITE: tl.constexpr,
 ):  # fmt: skip
-    """Scores of a row that reach the bound: how many, or (WRITE) keys, features and values from the row's start on."""
+    """Scores of a row that reach the bound: how many, with a list of the groups that hold them; or (WRITE), by that
+    list, keys, features and values from the row's start on."""
     row = tl.program_id(0).to(tl.int64)
-    n_groups = tl.cdiv(F, 32)
     bound = tl.load(bound_ptr)
+    groups = group_ptr + row * n_groups
+    n_near = 0
+    if WRITE:
+        n_near = tl.load(near_ptr + row)
+    else:
+        for g0 in range(0, n_groups, NG):
+            g = g0 + tl.arange(0, NG)
+            near = _key(tl.load(max_ptr + row * n_groups + g, mask=g < n_groups, other=0.0)) >= bound
+            near_here = tl.cumsum(near.to(tl.int32), 0)
+            tl.store(groups + n_near + near_here - 1, g, mask=near)
+            n_near += tl.sum(near.to(tl.int32), axis=0)
+        tl.store(near_ptr + row, n_near)
+        tl.debug_barrier()  # what one thread has stored another reads
     start = tl.load(start_ptr + row)
     n = start
-    for f0 in range(0, F, WIDTH):
-        g = f0 // 32 + tl.arange(0, WIDTH // 32)
-        near = _key(tl.load(max_ptr + row * n_groups + g, mask=g < n_groups, other=0.0)) >= bound
-        if tl.max(near.to(tl.int32), axis=0) > 0:
-            f = (f0 // 32 + tl.arange(0, WIDTH // 32))[:, None] * 32 + tl.arange(0, 32)[None, :]
-            inside = near[:, None] & (f < F)
-            v = tl.load(score_ptr + row * F + f, mask=inside, other=0.0).to(tl.float32)
-            if BIAS:
-                v += tl.load(b_ptr + f, mask=inside, other=0.0)
-            key = tl.reshape(tl.where(inside, _key(v), 0), [WIDTH])
-            taken = key >= bound
-            if WRITE:
-                flat = f0 + tl.arange(0, WIDTH)
-                place = n + tl.cumsum(taken.to(tl.int32), 0) - 1
-                here = taken & (place < room)
+    for s0 in range(0, n_near, GC):
+        slot = s0 + tl.arange(0, GC)
+        f = tl.load(groups + slot, mask=slot < n_near, other=0)[:, None] * 32 + tl.arange(0, 32)[None, :]
+        inside = (slot < n_near)[:, None] & (f < F)
+        v = tl.load(score_ptr + row * F + f, mask=inside, other=0.0).to(tl.float32)
+        if BIAS:
+            v += tl.load(b_ptr + f, mask=inside, other=0.0)
+        key = tl.reshape(tl.where(inside, _key(v), 0), [GC * 32])
+        taken = key >= bound
+        if WRITE:
+            place = n + tl.cumsum(taken.to(tl.int32), 0) - 1
+            here = taken & (place < room)
+            flat = tl.reshape(f, [GC * 32])
+            if BIAS:  # the score is the value
+                value = tl.reshape(v, [GC * 32])
+            else:
                 value = tl.load(pre_ptr + row * F + flat, mask=here, other=0.0).to(tl.float32)
                 value += tl.load(b_ptr + flat, mask=here, other=0.0)
-                tl.store(key_ptr + place, key, mask=here)
-                tl.store(index_ptr + place, flat, mask=here)
-                tl.store(value_ptr + place, value, mask=here)
-            n += tl.sum(taken.to(tl.int32), axis=0)
+            tl.store(key_ptr + place, key, mask=here)
+            tl.store(index_ptr + place, flat, mask=here)
+            tl.store(value_ptr + place, value, mask=here)
+        n += tl.sum(taken.to(tl.int32), axis=0)
     if not WRITE:
         tl.store(count_ptr + row, n - start)
 
@@ -117,9 +133,9 @@ def _count_at_pivots(
 
 
 @triton.jit
-def _threshold(before_ptr, part_ptr, n_parts, n_kept, out_ptr, least, PARTS: tl.constexpr):
+def _threshold(before_ptr, part_ptr, n_parts, n_kept, shift, out_ptr, least, PARTS: tl.constexpr):
     """The n-th largest key, or `least` where there are fewer."""
-    tl.store(out_ptr, tl.maximum(_reached(part_ptr, n_parts, tl.load(before_ptr), n_kept, 0, PARTS), least))
+    tl.store(out_ptr, tl.maximum(_reached(part_ptr, n_parts, tl.load(before_ptr), n_kept, shift, PARTS), least))
 
 
 @triton.jit
@@ -187,22 +203,28 @@ class Kept:
     flag: Tensor  # bool [1]: there was not enough room, or the guess was too high
 
 
-def nth_largest(keys: Tensor, n: Tensor, n_kept: int, least: int, workspace: Workspace) -> Tensor:
+def nth_largest(
+    keys: Tensor, n: Tensor, n_kept: int, least: int, workspace: Workspace, n_passes: int = len(SHIFTS)
+) -> Tensor:
     """The n_kept-th largest key of the first n (or the key of the n_kept-th largest float); `least` if there are fewer.
 
-    int32, on the device; len(SHIFTS) + 1 launches.
+    With fewer passes its lower bits are 0. int32, on the device; n_passes + 1 launches.
     """
-    device, n_programs = keys.device, min(256, triton.cdiv(len(keys), BLOCK))
+    size, warps = (4 * BLOCK, 16) if keys.is_floating_point() else (BLOCK, 4)  # floats are many: the maxima of a batch
+    device, n_programs = keys.device, min(256, triton.cdiv(len(keys), size))
     lows = workspace.get("global.lows", (len(SHIFTS) + 1,), torch.int32, device)
     parts = workspace.get("global.parts", (2, n_programs, 16), torch.int32, device)
     PARTS = min(64, next_power(n_programs))
-    for number, shift in enumerate(SHIFTS):
+    for number, shift in enumerate(SHIFTS[:n_passes]):
         _count_at_pivots[(n_programs,)](
             keys, n, n_kept, parts[(number + 1) % 2], parts[number % 2], lows, number, SHIFTS[max(number - 1, 0)],
-            shift, 7 if shift == 0 else 15, PARTS=PARTS, SIZE=BLOCK, FLOAT=keys.is_floating_point(),
+            shift, 7 if shift == 0 else 15, PARTS=PARTS, SIZE=size, FLOAT=keys.is_floating_point(),
+            num_warps=warps,
         )  # fmt: skip
-    last = len(SHIFTS) - 1
-    _threshold[(1,)](lows[last:], parts[last % 2], n_programs, n_kept, lows[last + 1 :], least, PARTS=PARTS)
+    last = n_passes - 1
+    _threshold[(1,)](
+        lows[last:], parts[last % 2], n_programs, n_kept, SHIFTS[last], lows[last + 1 :], least, PARTS=PARTS
+    )
     return lows[last + 1 : last + 2].clone()
 
 
@@ -252,10 +274,11 @@ def select(
     pre_CF = workspace.get("global.pre", (rows, F), x_ND.dtype, device)
     max_NG = workspace.get("global.max", (N, triton.cdiv(F, 32)), torch.float32, device)
     counts_N = workspace.get("global.counts", (N,), torch.int64, device)
+    groups_CG = workspace.get("global.groups", (rows, max_NG.shape[1]), torch.int32, device)
+    near_C = workspace.get("global.near", (rows,), torch.int32, device)
     starts_N1 = torch.zeros(N + 1, dtype=torch.int64, device=device)
     reach = torch.empty(1, dtype=torch.int32, device=device) if bound is None else bound
     found = Candidates.room_for(room, starts_N1, starts_N1.new_zeros(1, dtype=torch.int32), workspace, "global")
-    width = min(2048, max(32, next_power(F)))
 
     def product(part: slice) -> tuple[Tensor, Tensor]:
         """(scores, pre less b) of some rows; their maxima are written."""
@@ -268,7 +291,8 @@ def select(
         def run(write: bool) -> None:
             _candidates[(len(pre),)](
                 scores, pre, b_F, max_NG[part], reach, starts_N1[part.start :], counts_N[part.start :], found.keys_M,
-                found.indices_M, found.values_M, F, room, WIDTH=width, BIAS=score is None, WRITE=write,
+                found.indices_M, found.values_M, groups_CG, near_C, F, max_NG.shape[1], room,
+                NG=min(2048, next_power(max_NG.shape[1])), GC=32, BIAS=score is None, WRITE=write,
             )  # fmt: skip
 
         run(False)
@@ -282,7 +306,7 @@ def select(
         for part in parts[1:]:
             scores, pre = product(part)
         n_maxima = torch.full((1,), max_NG.numel(), dtype=torch.int32, device=device)
-        reach.copy_(nth_largest(max_NG.view(-1), n_maxima, n_kept, 1, workspace))
+        reach.copy_(nth_largest(max_NG.view(-1), n_maxima, n_kept, 1, workspace, BOUND_PASSES))
         if len(parts) > 1:
             scores, pre = product(parts[0])
     collect(parts[0], scores, pre)

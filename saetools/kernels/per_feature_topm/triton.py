@@ -43,7 +43,7 @@ def _largest(
         key = tl.where(inside & (key > 0), key, 0)
         # the least positive key is 1: with fewer positive scores than the budget all of them are taken
         threshold = bisect(key, tl.minimum(budget, 1), tl.maximum(tl.max(key, axis=0), 1), budget, budget)
-        taken, place = places(key, threshold, budget)
+        taken, place, _ = places(key, threshold, budget)
         out = tl.load(start_ptr + f) + place
         tl.store(row_ptr + out, n, mask=taken)
         tl.store(value_ptr + out, pre, mask=taken)
