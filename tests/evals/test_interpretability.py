@@ -114,6 +114,15 @@ def test_silent_dictionaries_are_skipped():
         Interpretability(**SMALL).run(subject_of(planted_rows, 50.0))
 
 
+def test_features_of_too_few_contexts_are_not_scored():
+    subject = subject_of(planted_rows, 0.8)
+    many, some = (_Bench(subject, Interpretability(**SMALL | {"n_judge": n}).config) for n in (150, 40))
+    n_contexts_F = np.isfinite(many.contexts.banks["random"].priority_FS).sum(1)
+    enough = n_contexts_F >= SMALL["n_explain"] + 40
+    assert sorted(some.chosen) == np.flatnonzero(enough).tolist()
+    assert (n_contexts_F[~enough] > 0).any()
+
+
 def test_purity_and_auc():
     assert purity("aaaa") == 1 and purity("abcd") == 0 and purity("aabb") == pytest.approx(0.5)
     assert auc([2, 3], [1, 0]) == 1 and auc([1], [1]) == 0.5 and auc([0], [1, 2, -1]) == pytest.approx(1 / 3)
