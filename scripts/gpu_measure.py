@@ -31,11 +31,6 @@ Checks = dict[str, Callable[[], str | None]]
 """By name: what is wrong, if anything, as text or as an exception."""
 
 
-def room(n_dead: int) -> int:
-    """For dead features, as a run that has just recorded its graph has it."""
-    return n_dead + n_dead // 4
-
-
 @dataclass(frozen=True)
 class Counters:
     """What a dictionary's training state is to a step; the thresholds of mutual choice are merely summed."""

@@ -12,9 +12,7 @@ products that it cannot do without, at the rates that this very device was measu
 import argparse
 import sys
 import time
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -42,11 +40,6 @@ TIMINGS = {
 """What is timed at each shape, by which function, and the checks that it goes by."""
 
 
-def own_stream() -> AbstractContextManager[Any]:
-    """Afterwards the stream is the one before it: a capture that fails leaves its own behind."""
-    return torch.cuda.stream(torch.cuda.current_stream())
-
-
 def failed_parts(report: Report) -> set[str]:
     """The parts of which a check failed."""
     failed = set()
@@ -54,8 +47,7 @@ def failed_parts(report: Report) -> set[str]:
         for name, check in checks.items():
             start = time.perf_counter()
             try:
-                with own_stream():
-                    why = check() or ""
+                why = check() or ""
             except Exception as error:
                 why = f"{type(error).__name__}: {str(error)[:400]}"
             seconds = time.perf_counter() - start
@@ -95,8 +87,7 @@ def main() -> int:
             else:
                 torch.cuda.empty_cache()
                 try:
-                    with own_stream():
-                        work(report, shape, device)
+                    work(report, shape, device)
                 except Exception as error:
                     complete = False
                     report.add(shape, what, "failed", "", [0.0], f"{type(error).__name__}: {str(error)[:400]}")

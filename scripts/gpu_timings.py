@@ -16,7 +16,7 @@ from saetools.kernels.global_topk import triton as global_kernels
 from saetools.kernels.matching_pursuit import triton as pursuit
 from saetools.kernels.per_feature_topm import triton as per_feature
 from saetools.kernels.workspace import Workspace
-from saetools.training.captured import CapturedStep
+from saetools.training.captured import CapturedStep, room_for
 from saetools.training.fused import FusedStep
 from saetools.training.optim import Adam
 from scripts.gpu_baselines import Dense, Gathered, Sparse, State
@@ -31,7 +31,6 @@ from scripts.gpu_measure import (
     Report,
     Trained,
     random_step,
-    room,
     step_syncs_forbidden,
     times,
 )
@@ -126,7 +125,7 @@ def time_crossover(report: Report, shape: str, device: Ceilings) -> None:
 def time_auxk(report: Report, shape: str, device: Ceilings) -> None:
     """AuxK at 10 % dead by itself, and its parts."""
     F = SHAPES[shape][2]
-    step, _ = random_step(shape, {"aux_weight": 1 / 32, "capacity": room(int(F * 0.1))}, 0.1)
+    step, _ = random_step(shape, {"aux_weight": 1 / 32, "capacity": room_for(int(F * 0.1), F)}, 0.1)
     step.launch()
     a, x = step.auxk, step.centred_ND
     report.add(shape, "AuxK at 10 % dead", "time", "ms", times(lambda n: step.help_dead()))
@@ -204,7 +203,8 @@ def time_step(
 ) -> float:
     """The whole step in one of its variants: time, memory, that all were applied; it raises where the host waits."""
     N, _, F, _ = SHAPES[shape]
-    step, batches = random_step(shape, settings | ({"capacity": room(int(F * dead))} if dead else {}), dead, moments)
+    room = {"capacity": room_for(int(F * dead), F)} if dead else {}
+    step, batches = random_step(shape, settings | room, dead, moments)
     if graphed:
         step.capture()
 

@@ -17,14 +17,13 @@ BLOCKED = "transformer_lens transformers datasets wandb plotly pydantic jsonargp
 PLAYED = (
     BLOCKER.format(blocked=set(BLOCKED.split()))
     + """
-import contextlib, os, time
+import os, time
 os.environ["TRITON_INTERPRET"] = "1"
 import torch
 from scripts import gpu_baselines, gpu_checks, gpu_measure, gpu_step_checks, gpu_suite, gpu_timings, gpu_tuning
 
 for module in (gpu_checks, gpu_measure, gpu_step_checks, gpu_timings, gpu_tuning):
     module.DEVICE = "cpu"
-gpu_suite.own_stream = contextlib.nullcontext
 """
 )
 

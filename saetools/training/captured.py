@@ -66,6 +66,12 @@ def why_not_captured(dictionary: "Dictionary") -> str | None:
     return None
 
 
+def room_for(n_dead: int, most: int) -> int:
+    """How many dead features a graph that is recorded now has room for: a quarter more than are dead, since AuxK's
+    products are as large as the room."""
+    return min(most, max(n_dead + n_dead // 4, LEAST_ROOM)) if n_dead else 0
+
+
 def runs_on(device: torch.device) -> bool:
     """Whether steps are captured there: on a GPU that has Triton."""
     return device.type == "cuda" and have_triton(device.type, device.index)
@@ -212,13 +218,12 @@ class CapturedStep:
         return min(self.dictionary.config.n_features, TRITON_CAPACITY)
 
     def _room_for(self, n_dead: int) -> int:
-        """Another room than there is where more features are dead than it holds, or have long been less than half: a
-        quarter more than are dead, since AuxK's products are as large as the room."""
+        """Another room than there is where more features are dead than it holds, or have long been less than half."""
         assert self._device is not None
         enough = n_dead <= self.room or self.room == self._most
         if self._device.settings.aux_weight == 0 or (enough and self._n_spare < PATIENCE):
             return self.room
-        return min(self._most, max(n_dead + n_dead // 4, LEAST_ROOM)) if n_dead else 0
+        return room_for(n_dead, self._most)
 
     def _fit_room(self, n_dead: int) -> None:
         """Record the graph anew where it is to have another room."""

@@ -13,7 +13,6 @@ captured step has hardware for it, and fp32 in the plain one.
 
 import logging
 from collections.abc import Mapping
-from contextlib import nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -89,12 +88,9 @@ def _can_be_recorded(step: CapturedStep, n_rows: int) -> bool:
     """Whether this card takes the captured step; says why it does not."""
     from saetools.dictionaries.base import Progress  # which needs more packages than a step
 
-    device = step.dictionary.device
     before = Progress(step=0, n_steps=1, n_tokens=n_rows, dead_after_tokens=n_rows)
-    stream = torch.cuda.stream(torch.cuda.current_stream(device)) if device.type == "cuda" else nullcontext()
     try:
-        with stream:  # a capture that fails may leave its own stream behind
-            step.rehearse(n_rows, before)
+        step.rehearse(n_rows, before)
     except (torch.OutOfMemoryError, AssertionError):
         raise
     except Exception as error:  # the compiler's, the assembler's and the driver's have no common class

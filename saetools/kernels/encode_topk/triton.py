@@ -102,7 +102,7 @@ def _select(
     lo = tl.minimum(lo, hi)
     threshold = bisect(group_keys, lo, hi, wanted, GC)
     taken, place, n_taken = places(tl.where(g < n_groups, group_keys, -2147483648), threshold, GC)
-    scratch = scratch_ptr + row * (2 * S + GC + GC % 2)  # pairs of 8 bytes first, at places that 8 divides
+    scratch = scratch_ptr + row * (2 * S + GC)  # pairs of 8 bytes first, at places that 8 divides: S and GC are even
     tl.store(scratch + 2 * S + place, g, mask=taken)
     tl.debug_barrier()
     slot = tl.arange(0, GC)
@@ -193,8 +193,8 @@ def select(
 
 
 def group_capacity(k: int, n_features: int) -> int:
-    """How many groups the second stage of selection holds."""
-    return min(next_power(k), next_power(triton.cdiv(n_features, GROUP)))
+    """How many groups the second stage of selection holds; even, since pairs of integers lie beside their list."""
+    return max(2, min(next_power(k), next_power(triton.cdiv(n_features, GROUP))))
 
 
 def survivor_capacity(k: int, n_features: int) -> int:
@@ -204,8 +204,7 @@ def survivor_capacity(k: int, n_features: int) -> int:
 
 def scratch_columns(k: int, n_features: int) -> int:
     """Integers that the selection of a row writes for itself."""
-    groups = group_capacity(k, n_features)
-    return 2 * survivor_capacity(k, n_features) + groups + groups % 2
+    return 2 * survivor_capacity(k, n_features) + group_capacity(k, n_features)
 
 
 def chunk_rows(n_rows: int, n_features: int, element_size: int, chunk_bytes: int = CHUNK_BYTES) -> int:

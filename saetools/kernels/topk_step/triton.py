@@ -311,7 +311,8 @@ class DeviceStep:
             self.rehearse()
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # a host that is read ahead may allocate
+        own = torch.cuda.stream(torch.cuda.current_stream())  # after a capture that fails its own would be left behind
+        with own, torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # a host read ahead may allocate
             self.launch()
         self.n_launched = n_launched
         for tensor, value in zip(small, kept, strict=True):
