@@ -1,5 +1,7 @@
 """Selection over the batch and per feature against one stable sort."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -56,6 +58,19 @@ def test_nan_is_never_lost(impl: str) -> None:
         assert code.values_M.isnan().any()
     code, _ = per_feature_topm(case.x_ND, W, case.b_F, torch.full((200,), 3), impl=impl)
     assert code.values_M.isnan().any()
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch", "numba"])
+@pytest.mark.parametrize("n_bad", [1, 30])
+def test_more_nans_than_places(impl: str, n_bad: int) -> None:
+    """Slots were once counted backwards then, and written outside their arrays."""
+    case = next(cases.cases())
+    x = case.x_ND.clone()
+    x[3 : 3 + n_bad] = torch.nan
+    for precision in ("fp32", "bf16-screen"):
+        code, threshold = global_topk(x, case.W_FD, case.b_F, 100, impl=impl, precision=precision)
+        assert (code.offsets_N1.diff() >= 0).all() and code.offsets_N1[-1] == len(code.values_M) == 100
+        assert code.values_M.isnan().all() and math.isnan(threshold)
 
 
 def test_results_do_not_depend_on_threads() -> None:

@@ -66,6 +66,17 @@ def take_candidates(score, b, maxima, finite, bound, starts, out_found, out_scor
                 out_found[starts[r] + j], out_scores[starts[r] + j] = found[j], scores[j]
 
 
+@inline
+def is_above(score, threshold):
+    """Whether a score is greater, NaN being the greatest of all."""
+    return threshold == threshold and not (score <= threshold)
+
+
+@inline
+def is_tied(score, threshold):
+    return score == threshold or (threshold != threshold and score != score)
+
+
 @serial
 def share_out(scores, starts, threshold, n_kept, n_ties, offsets):
     """Offsets of the kept slots of each row, and how many scores equal to the threshold it keeps: first rows first."""
@@ -75,8 +86,8 @@ def share_out(scores, starts, threshold, n_kept, n_ties, offsets):
         n_ties[r] = 0
         above = 0
         for s in range(starts[r], starts[r + 1]):
-            above += not (scores[s] <= threshold)
-            n_ties[r] += scores[s] == threshold
+            above += is_above(scores[s], threshold)
+            n_ties[r] += is_tied(scores[s], threshold)
         offsets[r + 1] = above
         left -= above
     for r in range(N):
@@ -96,8 +107,8 @@ def keep(found, scores, values, starts, threshold, n_ties, offsets, out_values, 
             ties, out = n_ties[r], offsets[r]
             for j in range(c):
                 s = lo + order[j]
-                tie = scores[s] == threshold
-                if (tie and ties > 0) or not (scores[s] <= threshold):
+                tie = is_tied(scores[s], threshold)
+                if (tie and ties > 0) or is_above(scores[s], threshold):
                     ties -= tie
                     out_values[out], out_indices[out] = values[s], found[s] + first
                     out += 1

@@ -32,8 +32,9 @@ def global_topk(
     threshold = x_ND.new_zeros(())
     if len(candidate) >= n_kept:
         threshold = candidate.topk(n_kept).values[-1]
-        kept = ~(candidate <= threshold)
-        ties = (candidate == threshold).nonzero()[:, 0]
+        bad = candidate.isnan()  # the greatest of all, and equal to each other
+        kept = (candidate > threshold) | (bad & ~threshold.isnan())
+        ties = ((candidate == threshold) | (bad & threshold.isnan())).nonzero()[:, 0]
         kept[ties[: n_kept - int(kept.sum())]] = True
         place, value = place[kept], value[kept]
     offsets_N1 = torch.nn.functional.pad(torch.bincount(place // max(F, 1), minlength=N).cumsum(0), (1, 0))
