@@ -1,9 +1,12 @@
 """Fixtures that several rooms share."""
 
 import os
+import random
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # before any import of tokenizers
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before any import of triton: its kernels run on CPU tensors here
@@ -15,6 +18,29 @@ import pytest
 hypothesis.settings.register_profile("shared machine", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=20)  # of make check
 hypothesis.settings.load_profile("shared machine")
+
+
+def draw_as(name: str) -> None:
+    """Seeds what draws without a generator of its own. SAETOOLS_TEST_SEED tries the suite on other draws."""
+    import numpy
+    import torch
+
+    seed = zlib.crc32(f"{os.environ.get('SAETOOLS_TEST_SEED', '0')}:{name}".encode())
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
+    """A fixture draws the same numbers whichever test asks for it first: which one does depends on the workers."""
+    draw_as(f"{fixturedef.baseid}::{fixturedef.argname}[{getattr(request, 'param_index', 0)}]")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """A test draws the same numbers whatever ran before it."""
+    draw_as(item.nodeid)
 
 
 @pytest.fixture(autouse=True)
