@@ -64,8 +64,8 @@ def trained(config: Dictionary.Config, dtype: torch.dtype = torch.float64) -> Di
     if dictionary.trained_by == "nothing":
         return dictionary
     dictionary.constrain_()
-    if dictionary.trained_by == "gradient":
-        dictionary.absorb_(loss(dictionary, dictionary.initial_state()).new_state)
+    if dictionary.trained_by == "gradient":  # on rows that no test encodes: a threshold may equal one of their codes
+        dictionary.absorb_(loss(dictionary, dictionary.initial_state(), seed=7).new_state)
     return dictionary
 
 
@@ -77,8 +77,10 @@ def constructed(dictionary: Dictionary) -> Dictionary:
     return dictionary
 
 
-def loss(dictionary: Dictionary, state: State | None = None, n: int = 64, dead_after: int = 1000) -> Terms:
-    x = rows(n).to(dictionary.W_dec_FD.dtype)
+def loss(
+    dictionary: Dictionary, state: State | None = None, n: int = 64, dead_after: int = 1000, seed: int = 0
+) -> Terms:
+    x = rows(n, seed).to(dictionary.W_dec_FD.dtype)
     return dictionary.loss_terms(
         x, x, fields(n), half_dead(dictionary) if state is None else state, progress(dead_after)
     )
@@ -358,7 +360,7 @@ def test_folding_the_scale_changes_nothing(config: Dictionary.Config, tmp_path: 
     raw = rows(dtype=torch.float32) / SCALE
     expected = dictionary.encode(raw * SCALE).to_dense() / SCALE
     scale = expected.abs().max().item()
-    torch.testing.assert_close(folded.encode(raw).to_dense(), expected, rtol=1e-5, atol=1e-5 * scale)
+    torch.testing.assert_close(folded.encode(raw).to_dense(), expected, rtol=5e-5, atol=5e-5 * scale)
     torch.testing.assert_close(
         folded(raw), dictionary(raw * SCALE) / SCALE, rtol=1e-5, atol=1e-5 * float(raw.abs().max())
     )

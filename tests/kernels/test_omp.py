@@ -49,6 +49,18 @@ def test_coefficients_are_least_squares(impl: str) -> None:
         assert (atoms @ left).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("impl", ["reference", "torch", "numba"])
+@pytest.mark.parametrize("with_gram", [False, True])
+def test_ties_go_to_the_lowest_index(impl: str, with_gram: bool) -> None:
+    """Of axes and whole numbers all arithmetic is exact, so that equal atoms tie on every machine."""
+    x = torch.tensor([[5.0, -4, 3, 2], [1, 1, -1, 1], [0, 2, 2, 3]])
+    W = torch.eye(4).repeat(3, 1)
+    values, indices, residual = omp(x, W, 3, impl=impl, gram=Gram(W) if with_gram else None)
+    assert indices.tolist() == [[0, 1, 2], [0, 1, 2], [3, 1, 2]]
+    assert values.tolist() == [[5, -4, 3], [1, 1, -1], [3, 2, 2]]
+    assert residual.tolist() == [[0, 0, 0, 2], [0, 0, 0, 1], [0, 0, 0, 0]]
+
+
 def test_gradcheck() -> None:
     g = torch.Generator().manual_seed(3)
     x = torch.randn(3, 5, generator=g, dtype=torch.float64).requires_grad_()
