@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saetools.arguments import parse_run
-from saetools.errors import ConfigError, FormatError, MismatchError, nearest
+from saetools.errors import ConfigError, FormatError, nearest
 from saetools.records import Calibration, FrozenModel
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def train(configs: Sequence[Any], allow_inexact: bool = False) -> list[TrainResu
         _check_evaluations(config)
     data = Data(configs[0])
     if configs[0].activations.source == "cached":
-        _check_store(configs)
+        _check_store(configs, data)
     return train_runs(configs, lambda calibration: data.source("train", calibration), allow_inexact)
 
 
@@ -162,8 +162,11 @@ def rows_needed(config: Any) -> int:
     return rows_read(plan.n_steps * plan.batch_rows, config.activations.ring_rows)
 
 
-def _check_store(configs: Sequence[Any]) -> None:
-    """Refuse a store that is too short or of another host before anything is trained; the host is not loaded for it."""
+def _check_store(configs: Sequence[Any], data: Data) -> None:
+    """Refuse a store that is too short or of another host before anything is trained.
+
+    The host is loaded only where it has another name, under which the same weights may lie.
+    """
     from saetools.activations.store import CachedSource
 
     if configs[0].activations.path is None:
@@ -171,10 +174,11 @@ def _check_store(configs: Sequence[Any]) -> None:
     store = CachedSource(configs[0].activations.path)
     store.check_length(max(rows_needed(config) for config in configs))
     if store.spec.host != configs[0].host.name:
-        raise MismatchError(
-            f"the store {store.path} holds activations of {store.spec.host!r}; host.name is {configs[0].host.name!r}. "
-            f"Set host.name to it, or harvest again."
-        )
+        store.check_host(data.host, store.spec.point)
+
+
+def _vectors(dictionary: Any) -> Any:
+    return dictionary.spec and dictionary.spec.identity
 
 
 def evaluate(
@@ -190,7 +194,7 @@ def evaluate(
 
     subject = load_subject(source, config, elsewhere)
     loaded = {str(path): load(path, device=subject.dictionary.device) for path in others}
-    alike = {name: other for name, other in loaded.items() if other.spec == subject.dictionary.spec}
+    alike = {name: other for name, other in loaded.items() if _vectors(other) == _vectors(subject.dictionary)}
     subject = replace(subject, others=alike)
     records = run_evaluations(
         subject,

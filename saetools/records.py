@@ -35,6 +35,11 @@ class PointSpec(FrozenModel):
     context_tokens: int | None = Field(None, description="tokens per window, BOS included")
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What of it decides the vectors: weights known by their revision are the same under any name."""
+        return self.model_dump(exclude={"host"} if self.revision else None)
+
+    @property
     def hooked_point(self) -> str:
         """The point's older name, of transformer-lens' HookedTransformer, which other libraries use; else its own.
 

@@ -177,7 +177,7 @@ def test_an_evaluation_that_was_killed_goes_on_with_what_is_missing(live: Path, 
     ("changes", "expected"),
     [
         (["--training.n_tokens", "9000"], "harvest with --rows"),
-        (["--host.name", "pycode"], "holds activations of"),
+        (["--host.name", "pycode"], "the run has 'pycode'"),
         (["--activations.point", "blocks.1.hook_out"], "blocks.0.hook_out"),
     ],
 )

@@ -124,7 +124,7 @@ def _headers(sources: Mapping[Path, LiveSource], calibration_rows: int, shard_by
 
 def _check_same(path: Path, header: StoreHeader, source: LiveSource, calibration_rows: int, shard_bytes: int) -> None:
     wanted = {
-        "spec": source.spec,
+        "spec": source.spec.identity,
         "dtype": source.dtype,
         "field_shapes": _field_shapes(source),
         "plan": source.plan.fingerprint(),
@@ -132,7 +132,8 @@ def _check_same(path: Path, header: StoreHeader, source: LiveSource, calibration
         "calibration_rows": calibration_rows,
         "shard_bytes": shard_bytes,
     }
-    wrong = [name for name, value in wanted.items() if getattr(header, name) != value]
+    held = {**dict(header), "spec": header.spec.identity}
+    wrong = [name for name, value in wanted.items() if held[name] != value]
     if wrong:
         raise MismatchError(
             f"{path} holds a store with other settings: {', '.join(wrong)}. Harvest into another directory, or delete "

@@ -206,7 +206,7 @@ def stream_fingerprint(
     """Fingerprint of a stream of rows, live or stored; outliers_above as of `outlier_rule`."""
     identity = {
         "plan": plan,
-        "spec": spec.model_dump(),
+        "spec": spec.identity,
         "dtype": dtype,
         "outliers_above": outliers_above,
     }

@@ -42,6 +42,9 @@ FREE_TO_CHANGE = frozenset(
 )
 """Keys that change no bit of a run, or whose change is caught by comparing environments."""
 
+NAMES_OF_DATA = frozenset({"host.name", "activations.path", "activations.heldout_path"})
+"""Keys that say where data lies: a fingerprint says what it is, wherever it was moved to."""
+
 FREE_SECTIONS = ("evaluation.", "logging.")
 
 
@@ -127,14 +130,17 @@ class RunDirectory:
         with suppress(ValidationError):  # of another kind, or with keys of another version: compared as it stands
             recorded_config = type(config).model_validate(recorded_config).model_dump(mode="json")
         changed = [key for key in changed_keys(recorded_config, given) if not _is_free(key)]
-        changed = [key for key in changed if key != "training.n_tokens"]
+        recorded = self.read_facts()["data_fingerprint"]
+        same_data = recorded == fingerprint and read_calibration(self.path) == calibration
+        moved = NAMES_OF_DATA | {"corpus.name"} if config.activations.source == "live" else NAMES_OF_DATA
+        checked_elsewhere = {"training.n_tokens", *(moved if same_data else ())}
+        changed = [key for key in changed if key not in checked_elsewhere]
         if changed:
             raise RunError(
                 f"{self.path} holds a run with another {', '.join(changed)} (see its config.yaml). A run is resumed "
                 f"with the config that it began with; set it back, or set run.dir to another directory."
             )
-        recorded = self.read_facts()["data_fingerprint"]
-        if recorded != fingerprint or read_calibration(self.path) != calibration:
+        if not same_data:
             raise RunError(
                 f"{self.path} holds a run on other data (fingerprint {recorded}; now it is {fingerprint}). A run is "
                 f"resumed on the same rows; restore them, or set run.dir to another directory."

@@ -48,6 +48,26 @@ def test_live_and_cached_are_the_same_stream(tmp_path, host, make_plan, same, gr
     assert isinstance(cached, PrefetchedSource)
 
 
+def test_a_host_is_the_same_wherever_it_lies(tmp_path, host, make_plan):
+    """Its weights' revision decides; a host without one is known by its name alone."""
+    path = harvest_points(host, make_plan(), ["mixed"], config(), tmp_path, 10**9)["mixed"]
+    before = make_source(config(source="cached", path=path), "train", host, make_plan()).fingerprint()
+    host.name = "/mnt/other/fake"
+    settings = config(source="cached", path=path)
+    assert make_source(settings, "train", host, make_plan()).fingerprint() == before
+    assert make_source(config(), "train", host, make_plan()).fingerprint() == before
+    harvest_points(host, make_plan(), ["mixed"], config(), tmp_path, 10**9)  # which is done already
+    spec = host.spec("mixed")
+    assert spec.identity == spec.model_copy(update={"host": "fake"}).identity
+    unknown = spec.model_copy(update={"revision": None})
+    assert unknown.identity != unknown.model_copy(update={"host": "fake"}).identity
+    host.spec = lambda point, context_tokens=None: spec.model_copy(
+        update={"revision": "r1", "context_tokens": context_tokens}
+    )
+    with pytest.raises(MismatchError, match="revision is 'r0', the run has 'r1'"):
+        make_source(settings, "train", host, make_plan())
+
+
 def test_a_store_with_gradients_serves_runs_without(tmp_path, host, make_plan, same):
     path = harvest_points(host, make_plan(), ["mixed"], config(gradients=True), tmp_path, 10**9)["mixed"]
     without = make_source(config(source="cached", path=path), "train", host, make_plan())

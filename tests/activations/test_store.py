@@ -217,8 +217,9 @@ def test_other_hosts_points_and_corpora_are_refused(make_store, make_plan, host)
     cached.check_settings(point="mixed", dtype="float32")
     with pytest.raises(MismatchError, match="point is 'mixed', the run has 'embed'"):
         cached.check_host(host, "embed")
-    host.name = "other"
-    with pytest.raises(MismatchError, match="host is 'fake'"):
+    other = host.spec("mixed", cached.spec.context_tokens).model_copy(update={"host": "other", "revision": "r1"})
+    host.spec = lambda point, context_tokens: other
+    with pytest.raises(MismatchError, match="host is 'fake', the run has 'other'; revision is 'r0', the run has 'r1'"):
         cached.check_host(host, "mixed")
     with pytest.raises(MismatchError, match="corpus is 'fake corpus 0"):
         cached.check_plan(make_plan(salt=1))

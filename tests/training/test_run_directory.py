@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import yaml
 
@@ -87,6 +88,24 @@ def test_calibration_and_config_of_a_run(program: ModuleType, straight: Path, ro
     with pytest.raises(RunError, match=r"another dictionary\.n_features \(see"):
         other = program.tiny_config(rows, straight, **{"dictionary.n_features": 64, "logging.every_steps": 9})
         RunDirectory(straight).check_same(other, source.fingerprint(), source.calibration)
+
+
+def test_a_run_goes_on_where_its_rows_were_moved(
+    program: ModuleType, straight: Path, rows: Path, tmp_path: Path
+) -> None:
+    moved, other = tmp_path / "moved.npy", tmp_path / "other.npy"
+    shutil.copy(rows, moved)
+    x_ND = np.load(rows)
+    x_ND[-1, -1] += 1
+    np.save(other, x_ND)
+    for path in (moved, other):
+        config = program.tiny_config(path, straight)
+        source = program.tiny_source(config)(None)
+        if path == moved:
+            RunDirectory(straight).check_same(config, source.fingerprint(), source.calibration)
+        else:
+            with pytest.raises(RunError, match=r"another activations\.path \(see"):
+                RunDirectory(straight).check_same(config, source.fingerprint(), source.calibration)
 
 
 def test_a_run_begun_before_a_section_existed_goes_on(
