@@ -112,7 +112,7 @@ def _page(contents: Contents, lines: list[dict[str, Any]], data: list[str], fold
     page = {
         "columns": [column for column in COLUMNS if column[0] != "label" or any(line["label"] for line in lines)],
         "rows": lines,
-        "bound": {"form": store.bound, "columns": store.bounded},
+        "bound": {"form": store.bound, "spaced": store.spaced, "columns": store.bounded},
         "lists": {name: sorted({*own} & {*shown}) for name, own in lists.items()},
         "density": density_histogram(store).to_json(),
         "map": map_points(store),

@@ -203,8 +203,7 @@ class Explorer:
 
     def feature(self, feature: int) -> FeaturePanel:
         """One feature. DataError where the store has none of that number."""
-        self.store.feature(feature)
-        return FeaturePanel(self.store, feature)
+        return FeaturePanel(self.store, self.store.feature(feature).feature)
 
     def density(self) -> Panel:
         """How many features fire how often."""

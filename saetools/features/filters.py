@@ -12,6 +12,11 @@ from saetools.features.schema import SORTABLE
 BOUND = re.compile(r"(\w+)(<=|>=|<|>)(-?(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)")
 BOUNDED = {name: name for name in SORTABLE} | {"max": "max_value", "fires": "count", "contexts": "n_contexts"}
 """The column that a name stands for in a bound such as max<=5; pages know the same."""
+SPACED = re.compile(rf"(?<!\S)({'|'.join(BOUNDED)})\s*(<=|>=|<|>)\s*(?=[-.\d])")
+"""A bound written with spaces, up to its number."""
+
+FOLDED = "folded"
+"""A function of the store's connection: SQLite's own lower() knows no letters but those of ASCII."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ def conditions(wanted: Filter, has_annotations: bool) -> tuple[str, list[Any]]:
         clauses.append(listed if has_annotations else "? IS NULL")
         values.append(wanted.list_name)
     words = []
-    for word in wanted.text.split():
+    for word in SPACED.sub(r"\1\2", wanted.text).split():
         found = BOUND.fullmatch(word)
         if found and found[1] in BOUNDED:
             clauses.append(f"features.{BOUNDED[found[1]]} {found[2]} ?")
@@ -72,7 +77,7 @@ def _words(words: list[str], has_annotations: bool) -> tuple[str, list[str]]:
         values += [sign for sign in signs for _ in range(2)]
     matching = " INTERSECT ".join(found)
     if has_annotations:
-        pieces = " AND ".join(["instr(lower(label || ' ' || note), lower(?)) > 0"] * len(words))
+        pieces = " AND ".join([f"instr({FOLDED}(label || ' ' || note), {FOLDED}(?)) > 0"] * len(words))
         matching += f" UNION SELECT feature FROM notes.labels WHERE {pieces}"
         values += words
     return f"features.feature IN ({matching})", values

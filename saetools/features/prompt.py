@@ -14,8 +14,15 @@ MAX_TOKENS = 4096
 def prompt_ids(host: Host, text: str) -> tuple[list[int], list[int]]:
     """(BOS where the host begins with it, the tokens of a text): together at most 4,096 and what the host takes.
 
-    Raises DataError where the text has no token or more than that.
+    Raises DataError where the text has no token or more than that, or is none.
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"the prompt has half of a surrogate pair, {text[error.start]!r}, at character {error.start}, which no "
+            "tokenizer takes. Give another text."
+        ) from None
     ids = host.tokenize.encode([text])[0]
     bos = [host.tokenize.bos_id] if host.prepend_bos and host.tokenize.bos_id is not None else []
     limit = min(MAX_TOKENS, host.max_tokens) - len(bos)

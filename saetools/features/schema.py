@@ -51,3 +51,8 @@ CREATE TABLE IF NOT EXISTS notes.labels (
 );
 CREATE TABLE IF NOT EXISTS notes.lists (name TEXT NOT NULL, feature INTEGER NOT NULL, PRIMARY KEY (name, feature));
 """
+
+
+def storable(value: object) -> object:
+    """A value as SQLite can hold it: its UTF-8 has no lone surrogates, which stand as ? then."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value

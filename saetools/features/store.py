@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from threading import RLock
 from typing import Any, BinaryIO
@@ -17,9 +18,17 @@ from pydantic import ValidationError
 
 from saetools.atomic import MANIFEST, hash_file
 from saetools.errors import DataError, FormatError, RunError
-from saetools.features.filters import BOUND, BOUNDED, Filter, checked_column, conditions
+from saetools.features.filters import BOUND, BOUNDED, FOLDED, SPACED, Filter, checked_column, conditions
 from saetools.features.records import Example, FeatureRecord, StoreInfo
-from saetools.features.schema import ANNOTATIONS_SUFFIX, CREATE_ANNOTATIONS, DATABASE, SHARDS, SORTABLE, SUMMARY
+from saetools.features.schema import (
+    ANNOTATIONS_SUFFIX,
+    CREATE_ANNOTATIONS,
+    DATABASE,
+    SHARDS,
+    SORTABLE,
+    SUMMARY,
+    storable,
+)
 from saetools.rng import generator
 from saetools.safeio import read_json
 
@@ -62,8 +71,8 @@ class FeatureStore:
 
     sortable = SORTABLE
     """Columns of numbers by which tables are sorted and filtered."""
-    bound, bounded = BOUND.pattern, BOUNDED
-    """The form of a bound such as max<=5 in a search, and the column that each name in it stands for."""
+    bound, spaced, bounded = BOUND.pattern, SPACED.pattern, BOUNDED
+    """The form of a bound such as max<=5 in a search, with spaces in it, and the column that each name stands for."""
 
     def __init__(
         self, path: Path, connection: sqlite3.Connection, shards: dict[str, BinaryIO], info: StoreInfo
@@ -87,6 +96,7 @@ class FeatureStore:
         with _sqlite_errors(database):
             address = f"{database.resolve().as_uri()}?mode=ro&immutable=1"
             connection = sqlite3.connect(address, uri=True, check_same_thread=False)
+            connection.create_function(FOLDED, 1, str.casefold, deterministic=True)
             row = connection.execute("SELECT value FROM meta WHERE key = 'info'").fetchone()
         try:
             info = StoreInfo.model_validate_json(row[0] if row else "")
@@ -106,17 +116,19 @@ class FeatureStore:
 
     def feature(self, feature: int) -> FeatureRecord:
         """All that is known of one feature. DataError where there is none of that number."""
-        row = self._one("SELECT record FROM records WHERE feature = ?", feature)
+        rows = self._rows("SELECT record FROM records WHERE feature = ?", (self._known(feature),))
+        if not rows:
+            raise FormatError(f"{self.path / DATABASE} lacks feature {feature}. Make the store anew.")
         try:
-            return FeatureRecord.model_validate(json.loads(_decompress(row[0], self.path / DATABASE)))
+            return FeatureRecord.model_validate(json.loads(_decompress(rows[0][0], self.path / DATABASE)))
         except ValidationError as error:
             raise FormatError(f"{self.path / DATABASE}: the record of feature {feature} is damaged: {error}") from None
 
     def examples(self, feature: int) -> list[Example]:
         """The feature's contexts, band by band. FormatError where their bytes are not those that were written."""
+        feature = self._known(feature)
         found = self._rows("SELECT shard, start, length, xxh3_128 FROM examples WHERE feature = ?", (feature,))
         if not found:
-            self._one("SELECT 1 FROM features WHERE feature = ?", feature)
             return []
         shard, start, length, expected = found[0]
         file = self.path / shard
@@ -171,6 +183,7 @@ class FeatureStore:
 
     def annotation(self, feature: int) -> tuple[str, str]:
         """(label, note) of a feature; empty where there is none."""
+        feature = self._known(feature)
         if not self._has_annotations:
             return "", ""
         rows = self._rows("SELECT label, note FROM notes.labels WHERE feature = ?", (feature,))
@@ -185,7 +198,7 @@ class FeatureStore:
 
     def annotate(self, feature: int, label: str, note: str = "") -> None:
         """Set label and note of a feature; both empty removes them. Durable when it returns."""
-        self._one("SELECT 1 FROM features WHERE feature = ?", feature)
+        feature = self._known(feature)
         self._attach_annotations(create=True)
         if label or note:
             self._write("INSERT OR REPLACE INTO notes.labels VALUES (?, ?, ?)", (feature, label, note))
@@ -204,8 +217,9 @@ class FeatureStore:
         """Make, replace or (with no features) remove a list."""
         self._attach_annotations(create=True)
         with self._lock, _sqlite_errors(self._annotations_path), self._connection:
+            name = str(storable(name))
             self._connection.execute("DELETE FROM notes.lists WHERE name = ?", (name,))
-            rows = [(name, int(feature)) for feature in dict.fromkeys(features)]
+            rows = [(name, feature) for feature in dict.fromkeys(map(self._known, features))]
             self._connection.executemany("INSERT INTO notes.lists VALUES (?, ?)", rows)
 
     @property
@@ -230,20 +244,23 @@ class FeatureStore:
 
     # --- queries --------------------------------------------------------------------------------------------
 
-    def _one(self, query: str, feature: int) -> tuple[Any, ...]:
-        known = 0 <= feature < self.info.n_features  # SQLite takes no integer of more than 64 bits
-        rows = self._rows(query, (feature,)) if known else []
-        if not rows:
-            raise DataError(f"there is no feature {feature}: the store has 0 to {self.info.n_features - 1}.")
-        return rows[0]
+    def _known(self, feature: int) -> int:
+        """The number as Python's own: SQLite takes numpy's for bytes. DataError where the store has no such feature."""
+        try:
+            number = index(feature)
+        except TypeError:
+            raise DataError(f"a feature is a whole number, not {feature!r}.") from None
+        if not 0 <= number < self.info.n_features:
+            raise DataError(f"there is no feature {number}: the store has 0 to {self.info.n_features - 1}.")
+        return number
 
     def _rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         with self._lock, _sqlite_errors(self.path / DATABASE):
-            return self._connection.execute(query, values).fetchall()
+            return self._connection.execute(query, [storable(value) for value in values]).fetchall()
 
     def _write(self, query: str, values: Sequence[Any]) -> None:
         with self._lock, _sqlite_errors(self._annotations_path), self._connection:
-            self._connection.execute(query, values)
+            self._connection.execute(query, [storable(value) for value in values])
 
 
 def sample_of_firing(count_F: np.ndarray, n_features: int | None, seed: int) -> list[int]:

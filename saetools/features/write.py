@@ -11,7 +11,7 @@ import xxhash
 
 from saetools.atomic import committed_directory
 from saetools.features.records import Example, FeatureRecord, StoreInfo
-from saetools.features.schema import CREATE, CREATE_INDEXES, DATABASE, SHARD_BYTES, SUMMARY
+from saetools.features.schema import CREATE, CREATE_INDEXES, DATABASE, SHARD_BYTES, SUMMARY, storable
 
 WORDS_AROUND_PEAK = 12  # tokens on each side of a top example's peak that full-text search finds
 
@@ -51,7 +51,7 @@ def _write_entry(connection: sqlite3.Connection, shards: "_Shards", entry: Entry
         "top_logit": record.logits.top[0].token if record.logits and record.logits.top else None,
     }
     values = [summary[name] for name in SUMMARY] + list(record.map_xy or (None, None))
-    connection.execute(f"INSERT INTO features VALUES ({', '.join('?' * len(values))})", [_text(v) for v in values])
+    connection.execute(f"INSERT INTO features VALUES ({', '.join('?' * len(values))})", [storable(v) for v in values])
     connection.execute(
         "INSERT INTO records VALUES (?, ?)", (feature, _compress(json.dumps(record.model_dump()).encode()))
     )
@@ -61,7 +61,7 @@ def _write_entry(connection: sqlite3.Connection, shards: "_Shards", entry: Entry
     logits = " ".join(weight.token for weight in record.logits.top) if record.logits else ""
     contexts = " ".join(_around_peak(example) for example in top[:5])
     connection.execute(
-        "INSERT INTO words (rowid, logits, contexts) VALUES (?, ?, ?)", (feature, _text(logits), _text(contexts))
+        "INSERT INTO words (rowid, logits, contexts) VALUES (?, ?, ?)", (feature, storable(logits), storable(contexts))
     )
 
 
@@ -100,8 +100,3 @@ def _compress(data: bytes) -> bytes:
 
 def _around_peak(example: Example) -> str:
     return "".join(example.tokens[max(0, example.peak - WORDS_AROUND_PEAK) : example.peak + WORDS_AROUND_PEAK + 1])
-
-
-def _text(value: object) -> object:
-    """SQLite's UTF-8 cannot hold lone surrogates; examples keep them (JSON), columns show them replaced."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value

@@ -116,6 +116,8 @@ ASKED += [
     "1e5",
     "COUNT<3",
     "max_value>1e0 </",
+    "density > 0.001  max<= 3",
+    "densty > 0.001",
 ]
 
 
@@ -188,7 +190,7 @@ def test_hostile_text_is_shown_and_never_run(watched: Any, page_path: Path, stor
             context => [...context.children].map(token => token.textContent))""")
         expected = [list(example.tokens) for example in store.examples(feature)]
         assert sorted(found) == sorted(tokens for tokens in expected if tokens in found) and len(found) >= 12
-        assert page.locator(".sae-context").first.is_visible()
+        page.locator(".sae-context").first.wait_for()  # until it is visible
     page.evaluate("location.hash = '1'")
     page.wait_for_selector(".sae-name")
     assert page.locator(".sae-name").evaluate("node => node.textContent") == "<img src=x onerror=window.__pwned++>"

@@ -40,6 +40,7 @@ def test_every_panel_has_a_figure(explorer: Explorer) -> None:
     assert len(explorer.map().figure.data[0].x) == N_FEATURES - 1, "features that never fire have no place"
     with pytest.raises(DataError):
         explorer.feature(N_FEATURES)
+    assert explorer.feature(np.int64(2)) == feature, "as an argmax gives it"
     assert [list(row) for row in model.prompt("").figure.data[0].z] == [[2.0, 0.0], [-1.0, 1.5]]
     assert model.partners("other")[0] == (1, -1, -0.5)
     with pytest.raises(FormatError, match="no run"):

@@ -2,10 +2,12 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 from toy import D_MODEL, SignedDictionary
 
-from saetools.features.prompt import fire_on_prompt
+from saetools.errors import DataError
+from saetools.features.prompt import fire_on_prompt, prompt_ids
 
 
 def test_the_strongest_are_those_of_greatest_magnitude() -> None:
@@ -26,3 +28,8 @@ def test_the_strongest_are_those_of_greatest_magnitude() -> None:
     assert peak_F[features].equal(peak_F.topk(4).values) and not peak_F[features].equal(code_TF.amax(0)[features])
     for feature, pairs in found.features:
         assert [pair for pair in enumerate(code_TF[:, feature].tolist()) if pair[1]] == list(pairs)
+
+
+def test_a_text_that_is_none() -> None:
+    with pytest.raises(DataError, match=r"surrogate pair, '.ud800', at character 1"):
+        prompt_ids(None, "a\ud800")  # type: ignore[arg-type]

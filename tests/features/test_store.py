@@ -3,7 +3,9 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from toy import SPEC, WORDS, SignedDictionary, ToyHost, ToyPlan, ToySource
 
 from saetools.errors import DataError, FormatError, RunError
@@ -67,6 +69,9 @@ def test_a_table_is_sorted_filtered_and_paged(
     dense = Filter(text="density>=0.2 max<1e3 count<=1000000")
     assert {r.feature for r in store.table(filter=dense).rows} == {r.feature for r in records if r.density >= 0.2}
     assert store.table(filter=dense).total == sum(r.density >= 0.2 for r in records)
+    spaced = Filter(text="density >= 0.2  max <1e3 count<= 1000000")
+    assert store.table(filter=spaced).rows == store.table(filter=dense).rows
+    assert store.table(filter=Filter(text="densty > 0.2")).total == 0, "words"
     assert [r.feature for r in store.table("feature", Filter(features=[3, 1])).rows] == [1, 3]
     assert store.table(filter=Filter(text="density<0 e")).total == 0
     assert store.table(filter=Filter(text="densty<0")).total == 0, "of no column: words"
@@ -86,7 +91,7 @@ def test_columns_are_in_the_order_of_features(
 
 
 @pytest.mark.parametrize(
-    "text", ['"', "''; DROP TABLE features", "a OR b", "NEAR(", "*", "\0", "(", "日本", "-", "9" * 30]
+    "text", ['"', "''; DROP TABLE features", "a OR b", "NEAR(", "*", "\0", "(", "日本", "-", "9" * 30, "\ud800"]
 )
 def test_any_text_may_be_searched(store: FeatureStore, text: str) -> None:
     assert store.table(filter=Filter(text=text)).total >= 0
@@ -180,9 +185,14 @@ def test_unknown_features_and_damage_are_named(written: tuple[Path, StoreInfo, l
     path = tmp_path / "s"
     write_store(path, info, entries)
     store = FeatureStore.open(path)
-    for call in (store.feature, store.examples):
-        with pytest.raises(DataError, match="0 to 11"):
-            call(12)
+    for call in (store.feature, store.examples, store.annotation, lambda number: store.annotate(number, "x")):
+        for number in (12, -1, np.int64(12), 2**70):
+            with pytest.raises(DataError, match="0 to 11"):
+                call(number)
+        for number in ("3", 3.0, None):
+            with pytest.raises(DataError, match="whole number"):
+                call(number)
+    assert store.annotations() == {} and not store._annotations_path.exists()
     shard = path / "examples-00000.bin"
     shard.rename(tmp_path / "elsewhere")
     with pytest.raises(FormatError, match=r"examples-00000\.bin is missing"):
@@ -200,6 +210,30 @@ def test_unknown_features_and_damage_are_named(written: tuple[Path, StoreInfo, l
         FeatureStore.open(path)
     with pytest.raises(FormatError, match="not a feature store"):
         FeatureStore.open(tmp_path)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(written: tuple[Path, StoreInfo, list[Entry]], tmp_path: Path) -> None:
+    """An argmax is what people look up; SQLite takes a numpy integer for bytes, and finds nothing."""
+    _, info, entries = written
+    write_store(tmp_path / "s", info, entries)
+    store = FeatureStore.open(tmp_path / "s")
+    for number in (np.int64(3), np.uint8(3), torch.tensor(3)):
+        assert store.feature(number) == store.feature(3) and store.examples(number) == store.examples(3) != []
+        store.annotate(number, "found")
+        assert store.annotation(number) == ("found", "") and store.annotations() == {3: ("found", "")}
+        store.set_list("few", [number, 1])
+        assert store.lists() == {"few": [1, 3]}
+
+
+def test_labels_of_any_letters(written: tuple[Path, StoreInfo, list[Entry]], tmp_path: Path) -> None:
+    _, info, entries = written
+    write_store(tmp_path / "s", info, entries)
+    store = FeatureStore.open(tmp_path / "s")
+    store.annotate(3, "\u00dcbung", "half \ud800")
+    store.set_list("\ud800", [1])
+    assert store.annotation(3) == ("\u00dcbung", "half ?") and store.lists() == {"?": [1]}
+    for asked in ("\u00fcbung", "\u00dcBUNG", "HALF"):
+        assert [row.feature for row in store.table(filter=Filter(text=asked)).rows] == [3], asked
 
 
 def test_without_a_host_there_are_no_texts_or_logits(tmp_path: Path) -> None:

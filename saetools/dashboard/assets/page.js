@@ -23,12 +23,13 @@
   };
 
   const BOUND = new RegExp(`^${page.bound.form}$`);
+  const SPACED = new RegExp(page.bound.spaced, "g");
   const columns = new Map(Object.entries(page.bound.columns));
   const HOLDS = { "<": (a, b) => a < b, ">": (a, b) => a > b, "<=": (a, b) => a <= b, ">=": (a, b) => a >= b };
   /** Whether a row is on the list, within the bounds and has the words that are asked for, as in the live app: a word
       without a letter or digit is looked for where it tells features apart. */
   const matcher = () => {
-    const asked = state.query.split(/\s+/).filter(Boolean).map((word) => [word, word.match(BOUND) || []]);
+    const asked = state.query.replace(SPACED, "$1$2").split(/\s+/).filter(Boolean).map((word) => [word, word.match(BOUND) || []]);
     const isBound = ([, [, name]]) => columns.has(name);
     const words = asked.filter((each) => !isBound(each)).map(([word]) => word);
     const tests = asked.filter(isBound).map(([, [, name, sign, bound]]) => {
