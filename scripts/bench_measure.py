@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from bench_peers import CLOCKS
 
+from saetools.training.environment import cpu_name
+
 ROOT = Path(__file__).parents[1]
 CSV_DIR = ROOT / "analysis" / "bench"
 
@@ -43,7 +45,7 @@ class Setting:
     threads: int
     allocator: str
     clock: str = "wall"
-    device: str = field(default_factory=lambda: cpu_name())
+    device: str = field(default_factory=lambda: f"{cpu_name()}, {os.cpu_count()} cores")
 
     def start(self) -> "Setting":
         """Set it in this process; the allocator as it could be set."""
@@ -134,17 +136,6 @@ def append_csv(path: Path, results: list[Timing], setting: Setting) -> None:
             for metric, unit, least, median in rows:
                 row = {"metric": metric, "unit": unit, "min": least, "median": median}
                 writer.writerow({"op": result.op, "provider": result.provider, "config": config} | row | shared)
-
-
-def cpu_name() -> str:
-    """Model of the CPU and the vector instructions that torch uses."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = [line.split(":", 1) for line in info.read_text().splitlines() if ":" in line]
-        fields = {key.strip(): value.strip() for key, value in lines}
-        model = f"{fields.get('model name', model)} (family {fields.get('cpu family')}, model {fields.get('model')})"
-    return f"{model}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores"
 
 
 def versions() -> str:

@@ -1,5 +1,7 @@
 """Where a run computes: device, threads and versions. Runs agree bit for bit only where all of these do."""
 
+import importlib.metadata
+import importlib.util
 import os
 import platform
 import subprocess
@@ -41,9 +43,20 @@ def environment(provider: str, device: torch.device) -> dict[str, str | int]:
         "provider": provider,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
-        "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        **({"cpu": cpu_name()} if device.type == "cpu" else {}),
         **versions(),
     }
+
+
+def cpu_name(info: Path = Path("/proc/cpuinfo")) -> str:
+    """Model of the CPU and the vector instructions that torch uses: two makers' sums differ with the same ones."""
+    model = platform.processor() or platform.machine()
+    if info.exists():
+        lines = [line.split(":", 1) for line in info.read_text().splitlines() if ":" in line]
+        fields = {key.strip(): value.strip() for key, value in lines}
+        if "model name" in fields:
+            model = f"{fields['model name']} (family {fields.get('cpu family')}, model {fields.get('model')})"
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def versions() -> dict[str, str]:
@@ -53,6 +66,7 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
+        **({"numba": importlib.metadata.version("numba")} if importlib.util.find_spec("numba") else {}),
     }
 
 

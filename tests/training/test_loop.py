@@ -21,6 +21,7 @@ from saetools.formats.native import load_unfolded
 from saetools.safeio import verify_directory
 from saetools.training import trainer
 from saetools.training.checkpoint import checkpoint_paths, read_checkpoint
+from saetools.training.environment import cpu_name, environment
 from saetools.training.loop import train
 from saetools.training.opening import fresh_trainer
 from saetools.training.run_directory import read_calibration
@@ -225,6 +226,20 @@ def test_other_threads_need_permission(train_tiny: Callable, tmp_path: Path, cap
     with caplog.at_level(logging.WARNING):
         train_tiny(tmp_path / "run", allow_inexact=True, **{"training.n_tokens": 1000, "run.threads": 2})
     assert "threads was 1, is 2" in caplog.text
+
+
+def test_another_processor_is_another_environment(tmp_path: Path) -> None:
+    models = [("AMD EPYC", 25, 17), ("Intel(R) Xeon(R) Processor", 6, 143), ("Intel(R) Xeon(R) Processor", 6, 85)]
+    named = set()
+    for model, family, number in models:
+        info = tmp_path / "cpuinfo"
+        info.write_text(f"processor\t: 0\nmodel name\t: {model}\ncpu family\t: {family}\nmodel\t\t: {number}\n\n" * 2)
+        named.add(cpu_name(info))
+    assert len(named) == 3 and any(name.startswith("AMD EPYC (family 25, model 17), ") for name in named)
+    (tmp_path / "arm").write_text("processor\t: 0\nCPU part\t: 0xd0c\n")
+    assert cpu_name(tmp_path / "arm") == cpu_name(tmp_path / "none")
+    cpu, cuda = (environment("plain", torch.device(name)) for name in ("cpu", "meta"))
+    assert cpu["cpu"] == cpu_name() and "cpu" not in cuda and "numba" in cpu
 
 
 def test_the_step_of_auto_resumes_exactly_and_not_as_plain(
