@@ -6,9 +6,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class FrozenModel(BaseModel):
-    """Base of every config and record: immutable, and unknown keys are errors."""
+    """Base of every record: immutable, and unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings", protected_namespaces=())
+
+
+class FrozenConfig(FrozenModel):
+    """Base of what a user writes: a number that is not finite is an error too."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 HOOKED = {  # of the bridge, within a block: of the HookedTransformer
@@ -65,7 +71,7 @@ class Calibration(FrozenModel):
     total_variance: float = Field(description="V = E||y - E y||^2 of scaled rows y")
     median_norm: float = Field(description="median Euclidean norm of raw rows")
     b_dec_start: tuple[float, ...] = Field(description="geometric median of scaled rows, length d_model")
-    n_rows: int = Field(description="rows measured")
+    n_rows: int = Field(description="rows measured, outliers left out where the source drops them")
     gradient_rms: float | None = Field(
         None, description="root mean square of the entries of raw gradients; None where the rows carry no `grad`"
     )

@@ -22,6 +22,11 @@ class Batches(Protocol):
     """What calibration needs of a source; sources that are not calibrated yet offer it too."""
 
     @property
+    def drops_outliers(self) -> bool:
+        """Whether outliers will be dropped once the median norm is known: the constants are then of the other rows."""
+        ...
+
+    @property
     def n_batches(self) -> int | None: ...
 
     def batches(self, start: int = 0) -> NumberedBatches:
@@ -30,8 +35,7 @@ class Batches(Protocol):
 
 
 def calibrate(source: Batches, n_rows: int) -> Calibration:
-    """Measure the first `n_rows` rows of a source that drops no outliers (those of one epoch, where it has
-    fewer).
+    """Measure the first `n_rows` rows of a source that is not calibrated (those of one epoch, where it has fewer).
 
     Raises DataError where there are no rows, or where they are all equal. The record says how many were measured.
     """
@@ -56,20 +60,32 @@ def calibrate_all(sources: Sequence[Batches], n_rows: int) -> list[Calibration]:
     finally:
         for stream in streams:
             stream.close()
-    rows = [ActivationBatch.concatenate(pieces) if pieces else None for pieces in taken]
-    return [measure(r.x_ND, r.fields.get(GRAD)) if r else measure(torch.empty(0, 0)) for r in rows]
+    found = []
+    for source, pieces in zip(sources, taken, strict=True):
+        rows = ActivationBatch.concatenate(pieces) if pieces else None
+        x_ND, grad_ND = (rows.x_ND, rows.fields.get(GRAD)) if rows else (torch.empty(0, 0), None)
+        found.append(measure(x_ND, grad_ND, source.drops_outliers))
+    return found
 
 
-def measure(x_ND: Tensor, grad_ND: Tensor | None = None) -> Calibration:
+def measure(x_ND: Tensor, grad_ND: Tensor | None = None, drops_outliers: bool = False) -> Calibration:
     """The record of raw rows x, and of their gradients where they have some; every sum in float64.
 
     scale = sqrt(D / E||x||^2), so that E||scale x||^2 = D; V = scale^2 E||x - E x||^2; median_norm = median ||x||
     of raw rows; b_dec_start = scale * geometric median of x; gradient_rms = sqrt(E g^2) over all entries.
+
+    With `drops_outliers` the median is that of all rows, everything else of those that it keeps: the means of squares
+    of a host with a few massive activations would be theirs, and say nothing of the rows that are trained on.
     """
-    n, d_model = x_ND.shape
-    if n == 0:
+    if len(x_ND) == 0:
         raise DataError("There are no rows to calibrate on: the source gave none. Give it documents with tokens.")
     squares_N = torch.cat([chunk.square().sum(1) for chunk in _float64(x_ND)])
+    median_norm = float(np.median(squares_N.sqrt().numpy()))
+    keep_N = squares_N.sqrt() <= OUTLIER_FACTOR * median_norm
+    if drops_outliers and not bool(keep_N.all()):
+        x_ND, squares_N = x_ND[keep_N], squares_N[keep_N]
+        grad_ND = None if grad_ND is None else grad_ND[keep_N]
+    n, d_model = x_ND.shape
     mean_D = torch.stack([chunk.sum(0) for chunk in _float64(x_ND)]).sum(0) / n
     variance = float(torch.stack([(chunk - mean_D).square().sum() for chunk in _float64(x_ND)]).sum()) / n
     if not variance > 0:
@@ -84,7 +100,7 @@ def measure(x_ND: Tensor, grad_ND: Tensor | None = None) -> Calibration:
     return Calibration(
         scale=scale,
         total_variance=scale**2 * variance,
-        median_norm=float(np.median(squares_N.sqrt().numpy())),
+        median_norm=median_norm,
         b_dec_start=tuple((scale * geometric_median(x_ND)).tolist()),
         n_rows=n,
         gradient_rms=gradient_rms,
@@ -116,6 +132,8 @@ def geometric_median(x_ND: Tensor, max_iterations: int = 100, tolerance: float =
 def drop_outliers(batch: ActivationBatch, calibration: Calibration) -> ActivationBatch:
     """The rows whose norm is at most OUTLIER_FACTOR times the median norm, in order."""
     norm_N = torch.linalg.vector_norm(batch.x_ND.float(), dim=1)
+    if not bool(torch.isfinite(norm_N).all()):  # squares left the range of float32, in which sums are ten times as fast
+        norm_N = torch.linalg.vector_norm(batch.x_ND.double(), dim=1)
     keep_N = norm_N <= OUTLIER_FACTOR * calibration.median_norm
     return batch if bool(keep_N.all()) else batch.select(keep_N)
 

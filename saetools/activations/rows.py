@@ -112,7 +112,7 @@ class RowsSource:
         self.n_batches = math.ceil((self.end - self.first) / batch_rows)
         self.spec = PointSpec(host="rows", point="rows", d_model=self.file.d_model)
         self.counts = Counts()
-        self._calibration, self._drops_outliers = calibration, drop_outliers
+        self._calibration, self.drops_outliers = calibration, drop_outliers
 
     @property
     def calibration(self) -> Calibration:
@@ -131,7 +131,7 @@ class RowsSource:
 
     @property
     def outlier_norm(self) -> float | None:
-        return outlier_norm(self._calibration, self._drops_outliers)
+        return outlier_norm(self._calibration, self.drops_outliers)
 
     def fingerprint(self, calibrated: bool = True) -> str:
         return digest(
@@ -154,7 +154,7 @@ class RowsSource:
             {name: self._round(value, name, first) for name, value in raw.fields.items() if self._gradients},
         )
         kept = rounded
-        if self._drops_outliers and self._calibration is not None:
+        if self.drops_outliers and self._calibration is not None:
             kept = drop_outliers(rounded, self._calibration)
         self.counts += Counts(rows=len(kept), outliers=len(rounded) - len(kept))
         return kept
@@ -226,7 +226,7 @@ def _npy_header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
             offset = file.tell()
     except (ValueError, KeyError, OSError) as error:
         raise FormatError(f"{path} is not a readable .npy file: {error}. Write it again with numpy.save.") from error
-    if is_fortran or dtype.kind != "f":
+    if is_fortran or dtype.kind != "f" or dtype.itemsize > 8:  # torch has no long double
         order = "Fortran" if is_fortran else "C"
         raise FormatError(
             f"{path} is a {dtype} array in {order} order; rows are floating-point numbers in C order. Save "

@@ -104,6 +104,7 @@ def make_token_plan(
 class ListSource:
     """A finite RowSource of given batches."""
 
+    drops_outliers = False
     spec = PointSpec(host="rows", point="rows", d_model=1)
     calibration = Calibration(scale=1.0, total_variance=1.0, median_norm=1.0, b_dec_start=(0.0,), n_rows=1)
 

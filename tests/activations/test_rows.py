@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from saetools.activations.calibration import calibrate
+from saetools.activations.calibration import calibrate, measure
 from saetools.activations.rows import RowsFile, RowsSource
 from saetools.errors import ConfigError, DataError, FormatError
 
@@ -88,12 +88,26 @@ def test_any_floating_dtype_is_read_and_the_only_matrix_is_found(tmp_path, dtype
     assert x_of(all_rows(RowsSource(file), 1)).equal(X.to(dtype)[:86].float())
 
 
+def test_rows_whose_squares_leave_float32_are_no_outliers(tmp_path):
+    """All of them would be dropped, and a run would read the file for ever."""
+    file = saved(tmp_path / "rows.safetensors", x=X * 1e25)
+    assert len(all_rows(RowsSource(file, calibration=calibrate(RowsSource(file), 1000)), 1)[0]) == 86
+
+
 def test_outliers_are_dropped_and_counted(tmp_path):
     x = X.clone()
     x[[3, 50]] *= 1000
     file = saved(tmp_path / "rows.safetensors", x=x)
     record = calibrate(RowsSource(file), 1000)
-    assert record.n_rows == 86
+    kept = measure(torch.cat([X[:3], X[4:50], X[51:86]]))
+    assert record.n_rows == kept.n_rows == 84
+    assert (record.scale, record.total_variance, record.b_dec_start) == (
+        *(kept.scale, kept.total_variance, kept.b_dec_start),
+    ), "outliers have no part in constants of rows that they are dropped from"
+    keeping = calibrate(RowsSource(file, drop_outliers=False), 1000)
+    assert keeping.n_rows == 86
+    assert keeping.median_norm == record.median_norm
+    assert keeping.scale < record.scale / 50
     source = RowsSource(file, calibration=record)
     rows = all_rows(source, 1)[0]
     assert set(range(86)) - set(rows.where_N2[:, 1].tolist()) == {3, 50}
@@ -141,7 +155,9 @@ def test_other_files_are_refused(tmp_path, file):
     np.save(tmp_path / "vector.npy", X[0].numpy())
     (tmp_path / "rows.pt").write_bytes(b"x")
     (tmp_path / "noise.npy").write_bytes(b"not a numpy file")
-    for name in ("fortran.npy", "ints.npy", "objects.npy", "vector.npy", "rows.pt", "noise.npy", "absent.npy"):
+    np.save(tmp_path / "long.npy", X.numpy().astype(np.longdouble))
+    names = ("fortran.npy", "ints.npy", "objects.npy", "vector.npy", "rows.pt", "noise.npy", "absent.npy")
+    for name in names + (("long.npy",) if np.longdouble(0).itemsize > 8 else ()):
         with pytest.raises(FormatError, match=name):
             RowsFile(tmp_path / name)
     for suffix in ("safetensors", "npy"):
