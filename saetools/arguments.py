@@ -207,12 +207,16 @@ def _refuse_unknown_options(overrides: Sequence[str], config_class: type[RunConf
             raise ConfigError(f"unknown option --{key}.{similar}{of_kind} `saetools train --fields {kind}` lists all.")
 
 
-def _field_paths(model: type[BaseModel], prefix: str = "") -> list[str]:
+def _field_paths(model: type[BaseModel], prefix: str = "", needed: bool = False) -> list[str]:
+    """Dotted names of all sections and fields; where `needed`, of the fields alone that have no default."""
     paths: list[str] = []
     for name, field in model.model_fields.items():
-        paths.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            paths += _field_paths(field.annotation, f"{prefix}{name}.")
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            inside = _field_paths(section, f"{prefix}{name}.", needed) if field.is_required() or not needed else []
+            paths += inside if needed else [prefix + name, *inside]
+        elif field.is_required() or not needed:
+            paths.append(prefix + name)
     return paths
 
 
@@ -243,7 +247,10 @@ def _explain(
             siblings = [k for k in known if k.rpartition(".")[0] == section]
             sentences.append(f"unknown key {path}.{nearest(path, siblings) or nearest(path, known)}")
         elif item["type"] == "missing":
-            sentences.append(f"{path} is missing: set --{path}.")
+            options = [
+                f"--{name}" for name in _field_paths(config_class, needed=True) if f"{name}.".startswith(f"{path}.")
+            ]
+            sentences.append(f"{path} is missing: set {' and '.join(options)}.")
         else:
             name = f"--{path}" if path in given else path
             message = WRITTEN.get(item["type"], f"{item['msg'][0].lower()}{item['msg'][1:]}")

@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model, model_validator
 
-from saetools.records import FrozenModel
+from saetools.records import FrozenConfig, FrozenModel
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
-class HostConfig(FrozenModel):
+class HostConfig(FrozenConfig):
     """The subject model."""
 
     name: str = Field("pycode", description="pycode (embedded), a hub name such as gpt2, or a directory")
@@ -27,7 +27,7 @@ class HostConfig(FrozenModel):
     compatibility_mode: bool = Field(False, description="fold norms and centre weights (transformer-lens)")
 
 
-class CorpusConfig(FrozenModel):
+class CorpusConfig(FrozenConfig):
     """The text."""
 
     name: str = Field(
@@ -41,7 +41,7 @@ class CorpusConfig(FrozenModel):
     max_documents: int | None = Field(None, gt=0, description="use only the first documents of each split")
 
 
-class PlantedConfig(FrozenModel):
+class PlantedConfig(FrozenConfig):
     """A law of planted rows (activations/planted.py)."""
 
     d_model: int = Field(gt=0, description="D, width of a row")
@@ -77,7 +77,7 @@ class PlantedSection(PlantedConfig):
     seed: int = Field(0, ge=0, description="decides the atoms and the rows; run.seed decides the dictionary's start")
 
 
-class ActivationsConfig(FrozenModel):
+class ActivationsConfig(FrozenConfig):
     """Where rows come from and how they are mixed."""
 
     source: Literal["live", "cached", "rows", "planted"] = Field(
@@ -102,7 +102,7 @@ class ActivationsConfig(FrozenModel):
         return self.source in ("live", "cached")
 
 
-class TrainingConfig(FrozenModel):
+class TrainingConfig(FrozenConfig):
     """Optimization. None stands for the rule in the description."""
 
     n_tokens: int = Field(1_000_000, gt=0, description="kept rows to train on")
@@ -123,7 +123,7 @@ class TrainingConfig(FrozenModel):
     dead_after_tokens: int | None = Field(None, gt=0, description="None: min(10 million, 5 % of n_tokens)")
 
 
-class EvaluationConfig(FrozenModel):
+class EvaluationConfig(FrozenConfig):
     """Evaluation on held-out documents."""
 
     n_tokens: int = Field(200_000, gt=0, description="held-out tokens that an evaluation reads at most")
@@ -140,7 +140,7 @@ class EvaluationConfig(FrozenModel):
     )
 
 
-class LoggingConfig(FrozenModel):
+class LoggingConfig(FrozenConfig):
     """What is told while training."""
 
     every_steps: int = Field(10, gt=0, description="steps between lines of metrics.jsonl")
@@ -149,7 +149,7 @@ class LoggingConfig(FrozenModel):
     wandb_project: str = Field("saetools", description="project of the mirror")
 
 
-class RunSection(FrozenModel):
+class RunSection(FrozenConfig):
     """The run itself."""
 
     dir: Path = Field(description="run directory")
@@ -158,7 +158,7 @@ class RunSection(FrozenModel):
     threads: int | None = Field(None, gt=0, description="CPU threads of torch and numba; None: all cores")
 
 
-class RunConfigBase(FrozenModel):
+class RunConfigBase(FrozenConfig):
     """A whole run, but for its dictionary."""
 
     host: HostConfig = Field(HostConfig(), description="subject model")

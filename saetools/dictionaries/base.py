@@ -18,7 +18,7 @@ from saetools.functional.initialise import starting_rows, starting_scale, tied_s
 from saetools.functional.linear import dense_is_faster, gather_sum, preactivations
 from saetools.functional.statistics import dead_F, firing_counts_F, tokens_since_fired_F
 from saetools.kernels.plan import FusedBatch, FusedPlan
-from saetools.records import Calibration, FrozenModel, PointSpec
+from saetools.records import Calibration, FrozenConfig, PointSpec
 
 _REGISTRY: dict[str, type["Dictionary"]] = {}
 CHUNK_ELEMENTS = 1 << 24
@@ -96,7 +96,7 @@ class Dictionary(nn.Module):
     b_dec_D: Tensor
     total_variance: Tensor
 
-    class Config(FrozenModel):
+    class Config(FrozenConfig):
         """What all kinds share."""
 
         n_features: int = Field(gt=0, description="F, the number of features")

@@ -16,7 +16,7 @@ from saetools.dictionaries.base import Dictionary
 from saetools.errors import ConfigError, DataError, nearest
 from saetools.evals.bootstrap import mean_interval, too_few
 from saetools.lm.base import Host
-from saetools.records import EvalRecord, FrozenModel, PointSpec
+from saetools.records import EvalRecord, FrozenConfig, PointSpec
 from saetools.text.packing import TokenPlan
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Evaluation(ABC):
     cost: ClassVar[str]
     """What a run costs, in words: passes of the host, of the dictionary."""
 
-    class Config(FrozenModel):
+    class Config(FrozenConfig):
         """Settings, each with its unit."""
 
         model_config = ConfigDict(allow_inf_nan=False)
