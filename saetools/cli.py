@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, unknown = _parser().parse_known_args(own)
         if unknown:
             _refuse(unknown[0], own[0])
+        if overrides and not options.has_config:
+            raise ConfigError(f"`{PROGRAM} {own[0]}` reads no config, so {overrides[0]} says nothing. Leave it out.")
         options.run(options, overrides)
         return 0
     except SaetoolsError as error:
@@ -89,9 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=metadata.version("saetools"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[..., None], text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text, epilog=OVERRIDES, allow_abbrev=False)
-        sub.set_defaults(run=run)
+    def command(name: str, run: Callable[..., None], text: str, has_config: bool = True) -> argparse.ArgumentParser:
+        epilog = OVERRIDES if has_config else None
+        sub = commands.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False)
+        sub.set_defaults(run=run, has_config=has_config)
         return sub
 
     sub = command("train", _train, "Train a dictionary per config, on one stream of rows; begun runs go on.")
@@ -146,9 +149,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--config", type=Path, help="config that names host and point; default: what it was made for")
     sub.add_argument("--elsewhere", nargs="+", default=[], metavar="WHAT", help=ELSEWHERE)
 
-    sub = command(
-        "convert", _convert, "Read a dictionary of any known layout, and write it as ours or another library's."
-    )
+    text = "Read a dictionary of any known layout, and write it as ours or another library's."
+    sub = command("convert", _convert, text, has_config=False)
     sub.add_argument("source", help="directory, file, or hf://organisation/repository[/directory][@revision]")
     sub.add_argument("--out", type=Path, required=True, help="directory to write; it must not exist")
     sub.add_argument(
@@ -158,13 +160,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--k", type=int, help="features per row, for layouts whose files do not say")
     sub.add_argument("--not-strict", action="store_true", help="warn of unknown settings and tensors, and go on")
 
-    sub = command("push", _push, "Save a dictionary to the Hugging Face hub, with a card of what it is and how good.")
+    text = "Save a dictionary to the Hugging Face hub, with a card of what it is and how good."
+    sub = command("push", _push, text, has_config=False)
     sub.add_argument("source", type=Path, help="run or dictionary directory")
     sub.add_argument("destination", help="hf://organisation/repository[/directory]")
     sub.add_argument("--public", action="store_true", help="where the repository is made: for everyone to see")
 
     command("quickstart", _quickstart, "Train, evaluate and show a dictionary of the embedded model.")
-    command("doctor", _doctor, "Print versions, devices, memory and disk.")
+    command("doctor", _doctor, "Print versions, devices, memory and disk.", has_config=False)
     return parser
 
 
@@ -265,6 +268,8 @@ def _encode(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     if options.out.exists():
         raise RunError(f"{options.out} already exists. Remove it or choose another directory.")
     if options.rows is not None:
+        if overrides or options.config or options.elsewhere:
+            raise ConfigError("--rows are encoded as they are: no config, field or --elsewhere says anything.")
         info = encoding.encode_rows(options.source, options.rows, options.out, options.dtype, options.n_rows)
     else:
         info = encoding.encode_corpus(

@@ -26,11 +26,12 @@ ANY_RUN = ["--dictionary.kind=topk", "--dictionary.n_features=1", "--dictionary.
 
 def encode_rows(source: str, rows: Path, out: Path, dtype: str = "float32", n_rows: int | None = None) -> CodesInfo:
     """Write the codes of the first n_rows (None: all) of a rows file (`x` [N, D], .safetensors or .npy) to `out`."""
+    _check_number(n_rows)
     dictionary = _loaded(source)
     file = RowsFile(rows)
     if file.d_model != dictionary.d_model:
         raise MismatchError(f"{rows} has rows of width {file.d_model}, the dictionary is for {dictionary.d_model}.")
-    n_rows = min(n_rows or file.n_rows, file.n_rows)
+    n_rows = file.n_rows if n_rows is None else min(n_rows, file.n_rows)
 
     def batches() -> Iterator[ActivationBatch]:
         for first in range(0, n_rows, BATCH_ROWS):
@@ -55,6 +56,7 @@ def encode_corpus(
     Host and point are those that the dictionary was made for, unless `config` or `overrides` name others and
     `elsewhere` says that this is meant. BOS and padding are left out. Raises MismatchError where they do not fit.
     """
+    _check_number(n_rows)
     dictionary = _loaded(source)
     settings = _settings(source, dictionary, config, [*overrides, *(["--corpus.name", corpus] if corpus else [])])
     data = pipeline.Data(settings)
@@ -81,6 +83,11 @@ def encode_corpus(
         return write_codes(
             out, dictionary, _first(live, n_rows), data.corpus.description, live.spec, plan.document_id, dtype, progress
         )
+
+
+def _check_number(n_rows: int | None) -> None:
+    if n_rows is not None and n_rows < 1:
+        raise ConfigError(f"{n_rows} rows are to be encoded. Give 1 or more, or leave it out for all.")
 
 
 def _first(live: LiveSource, n_rows: int | None) -> Iterator[ActivationBatch]:

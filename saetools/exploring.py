@@ -42,6 +42,22 @@ class Collecting:
     map: MapMethod = "pca"  # "umap" needs the extra map
     loss_effects: int = 0  # features whose top contexts get their effect on the loss: the sample that a page shows
 
+    def __post_init__(self) -> None:
+        if self.loss_effects < 0:
+            raise ConfigError(f"{self.loss_effects} features are to be ablated. Give 0 or more.")
+
+    def check_served(self, store: FeatureStore) -> None:
+        """ConfigError where a store lacks what is asked for: collecting it again takes minutes, and is asked for."""
+        n_firing = int((store.columns("count")["count"] > 0).sum())
+        lacks = [f"--loss-effects {self.loss_effects}"] * (store.info.loss_effects < min(self.loss_effects, n_firing))
+        lacks += ["--map umap"] * (self.map == "umap" and not store.info.map_note.startswith("UMAP"))
+        if lacks:
+            store.close()
+            raise ConfigError(
+                f"the features at {store.path} were collected without {' and '.join(lacks)}. Add --fresh to collect "
+                "them again, or leave it out."
+            )
+
 
 def explore(source: Path | str | Dictionary, config: Any = None) -> Explorer:
     """The features of a run, a dictionary inside one, a feature store or a loaded dictionary, as panels for a notebook.
@@ -138,6 +154,7 @@ def _store_of(weights: _Weights, config: Any, how: Collecting) -> FeatureStore:
     if path.exists() and not how.fresh:
         store = _open(path)
         if store.info.dictionary_hash in ("", weights.hash) or not weights.hash:
+            how.check_served(store)
             return store
         store.close()
         log.info("the features at %s are of other weights than the dictionary now has: collecting them again", path)
@@ -152,6 +169,8 @@ def _collect(subject: Any, dictionary_hash: str, config: Any, path: Path, how: C
     from saetools.features.entries import Description, describe
     from saetools.features.write import write_store
 
+    if how.loss_effects and subject.host is None:
+        raise ConfigError("rows without a host have no loss, so no feature has an effect on it. Leave them out.")
     settings = CollectSettings(n_tokens=config.evaluation.n_tokens, seed=config.run.seed)
     collected = collect(subject.dictionary, subject.heldout, subject.tokens, settings)
     wanted = Description(
@@ -181,6 +200,8 @@ def export(
     from saetools.dashboard.curves import read_metrics, training_curves
     from saetools.dashboard.export import Contents, export_folder, export_page
 
+    if n_features is not None and n_features < 1:
+        raise ConfigError(f"{n_features} features are to be shown. Give 1 or more, or leave it out.")
     target = target or pipeline.run_directory(source) / "dashboard.html"
     is_page = target.suffix.lower() in (".html", ".htm")
     weights, metrics = _Weights.of(source), _metrics(source)

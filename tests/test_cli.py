@@ -230,6 +230,9 @@ def test_a_config_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "quickstart", "--lr", "3"], "Did you mean --training.lr?"),
         (["train", "quickstart", "--n-tokens=3"], "Did you mean --training.n_tokens or --evaluation.n_tokens?"),
         (["doctor", "x"], "unknown argument 'x'. `saetools doctor --help` lists"),
+        (["doctor", "--run.device", "cpu"], "reads no config, so --run.device says nothing"),
+        (["convert", "x", "--out", "y", "--dictionary.k=3"], "reads no config, so --dictionary.k=3 says nothing"),
+        (["encode", "x", "--rows", "y.npy", "--out", "z", "--run.device", "cpu"], "no config, field or --elsewhere"),
     ],
 )
 def test_unknown_arguments(capsys: pytest.CaptureFixture[str], words: list[str], expected: str) -> None:
@@ -306,6 +309,10 @@ def test_encode_a_rows_file(run: Path, rows: Path, tmp_path: Path, capsys: pytes
     save_file({"x": torch.zeros(3, 5)}, tmp_path / "narrow.safetensors")
     assert main(["encode", str(run), "--rows", str(tmp_path / "narrow.safetensors"), "--out", str(tmp_path / "d")]) == 2
     assert "rows of width 5" in capsys.readouterr().err and not (tmp_path / "d").exists()
+    for what in (["--rows", str(rows)], ["--corpus", "stdlib"]):
+        for n in ("0", "-3"):
+            assert main(["encode", str(run), *what, "--out", str(tmp_path / "d"), f"--n-rows={n}"]) == 2
+            assert f"{n} rows are to be encoded" in capsys.readouterr().err and not (tmp_path / "d").exists()
 
 
 def test_the_package_runs_as_a_module() -> None:

@@ -166,6 +166,10 @@ def test_features_of_older_weights_are_collected_again(run: Path, tmp_path: Path
         f for f in range(F) if any(example.loss_effects for example in again.examples(f) if example.band == "top")
     ]
     assert with_effects == sample_of_firing(again.columns("count")["count"], 2, 0)
+    exploring.open_store(copy, how=exploring.Collecting(loss_effects=1)).close()
+    for how, named in (({"loss_effects": 3}, "--loss-effects 3"), ({"map": "umap"}, "--map umap")):
+        with pytest.raises(ConfigError, match=f"collected without {named}. Add --fresh"):  # not passed over
+            exploring.open_store(copy, how=exploring.Collecting(**how))
 
 
 def test_a_loaded_dictionary(run: Path) -> None:
@@ -244,6 +248,13 @@ def test_pages(run: Path, subject: Subject, tmp_path: Path) -> None:
     assert str(tmp_path) not in index.read_text() and str(run.parent) not in index.read_text()
     assert index == tmp_path / "folder" / "index.html" and len(list((tmp_path / "folder/features").iterdir())) == 3
     assert "tab-Training" in index.read_text() and "tab-Compare" in index.read_text()
+
+
+def test_numbers_that_are_none(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--features=0", "--features=-3", "--loss-effects=-1"):
+        assert main(["dashboard", str(run), "--export", str(tmp_path / "p.html"), option]) == 2
+        assert f"{option.split('=')[1]} features are to be" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dictionary_is_its_own_partner(subject: Subject) -> None:

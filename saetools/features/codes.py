@@ -20,7 +20,7 @@ from torch import Tensor
 from saetools.activations.base import ActivationBatch
 from saetools.atomic import committed_directory, write_json, write_tensors
 from saetools.dictionaries.base import Dictionary, SparseCode
-from saetools.errors import FormatError
+from saetools.errors import DataError, FormatError
 from saetools.records import FrozenModel, PointSpec
 from saetools.safeio import load_safetensors, read_json, verify_directory
 
@@ -82,7 +82,8 @@ def write_codes(
     """Encode rows and write their codes, atomically: the directory is there whole or not at all.
 
     `rows` says where they are from; `document_name`: the name of a document by its number. `progress` is told the
-    number of rows of each batch. Raises RunError where `path` exists or cannot be written.
+    number of rows of each batch. Raises RunError where `path` exists or cannot be written, DataError where a value is
+    beyond `dtype`.
     """
     shards: list[ShardInfo] = []
     documents: dict[int, str] = {}
@@ -90,7 +91,7 @@ def write_codes(
         for number, (code, where_N2) in enumerate(_grouped(dictionary, batches, progress)):
             file = f"codes-{number:05d}.safetensors"
             assert code.offsets_N1 is not None
-            tensors = {"values": code.values.to(DTYPES[dtype]), "indices": code.indices}
+            tensors = {"values": _narrowed(code.values, dtype), "indices": code.indices}
             write_tensors(directory / file, tensors | {"offsets": code.offsets_N1, "where": where_N2})
             shards.append(ShardInfo(file=file, n_rows=len(code), n_values=len(code.values)))
             if document_name is not None:
@@ -106,6 +107,16 @@ def write_codes(
         )
         write_json(directory / INFO, info.model_dump(mode="json"))
     return info
+
+
+def _narrowed(values_M: Tensor, dtype: str) -> Tensor:
+    """The values in a dtype; DataError where a finite one would become infinite there."""
+    narrow_M = values_M.to(DTYPES[dtype])
+    over_M = narrow_M.isinf() & values_M.isfinite()
+    if over_M.any():
+        largest = float(values_M[over_M].abs().max())
+        raise DataError(f"a code has the value {largest:.4g}, which {dtype} does not hold. Take bfloat16 or float32.")
+    return narrow_M
 
 
 def read_info(path: Path | str) -> CodesInfo:

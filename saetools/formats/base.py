@@ -26,6 +26,16 @@ class Reading:
     k: int | None = None  # features per row, for layouts whose files do not say
 
     def __post_init__(self) -> None:
+        try:
+            torch.device(self.device)
+        except (RuntimeError, TypeError):
+            raise ConfigError(f"device is {self.device!r}; write cpu, cuda or cuda:N.") from None
+        if self.dtype is not None and not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
+            raise ConfigError(
+                f"dtype is {self.dtype!r}; give one of floating-point numbers, as torch.bfloat16, or None."
+            )
+        if self.k is not None and (type(self.k) is not int or self.k < 1):
+            raise ConfigError(f"k is {self.k!r}; it is a number of features per row.")
         if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
             raise ConfigError(f"device is {self.device}, but torch {torch.__version__} finds no CUDA GPU. Use cpu.")
 

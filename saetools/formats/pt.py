@@ -10,6 +10,7 @@ import json
 import os
 import pickletools
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -76,7 +77,7 @@ def read_pt(path: Path, allow: bool, layout: str) -> PtContent:
         raise FormatError(
             f"{path} is of the layout of {layout}, whose weights are a pickle (.pt), and a pickle can run code of "
             "whoever wrote it: it was not opened. To read it in a sandbox that takes tensors alone, pass allow_pt=True "
-            f"to saetools.load, or convert it once: saetools convert --from-pt {path} --out DIRECTORY"
+            f"to saetools.load, or convert it once: saetools convert --from-pt {shlex.quote(str(path))} --out DIRECTORY"
         )
     functions = pt_names(path).functions
     wrong = sorted(f for f in functions if not pt_sandbox.is_allowed(f))

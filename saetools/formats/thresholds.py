@@ -30,11 +30,12 @@ def keeps_by_threshold(dictionary: Dictionary) -> bool:
 def threshold_below(dictionary: Dictionary) -> Tensor:
     """The next number below the learnt threshold, a scalar or [F].
 
-    Ours keeps pre >= t, other libraries pre > t: with the next smaller number exactly the same features fire.
+    Ours keeps pre >= t, other libraries pre > t: with the next smaller number exactly the same features fire. Not below
+    0: what is not positive fires in no library, and dictionary_learning takes a negative threshold for one not set.
     """
     own = dictionary.state_dict()
     reached = own[THRESHOLD[dictionary.kind]].to(own["b_enc_F"].dtype)
-    return torch.nextafter(reached, torch.full_like(reached, -torch.inf))
+    return torch.nextafter(reached, torch.full_like(reached, -torch.inf)).clamp_min(0)
 
 
 def setting(dictionary: Dictionary, name: str) -> Any:

@@ -1,6 +1,7 @@
 """Codes on disk: what was written is what encode gives, row by row; damage is named; nothing half-written."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,11 @@ def test_half_precision(tmp_path: Path) -> None:
     write_codes(tmp_path / "c", dictionary, batches(), "made here", dtype="bfloat16")
     (part,) = read_codes(tmp_path / "c")
     assert part.code.values.dtype == torch.bfloat16
+    large = [replace(batch, x_ND=batch.x_ND * 1e6) for batch in batches()]
+    with pytest.raises(DataError, match=r"value .*e\+.., which float16 does not hold"):
+        write_codes(tmp_path / "large", dictionary, large, "made here", dtype="float16")
+    assert not (tmp_path / "large").exists()
+    write_codes(tmp_path / "large", dictionary, large, "made here", dtype="bfloat16")
 
 
 def test_nothing_half_written_and_damage_named(tmp_path: Path) -> None:

@@ -57,6 +57,23 @@ def test_a_value_at_the_threshold_still_fires(tmp_path: Path) -> None:
     assert (pre_NF == dictionary.state_dict()["threshold"]).any()
 
 
+@pytest.mark.parametrize("format", ["dictionary_learning", "saelens"])
+@pytest.mark.parametrize("kind", ["mutual_choice", "matryoshka", "feature_choice"])
+def test_a_threshold_of_zero_is_read_back(
+    tmp_path: Path, kind: str, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As before training, or where fewer are positive than are to be kept. The number below it is negative."""
+    monkeypatch.setattr(pt, "_run_sandbox", lambda path, out, objects: pt_sandbox.convert(str(path), str(out), objects))
+    dictionary = example(kind)
+    with torch.no_grad():
+        dictionary.state_dict()["threshold_F" if kind == "feature_choice" else "threshold"].zero_()
+    save_as(dictionary, tmp_path / "d", format)
+    code = dictionary.encode(X_ND).to_dense()
+    back = saetools.load(tmp_path / "d", allow_pt=True).encode(X_ND).to_dense()
+    assert (code > 0).any() and torch.equal(code > 0, back > 0)
+    torch.testing.assert_close(code, back, rtol=1e-6, atol=1e-6)
+
+
 def test_a_learnt_threshold_of_topk_is_written_as_one(tmp_path: Path) -> None:
     dictionary = example("topk", inference="threshold")
     save_saelens(dictionary, tmp_path / "d")

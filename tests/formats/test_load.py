@@ -4,6 +4,7 @@ import logging
 import shutil
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,6 +95,22 @@ def test_a_dictionary_that_lost_its_manifest_says_so(tmp_path: Path) -> None:
 def test_a_device_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"device is cuda:1, but torch .* finds no CUDA GPU\. Use cpu"):
         saetools.load(tmp_path, device="cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"device": "gpu"}, "device is 'gpu'; write cpu"),
+        ({"device": None}, "device is None; write cpu"),
+        ({"dtype": "bfloat16"}, "dtype is 'bfloat16'; give"),
+        ({"dtype": torch.int8}, r"dtype is torch\.int8; give"),
+        ({"k": 0}, "k is 0; it is a number of features"),
+        ({"k": 2.5}, r"k is 2\.5; it is"),
+    ],
+)
+def test_options_that_are_none(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        saetools.load(tmp_path, **options)
 
 
 def test_format_names_are_unique() -> None:

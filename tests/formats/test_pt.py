@@ -50,7 +50,11 @@ def test_not_opened_unless_allowed(tmp_path: Path) -> None:
     torch.save(weights(), file)
     with pytest.raises(FormatError, match="Qwen Scope") as error:
         saetools.load(file)
-    assert "allow_pt=True" in str(error.value) and f"saetools convert --from-pt {file}" in str(error.value)
+    assert "allow_pt=True" in str(error.value) and f"saetools convert --from-pt {file} --out" in str(error.value)
+    file = file.rename(tmp_path / "layer 3.pt")
+    with pytest.raises(FormatError) as error:
+        saetools.load(file)
+    assert f"saetools convert --from-pt '{file}' --out" in str(error.value), "as a shell takes it"
 
 
 def test_the_sandbox_reads_tensors_and_says_what_is_missing(tmp_path: Path) -> None:
