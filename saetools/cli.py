@@ -134,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--map", choices=["pca", "umap"], default="pca", help="places on the map; umap: the extra map")
     sub.add_argument("--fresh", action="store_true", help="collect again what is there; the two above need it then")
     sub.add_argument("--config", type=Path, help="config that names host, corpus and point, for a bare dictionary")
+    sub.add_argument("--elsewhere", nargs="+", default=[], metavar="WHAT", help=ELSEWHERE)
     sub.add_argument("--host", default="127.0.0.1", help="address of the app; any but this machine needs --token")
     sub.add_argument("--port", type=int, default=8050, help="port of the app")
     sub.add_argument("--token", help="what a browser must give once; auto: make one and print it")
@@ -242,7 +243,7 @@ def _dashboard(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     source = pipeline.local_source(options.source)
     compare = pipeline.local_source(options.compare) if options.compare else None
     config = _config_for(source, options.config, overrides)
-    how = exploring.Collecting(options.fresh, options.map, options.loss_effects)
+    how = exploring.Collecting(options.fresh, options.map, options.loss_effects, options.elsewhere)
     if options.export is not None:
         page = exploring.export(source, config, options.export, options.features, compare, how)
         _tell(f"features: {page}   (open it in a browser)\n")

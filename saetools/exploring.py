@@ -9,12 +9,13 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from saetools import pipeline
+from saetools.atomic import hash_file
 from saetools.errors import ConfigError, FormatError, MismatchError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 METRICS, STORE = "metrics.jsonl", "features"
+FOREIGN_WEIGHTS = (".safetensors", ".npz", ".pt", ".pth")
 MAX_FIRING = 2000  # features that a prompt lists
 MAX_STEERING_SECONDS = 60.0
 Loaded = TypeVar("Loaded")
@@ -41,6 +43,7 @@ class Collecting:
     fresh: bool = False  # collect again whatever is there
     map: MapMethod = "pca"  # "umap" needs the extra map
     loss_effects: int = 0  # features whose top contexts get their effect on the loss: the sample that a page shows
+    elsewhere: Collection[str] = ()  # what is meant to differ from what the dictionary was made for: host, point, ...
 
     def __post_init__(self) -> None:
         if self.loss_effects < 0:
@@ -59,41 +62,43 @@ class Collecting:
             )
 
 
-def explore(source: Path | str | Dictionary, config: Any = None) -> Explorer:
+def explore(source: Path | str | Dictionary, config: Any = None, *, elsewhere: Collection[str] = ()) -> Explorer:
     """The features of a run, a dictionary inside one, a feature store or a loaded dictionary, as panels for a notebook.
 
     Features that were not collected yet are collected first, which takes about a minute; those of a loaded dictionary
     for this session alone. `config`: a run, YAML file or config that names host, corpus and point of a bare or loaded
-    dictionary. Raises FormatError where `source` is none of these.
+    dictionary. `elsewhere` names what of these is meant to differ from what the dictionary was made for. Raises
+    FormatError where `source` is none of these, MismatchError where they do not belong together.
     """
     from saetools.dashboard.notebook import Explorer
 
     if isinstance(config, str | Path):
         config = pipeline.read_config(config)
+    how = Collecting(elsewhere=elsewhere)
     if not isinstance(source, str | Path):
         if config is None:
             raise ConfigError("a loaded dictionary knows no text: name one by explore(dictionary, config='runs/mine').")
         folder, loaded = Path(tempfile.mkdtemp(prefix="saetools-")), source
-        subject = pipeline.load_subject(loaded, config)
-        _collect(subject, "", config, folder / STORE, Collecting(), "dictionary")
+        subject = pipeline.load_subject(loaded, config, elsewhere)
+        _collect(subject, "", config, folder / STORE, how, "dictionary")
         store = _open(folder / STORE)
         weakref.finalize(store, shutil.rmtree, folder, ignore_errors=True)
-        model = _model(lambda: subject, config)
+        model = _model(lambda: subject, config, how)
         return Explorer(
-            store, None, model.fire if model else None, lambda other: _comparison(lambda: loaded, other, config)
+            store, None, model.fire if model else None, lambda other: _comparison(lambda: loaded, other, config, how)
         )
     source = pipeline.local_source(source)
     if (source / "features.sqlite").exists():
         return Explorer(_open(source))
     config = config or pipeline.config_of(source)
     weights = _Weights.of(source)
-    store = _store_of(weights, config, Collecting())
-    model = _model(lambda: weights.subject(config), config)
+    store = _store_of(weights, config, how)
+    model = _model(lambda: weights.subject(config, elsewhere), config, how)
     return Explorer(
         store,
         _metrics(source),
         model.fire if model else None,
-        lambda other: _comparison(weights.dictionary, other, config),
+        lambda other: _comparison(weights.dictionary, other, config, how),
     )
 
 
@@ -106,7 +111,7 @@ class _Weights:
 
     source: Path  # as it was named: its results belong there
     directory: Path  # what of it is loaded
-    hash: str  # of its manifest, which lists the weights' hash; empty: there is none
+    hash: str  # of its manifest, which lists the weights' hash, or of another library's weights; empty: there are none
 
     @staticmethod
     def of(source: Path) -> _Weights:
@@ -124,7 +129,7 @@ class _Weights:
             except FormatError:
                 continue
             return _Weights(source, directory, _manifest_hash(directory))
-        return _Weights(source, source, "")
+        return _Weights(source, source, _foreign_hash(source))
 
     def dictionary(self) -> Dictionary:
         """The dictionary."""
@@ -132,15 +137,15 @@ class _Weights:
 
         return self._loaded(load)
 
-    def subject(self, config: Any) -> Any:
+    def subject(self, config: Any, elsewhere: Collection[str]) -> Any:
         """The dictionary with the host and the held-out rows of a config."""
-        return self._loaded(lambda directory: pipeline.load_subject(directory, config))
+        return self._loaded(lambda directory: pipeline.load_subject(directory, config, elsewhere))
 
     def _loaded(self, load: Callable[[Path], Loaded]) -> Loaded:
         try:
             return load(self.directory)
         finally:
-            if _manifest_hash(self.directory) != self.hash:
+            if (_manifest_hash(self.directory) or _foreign_hash(self.directory)) != self.hash:
                 raise MismatchError(f"{self.source} has other weights than when it was opened. Open it again.")
 
 
@@ -159,7 +164,7 @@ def _store_of(weights: _Weights, config: Any, how: Collecting) -> FeatureStore:
         store.close()
         log.info("the features at %s are of other weights than the dictionary now has: collecting them again", path)
     config = config or pipeline.config_of(weights.source)
-    _collect(weights.subject(config), weights.hash, config, path, how, path.parent.name)
+    _collect(weights.subject(config, how.elsewhere), weights.hash, config, path, how, path.parent.name)
     return _open(path)
 
 
@@ -204,13 +209,13 @@ def export(
         raise ConfigError(f"{n_features} features are to be shown. Give 1 or more, or leave it out.")
     target = target or pipeline.run_directory(source) / "dashboard.html"
     is_page = target.suffix.lower() in (".html", ".htm")
-    weights, metrics = _Weights.of(source), _metrics(source)
-    store = _store_of(weights, config, how or Collecting())
+    weights, metrics, how = _Weights.of(source), _metrics(source), how or Collecting()
+    store = _store_of(weights, config, how)
     contents = Contents(
         store,
         n_features=n_features or (config.evaluation.n_features if is_page else None),
         curves=training_curves(read_metrics(metrics)) if metrics else (),
-        comparison=_comparison(weights.dictionary, compare, config) if compare else None,
+        comparison=_comparison(weights.dictionary, compare, config, how) if compare else None,
         seed=config.run.seed,
     )
     try:
@@ -230,15 +235,15 @@ def live_subject(source: Path, config: Any, compare: Path | None = None, how: Co
     """
     from saetools.dashboard.live.subject import Subject as LiveSubject
 
-    weights = _Weights.of(source)
+    weights, how = _Weights.of(source), how or Collecting()
     if not weights.hash and _metrics(source):
         return LiveSubject(None, title=source.name, metrics=_metrics(source))
-    model = _model(lambda: weights.subject(config), config)
+    model = _model(lambda: weights.subject(config, how.elsewhere), config, how)
     return LiveSubject(
-        _store_of(weights, config, how or Collecting()),
+        _store_of(weights, config, how),
         fire=model.fire if model else None,
         steer=model.steer if model else None,
-        comparison=_comparison(weights.dictionary, compare, config) if compare else None,
+        comparison=_comparison(weights.dictionary, compare, config, how) if compare else None,
         metrics=_metrics(source),
     )
 
@@ -266,16 +271,16 @@ def serve(
     app.serve(live_subject(source, config, compare, how), host, port, token, started=started)
 
 
-def _model(load: Callable[[], Any], config: Any) -> _Model | None:
+def _model(load: Callable[[], Any], config: Any, how: Collecting) -> _Model | None:
     """What fires and steers; None for rows without a host."""
-    return _Model(load) if config.activations.has_host else None
+    return _Model(load, how.elsewhere) if config.activations.has_host else None
 
 
 class _Model:
     """Host and dictionary, loaded when first needed; the app lets one request in at a time."""
 
-    def __init__(self, load: Callable[[], Any]) -> None:
-        self._load = load
+    def __init__(self, load: Callable[[], Any], elsewhere: Collection[str]) -> None:
+        self._load, self._elsewhere = load, elsewhere
         self._lock = threading.Lock()
         self._loaded: Any = None
         self._baseline: tuple[Any, str] = (None, "")  # (what was asked for last, its continuation)
@@ -303,20 +308,21 @@ class _Model:
         options = (request.prompt, request.n_tokens, request.temperature, request.seed)
         if self._baseline[0] != options:
             self._baseline = (options, subject.host.generate(*options, until=until))
-        how: Any = request.how
+        way: Any = request.how
         with steer(
             subject.host,
             subject.dictionary,
             request.feature,
-            how,
+            way,
             request.strength,
             value=request.value,
             point=subject.spec.point,
+            elsewhere=self._elsewhere,
         ):
             return self._baseline[1], subject.host.generate(*options, until=until)
 
 
-def _comparison(ours: Callable[[], Dictionary], other: Path | str, config: Any) -> Comparison:
+def _comparison(ours: Callable[[], Dictionary], other: Path | str, config: Any, how: Collecting) -> Comparison:
     """The features of another run, checkpoint or dictionary matched with ours, and their store.
 
     Those of one that belongs to no run are collected on the text of `config`, our own.
@@ -332,7 +338,7 @@ def _comparison(ours: Callable[[], Dictionary], other: Path | str, config: Any) 
         theirs = pipeline.config_of(other)
     except FormatError:
         theirs = config
-    store = _store_of(weights, theirs, Collecting())
+    store = _store_of(weights, theirs, Collecting(elsewhere=how.elsewhere))
     return Comparison(_name(other), partners.partner_F, partners.cosine_F, store, partners.how)
 
 
@@ -354,6 +360,14 @@ def _manifest_hash(directory: Path) -> str:
     if (directory / "model.safetensors").exists() and manifest.exists():
         return hashlib.sha256(manifest.read_bytes()).hexdigest()[:32]
     return ""
+
+
+def _foreign_hash(source: Path) -> str:
+    """A hash of the weights of another library's layout, which has no manifest of ours. Empty: there are none."""
+    folders = [folder for folder in (source, source / "checkpoints") if folder.is_dir()]
+    files = [source] if source.is_file() else [file for folder in folders for file in sorted(folder.iterdir())]
+    hashes = [hash_file(file) for file in files if file.suffix in FOREIGN_WEIGHTS]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:32] if hashes else ""
 
 
 def _metrics(source: Path) -> Path | None:

@@ -6,7 +6,7 @@ stored rows never waits for them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
 from importlib import resources
@@ -265,7 +265,7 @@ def is_checkpoint(path: Path) -> bool:
     return (path / "state.json").exists() and (path / DICTIONARY).is_dir()
 
 
-def load_subject(source: Path | Dictionary, config: Any, elsewhere: Sequence[str] = ()) -> Subject:
+def load_subject(source: Path | Dictionary, config: Any, elsewhere: Collection[str] = ()) -> Subject:
     """The dictionary at `source`, or a loaded one, with the held-out data of `config`.
 
     They are checked to belong together, but in `elsewhere`.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import saetools
 from saetools import exploring, pipeline
@@ -239,6 +240,45 @@ def test_dictionaries_that_belong_to_no_run(run: Path, tmp_path: Path) -> None:
     assert saetools.explore(tmp_path / "ours").store.info.n_features == F
     assert {path.name for path in tmp_path.iterdir()} == {"theirs", "bare", "bare.results", "ours", "ours.results"}
     verify_directory(tmp_path / "bare")
+
+
+def test_what_is_meant_to_differ(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Collecting, prompts, steering and the dictionary beside it go on where the difference is asked for by name."""
+    save_as(saetools.load(run), tmp_path / "theirs", "saelens")
+    config = pipeline.read_config(run, ["--activations.point=blocks.2.hook_out", "--evaluation.n_tokens=500"])
+    for wrong in (
+        lambda: saetools.explore(tmp_path / "theirs", config),
+        lambda: saetools.explore(saetools.load(run), config),
+    ):
+        with pytest.raises(MismatchError, match="May differ: host, point"):
+            wrong()
+    explorer = saetools.explore(tmp_path / "theirs", config, elsewhere=["point"])
+    assert explorer.store.info.spec.point == "blocks.2.hook_out" and explorer.prompt("def f(x):").firings.features
+    assert saetools.explore(saetools.load(run), config, elsewhere=["point"]).prompt("def f(x):").firings.features
+    subject = live_subject(tmp_path / "theirs", config, run, exploring.Collecting(elsewhere=["point"]))
+    assert subject.steer is not None and subject.steer(Steering("def f(", 3, n_tokens=2, value=0.0))
+    page = ["--export", str(tmp_path / "p.html"), "--config", str(run), "--features", "1", "--fresh"]
+    page += ["--activations.point", "blocks.2.hook_out", "--evaluation.n_tokens", "500"]
+    assert main(["dashboard", str(tmp_path / "theirs"), *page]) == 2
+    assert "--elsewhere" in capsys.readouterr().err
+    assert main(["dashboard", str(tmp_path / "theirs"), *page, "--elsewhere", "point"]) == 0
+
+
+def test_features_of_another_librarys_older_weights(run: Path, tmp_path: Path) -> None:
+    """A training that goes on elsewhere saves to the same place; its layout has no manifest of ours."""
+    theirs, config = tmp_path / "theirs", pipeline.read_config(run, ["--evaluation.n_tokens=500"])
+    save_as(saetools.load(run), theirs, "sparsify")
+    first = exploring.open_store(theirs, config).info
+    assert exploring.open_store(theirs, config).info == first
+    changed = load_file(theirs / "sae.safetensors")
+    changed["W_dec"] = changed["W_dec"].flip(0)
+    save_file(changed, theirs / "sae.safetensors")
+    again = exploring.open_store(theirs, config)
+    assert again.info.dictionary_hash != first.dictionary_hash
+    with pytest.raises(MismatchError, match="other weights than when it was opened"):
+        weights = exploring._Weights.of(theirs / "sae.safetensors")
+        save_file(changed | {"b_dec": changed["b_dec"] + 1}, theirs / "sae.safetensors")
+        weights.dictionary()
 
 
 def test_pages(run: Path, subject: Subject, tmp_path: Path) -> None:
