@@ -193,6 +193,8 @@ class FeatureChoice(Dictionary, kind="feature_choice"):
     def _with_shares(self, state: FeatureChoiceState, progress: Progress, mutual: bool) -> FeatureChoiceState:
         """The state with shares fitted anew where that is due: in phase 1, and before the first step of phase 2."""
         started = bool((state.threshold_F > 0).any())
+        if mutual and started:  # a run made longer goes back to phase 1
+            state = replace(state, threshold_F=torch.zeros_like(state.threshold_F))
         if not (progress.step % REFIT_STEPS == REFIT_STEPS - 1 if mutual else not started):
             return state
         k, n_features = self.config.k, self.config.n_features

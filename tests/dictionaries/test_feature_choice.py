@@ -12,6 +12,7 @@ from saetools.dictionaries.mutual_choice import MutualChoice
 from saetools.errors import ConfigError
 from saetools.functional.allocation import zipf_shares
 from saetools.functional.statistics import firing_counts_F, l0_N
+from saetools.records import Calibration
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
 
@@ -70,6 +71,23 @@ def test_thresholds_begin_with_that_of_phase_1_and_move_by_the_rule() -> None:
     moved = moved_thresholds(replace(begun, share_F=share_F), n_above_F, 64).threshold_F
     expected = 0.1 * (m_F.clamp_max(1) * (n_above_F / m_F - 1)).clamp_max(10)
     torch.testing.assert_close((moved / begun.threshold_F).log(), expected)
+
+
+def test_a_run_made_longer_goes_back_to_phase_1() -> None:
+    """The thresholds of the shorter run's phase 2 stood for inference, and as the start of the new phase 2."""
+    dictionary = make_dictionary(FeatureChoice.configure(n_features=12, k=3, budgets="uniform"), 6)
+    dictionary.calibrate_(
+        Calibration(scale=1.0, total_variance=6.0, median_norm=1.0, b_dec_start=(0.0,) * 6, n_rows=64)
+    )
+    state = dictionary.initial_state()
+    for step, n_steps in ((0, 4), (1, 4), (2, 4), (3, 4), (4, 100)):
+        state = dictionary.loss_terms(X, X, {}, state, Progress(step, n_steps, 64 * n_steps, 1000)).new_state
+    dictionary.absorb_(state)
+    torch.testing.assert_close(dictionary.threshold_F, state.threshold().float().expand(12))
+    before, _ = dictionary.fused_batch(
+        X, {}, replace(state, threshold_F=torch.ones(12).double()), Progress(5, 100, 6400, 9)
+    )
+    assert not before.threshold_F.any(), "the fused step too"
 
 
 @pytest.mark.parametrize("budgets", ["zipf", "uniform"])
