@@ -207,17 +207,21 @@ class Dictionary(nn.Module):
         return replace(state, tokens_since_fired_F=since_F)
 
     def calibrate_(self, calibration: Calibration) -> None:
-        """Take over what was measured on the first rows, V and the start of b_dec, and give the encoder its size.
+        """Begin: take over the constants and the start of b_dec measured on the first rows, give the encoder its size.
 
         Scaled rows have mean square D, so the size is found on random rows of that length: see `starting_scale`.
         """
-        self.total_variance.fill_(calibration.total_variance)
+        self.take_constants_(calibration)
         with torch.no_grad():
             self.b_dec_D.copy_(torch.tensor(calibration.b_dec_start))
             if self.has_encoder and self.trained_by == "gradient":
                 x_ND = starting_rows(self.d_model)
                 recon_ND = self.starting_recon(x_ND + self.b_dec_D) - self.b_dec_D
                 self.W_enc_FD.mul_(starting_scale(x_ND, recon_ND))
+
+    def take_constants_(self, calibration: Calibration) -> None:
+        """Take over the constants of the rows that it is to be trained on; also where it begins as a trained one."""
+        self.total_variance.fill_(calibration.total_variance)
 
     def starting_recon(self, x_ND: Tensor) -> Tensor:
         """recon_ND before training, the code chosen as in training."""

@@ -109,8 +109,8 @@ class Gradient(Dictionary, kind="gradient"):
         since_F = super().initial_state().tokens_since_fired_F
         return GradientState(since_F, since_F.new_zeros(()), since_F.new_zeros(()))
 
-    def calibrate_(self, calibration: Calibration) -> None:
-        super().calibrate_(calibration)
+    def take_constants_(self, calibration: Calibration) -> None:
+        super().take_constants_(calibration)
         if calibration.gradient_rms:
             self.gradient_rms.fill_(calibration.gradient_rms)
 

@@ -106,7 +106,7 @@ class ITDA(Dictionary, kind="itda"):
         return scatter_rows(values_NK, indices_NK, self.config.n_features)
 
     def calibrate_(self, calibration: Calibration) -> None:
-        self.total_variance.fill_(calibration.total_variance)
+        self.take_constants_(calibration)
 
     @classmethod
     def examples(cls) -> list[Dictionary.Config]:

@@ -91,7 +91,7 @@ def _started(config: Any, source: RowSource) -> Dictionary:
             f"Make the dictionary section equal to it."
         )
     dictionary.fold_scale_(1 / source.calibration.scale)
-    dictionary.total_variance.fill_(source.calibration.total_variance)
+    dictionary.take_constants_(source.calibration)
     return dictionary
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from saetools.activations.base import ActivationBatch
 from saetools.activations.rows import RowsSource
@@ -342,6 +343,24 @@ def test_init_from_starts_where_the_other_stands(
     with pytest.raises(MismatchError, match="this run asks for"):
         train_tiny(tmp_path / "other", **start, **{"dictionary.k": 3})
     assert not (tmp_path / "other").exists()
+
+
+def test_init_from_measures_gradients_by_the_rows_of_its_own_run(
+    train_tiny: Callable, tmp_path: Path, rows: Path
+) -> None:
+    """Beta has no unit only as long as gradients are divided by the RMS of those that come."""
+    x_ND = np.load(rows)
+    grad_ND = 1e-3 * np.random.default_rng(0).normal(size=x_ND.shape).astype(np.float32)
+    save_file({"x": x_ND, "grad": grad_ND}, tmp_path / "rows.safetensors")
+    kind = {"dictionary.kind": "gradient", "training.n_tokens": 2560, "training.warmup_steps": 1}
+    train_tiny(tmp_path / "without", **kind)
+    train_tiny(
+        tmp_path / "with",
+        rows=tmp_path / "rows.safetensors",
+        **kind,
+        **{"training.init_from": str(tmp_path / "without")},
+    )
+    assert float(load(tmp_path / "with").gradient_rms) == pytest.approx(1e-3, rel=0.02)
 
 
 # --- what is not finite -------------------------------------------------------------------------------------
