@@ -151,7 +151,8 @@ def test_sparsity_bound(config: Dictionary.Config) -> None:
         pytest.skip("this kind has no k")
     dictionary = trained(config)
     l0 = l0_N(loss(dictionary).code if dictionary.trained_by == "gradient" else dictionary.encode(rows()))
-    assert l0.sum() <= 64 * k
+    rounding = 2 * config.n_features**0.5 if config.kind == "feature_choice" else 0  # 4 standard deviations of budgets
+    assert l0.sum() <= 64 * k + rounding
     if not dictionary.batch_coupled:
         assert l0.max() <= k
 

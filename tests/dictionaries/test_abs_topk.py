@@ -30,4 +30,4 @@ def test_dead_features_learn_with_either_sign() -> None:
 def test_planted_atoms_are_recovered_up_to_sign(planted: Any) -> None:
     dictionary = make_dictionary(AbsTopK.configure(n_features=64, k=3), planted.D)
     planted.train(dictionary)
-    assert planted.recovered(dictionary) >= 0.9
+    assert planted.recovered(dictionary) >= 0.75

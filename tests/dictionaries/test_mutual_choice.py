@@ -43,7 +43,7 @@ def test_learnt_threshold_keeps_the_training_l0(planted: Any) -> None:
     dictionary = make_dictionary(MutualChoice.configure(n_features=48, k=3), planted.D)
     state, terms = planted.train(dictionary)
     assert dictionary.threshold.item() == pytest.approx(state.threshold().item())
-    assert planted.recovered(dictionary) >= 0.9
+    assert planted.recovered(dictionary) >= 0.75
     heldout = l0_N(dictionary.encode(planted.rows(4000, seed=-1))).double().mean().item()
     assert heldout == pytest.approx(l0_N(terms.code).double().mean().item(), rel=0.05)
 

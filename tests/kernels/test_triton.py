@@ -456,7 +456,7 @@ def test_bf16_stays_near_float32() -> None:
         step.set_rates([1e-4])
         step.load(batch(number))
         step.launch()
-        assert step.read()[-1].norm == pytest.approx(norm, rel=0.05)
+        assert step.read()[-1].norm == pytest.approx(norm, rel=0.15)
     torch.testing.assert_close(
         step.low[1].float(), step.weights.W_dec_FD, rtol=2**-7, atol=0
     )  # the interpreter cuts off
