@@ -15,7 +15,10 @@ CURVES: tuple[tuple[str, str, bool], ...] = (
     ("lr", "Learning rate", False),
     ("grad_norm", "Gradient norm", True),
 )
-"""(key of metrics.jsonl, title, whether its axis is logarithmic)."""
+"""(key of metrics.jsonl, title, whether its axis is logarithmic where its values are WIDE apart)."""
+
+WIDE = 5
+"""Greatest over least value from which on at least two of 1, 2 and 5 times a power of ten lie between them."""
 
 MAX_POINTS = 2000
 LINES = (NEGATIVE, POSITIVE, "#7a6a9a", "#4d8a6a")
@@ -81,8 +84,8 @@ def _curve(series: dict[str, list[tuple[int, float]]], key: str, title: str, log
     ]
     own = series[key]
     values = [value for _, value in own]
-    is_log = log and bool(values) and min(values) > 0
-    y: dict[str, Any] = {"type": "log" if is_log else "linear", "rangemode": "normal" if is_log else "tozero"}
+    is_log = log and bool(values) and min(values) > 0 and max(values) >= WIDE * min(values)
+    y: dict[str, Any] = {"type": "log" if is_log else "linear", "rangemode": "normal" if log else "tozero"}
     y["tickformat"] = "~g"
     if is_log:
         y["dtick"] = "D2" if max(values) / min(values) < 100 else 1  # 1, 2, 5 of a decade, or powers of ten alone

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saetools.atomic import MANIFEST, committed_directory, write_text
+from saetools.atomic import MANIFEST, committed_directory, make_directory, write_text
 from saetools.dashboard.comparison import Comparison, comparison_view, partner_view
 from saetools.dashboard.inline import (
     asset,
@@ -72,7 +72,8 @@ def export_page(contents: Contents, path: Path | str) -> None:
     It opens from disk and makes no network request. Raises DataError where no feature can be shown, RunError where the
     file cannot be written; then an old file is as it was.
     """
-    rows = contents.rows()
+    path, rows = Path(path), contents.rows()
+    make_directory(path.parent)
     parts = {row.feature: contents.of_feature(row.feature) for row in rows}
     lines = [_line(row, parts[row.feature]["view"]) for row in rows]
     data = [packed_element(f"sae-feature-{feature}", part) for feature, part in parts.items()]
@@ -83,11 +84,13 @@ def export_folder(contents: Contents, path: Path | str) -> None:
     """Write a folder with an index.html and a script of data per feature, for thousands of features.
 
     It opens from disk, or from any server of files, and reads nothing but itself. Memory is that of the table. Replaces
-    a folder that it wrote before; RunError at any other that is not empty.
+    a folder that it wrote before; RunError at any other that is not empty, and where something was put into that one.
     """
     path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file. Name a folder, or a page that ends in .html.")
     if path.exists() and any(path.iterdir()) and not _is_ours(path):
-        raise RunError(f"{path} holds files that are not a page of features. Choose another folder, or remove it.")
+        raise RunError(f"{path} holds files that are not of a page of features. Choose another folder, or remove it.")
     rows = contents.rows()
     with committed_directory(path, replace=True) as directory:
         lines = list(_write_features(contents, rows, directory / FOLDER))
@@ -95,7 +98,10 @@ def export_folder(contents: Contents, path: Path | str) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    return all((path / name).exists() for name in (MANIFEST, "index.html", FOLDER))
+    """Whether a folder is one that was written here, and nobody put anything beside it (a .git, say) since."""
+    if {entry.name for entry in path.iterdir()} != {MANIFEST, "index.html", FOLDER} or not (path / FOLDER).is_dir():
+        return False
+    return all(entry.suffix == ".js" and entry.stem.isdecimal() for entry in (path / FOLDER).iterdir())
 
 
 def _write_features(contents: Contents, rows: Sequence[TableRow], folder: Path) -> Iterator[dict[str, Any]]:

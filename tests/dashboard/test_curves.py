@@ -35,6 +35,16 @@ def test_curves_hold_the_numbers() -> None:
     assert training_curves([]) == []
 
 
+@pytest.mark.parametrize(
+    ("values", "axis"), [((0.0433, 0.0198), "linear"), ((9.99, 2.01), "linear"), ((10.05, 2.01), "log")]
+)
+def test_an_axis_has_at_least_two_ticks(values: tuple[float, float], axis: str) -> None:
+    (panel,) = training_curves([{"n_tokens": n, "grad_norm": value} for n, value in enumerate(values)])
+    assert panel.layout["yaxis"]["type"] == axis
+    ticks = [step * 10.0**power for power in range(-3, 3) for step in (1, 2, 5)]
+    assert axis == "linear" or sum(min(values) <= tick <= max(values) for tick in ticks) >= 2
+
+
 def test_long_runs_are_thinned_but_keep_their_end() -> None:
     (loss, *_) = training_curves(lines(3 * MAX_POINTS + 1))
     assert len(loss.rows) <= MAX_POINTS + 1 and loss.rows[-1][0] == 100 * (3 * MAX_POINTS + 1)

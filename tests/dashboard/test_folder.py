@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from fixture_store import DEAD, N_FEATURES
 
-from saetools.dashboard.export import Contents, export_folder
+from saetools.dashboard.export import Contents, export_folder, export_page
 from saetools.errors import RunError
 from saetools.features.store import FeatureStore
 
@@ -37,6 +37,16 @@ def test_only_its_own_folder_is_replaced(store_path: Path, tmp_path: Path) -> No
     for features in ([1, 2], [3]):
         export_folder(Contents(store, features=features), tmp_path / "empty")
     assert [path.name for path in (tmp_path / "empty" / "features").iterdir()] == ["3.js"]
+    for kept in (tmp_path / "empty" / ".git", tmp_path / "empty" / "features" / "notes.txt"):
+        kept.write_text("x")
+        with pytest.raises(RunError, match="Choose another folder"):
+            export_folder(Contents(store, features=[1]), tmp_path / "empty")
+        kept.unlink()
+    (tmp_path / "a").write_text("x")
+    with pytest.raises(RunError, match=r"is a file\. Name a folder"):
+        export_folder(Contents(store, features=[1]), tmp_path / "a")
+    export_page(Contents(store, features=[1]), tmp_path / "new" / "folder" / "page.html")
+    assert (tmp_path / "new" / "folder" / "page.html").is_file()
 
 
 @pytest.mark.browser
