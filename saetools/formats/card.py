@@ -48,7 +48,7 @@ def _front_matter(dictionary: Dictionary) -> str:
     }
     if spec is not None and spec.host.count("/") == 1 and not spec.host.startswith((".", "/", "~")):
         data["base_model"] = spec.host
-    return f"---\n{yaml.safe_dump(data, sort_keys=False)}---"
+    return f"---\n{yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}---"
 
 
 def _title(dictionary: Dictionary) -> str:
@@ -97,7 +97,7 @@ def _origin(dictionary: Dictionary, provenance: Mapping[str, Any]) -> str:
         return text
     return (
         f"{text}\n\nTo make it again, write this to `config.yaml` and run `saetools train config.yaml`:\n\n"
-        f"```yaml\n{yaml.safe_dump(dict(config), sort_keys=False)}```"
+        f"```yaml\n{yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)}```"
     )
 
 

@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from saetools import atomic
 from saetools.errors import FormatError, RunError
@@ -195,11 +195,19 @@ def _write_ours(source: Path, directory: Path, said: Mapping[str, str]) -> None:
     if format_of(source).name == "saetools dictionary":
         stored = load_unfolded(source)
         record = stored.record
-        provenance = {**record.provenance, **said}
+        provenance = {**_portable(record.provenance), **said}
         save_dictionary(stored.dictionary, directory, record.spec, record.calibration, provenance, record.scale)
     else:
         read = load_path(source, USUAL)
         save_dictionary(read, directory, read.spec, read.calibration, {**read.provenance, **said}, scale=1.0)
+
+
+def _portable(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Without the place of the run on this machine, which is nobody's business and no place on another's."""
+    config = provenance.get("config")
+    if not isinstance(config, dict) or not isinstance(run := config.get("run"), dict) or "dir" not in run:
+        return provenance
+    return {**provenance, "config": {**config, "run": {**run, "dir": f"runs/{Path(str(run['dir'])).name}"}}}
 
 
 def _records(path: Path) -> list[EvalRecord]:

@@ -51,6 +51,18 @@ def upload(hub: Hub, name: str, directory: Path, at: str = "") -> None:
     hub.files.setdefault(name, {".gitattributes": b""}).update(files)
 
 
+def test_where_the_run_lay_is_not_published(hub: Hub, run: Path) -> None:
+    """It is nobody's business, and a config that writes there is of no use on another machine."""
+    dictionary = saetools.load(run)
+    config = {**dictionary.provenance["config"], "run": {"seed": 0, "dir": "/home/me/secret/läuf"}}
+    save_dictionary(dictionary, run.parent / "other", SPEC, provenance={**dictionary.provenance, "config": config})
+    push(run.parent / "other", "hf://me/sae")
+    files = hub.files["me/sae"]
+    assert all(b"secret" not in content for content in files.values())
+    assert "dir: runs/läuf\n" in files["README.md"].decode()
+    assert saetools.load("hf://me/sae").provenance["config"]["run"] == {"seed": 0, "dir": "runs/läuf"}
+
+
 def test_pushed_fetched_and_read_from_the_cache(
     hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
