@@ -45,9 +45,13 @@ class LogitEffects:
         )
 
     def texts(self, token_texts: TokenTexts) -> dict[int, str]:
-        """The text of every token that `record` names."""
+        """The text of every token that `record` names; its number where it has none of its own.
+
+        Vocabularies are padded with rows that stand for nothing, and many tokens are a part of a character.
+        """
         tokens = torch.unique(torch.cat([self.top_tokens_FJ.flatten(), self.bottom_tokens_FJ.flatten()])).tolist()
-        return {token: token_texts([token])[0] for token in tokens}
+        texts = {token: token_texts([token])[0] for token in tokens}
+        return {token: text if text.strip("\ufffd") else f"<token {token}>" for token, text in texts.items()}
 
 
 @torch.no_grad()

@@ -48,3 +48,11 @@ def test_the_map_is_the_svd_and_says_how_much_it_shows() -> None:
     u, s, _ = torch.linalg.svd(unit - unit.mean(0), full_matrices=False)
     torch.testing.assert_close(xy_F2.abs(), (u * s)[:, :2].abs())
     assert explained == pytest.approx(float((s[:2] ** 2).sum() / (s**2).sum()))
+
+
+def test_tokens_without_a_text_are_numbered() -> None:
+    """Rows that pad a vocabulary, and parts of a character: a list of blanks says nothing."""
+    effects = logit_effects(torch.ones(1, 2), torch.arange(8.0).view(4, 2), None)
+    texts = effects.texts(lambda ids: [["", "\ufffd", " ", "a\ufffd"][i] for i in ids])
+    assert texts == {0: "<token 0>", 1: "<token 1>", 2: " ", 3: "a\ufffd"}
+    assert [weight.token for weight in effects.record(0, texts).bottom] == ["<token 0>", "<token 1>", " ", "a\ufffd"]
