@@ -51,8 +51,11 @@ def shrinkage_code(
     Since R is even and rises with |z|, the proximal map under z >= 0 is that of ReLU(u). The objective falls, but for
     ripples of the momentum. Memory O(N F + F D): give rows in chunks.
 
-    x_ND: rows less the dictionary's b_dec, in the atoms' dtype; W_FD: the atoms (`dictionary.directions()`).
+    x_ND: rows less the dictionary's b_dec, in the atoms' dtype; W_FD: the atoms (`dictionary.directions()`). Half
+    precision is computed in float32.
     """
+    if W_FD.dtype in (torch.bfloat16, torch.float16):
+        return shrinkage_code(x_ND.float(), W_FD.float(), penalty, weight, n_steps, nonnegative).to(W_FD.dtype)
     step = 0.99 / torch.linalg.eigvalsh(W_FD.T @ W_FD)[-1]
     norms_F = W_FD.norm(dim=1)
     z_NF, residual_ND = x_ND.new_zeros(len(x_ND), len(W_FD)), -x_ND

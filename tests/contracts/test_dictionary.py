@@ -246,6 +246,17 @@ def test_encoding_in_chunks_changes_nothing(config: Dictionary.Config, monkeypat
     torch.testing.assert_close(dictionary.encode(rows()).to_dense(), whole, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(config: Dictionary.Config, dtype: torch.dtype) -> None:
+    """As `load(..., dtype=...)` gives it: every kind codes and reconstructs, about as well."""
+    dictionary = trained(config, torch.float32)
+    recon = dictionary(rows())
+    dictionary = dictionary.to(dtype)
+    code = dictionary.encode(rows())
+    assert code.values.dtype == dtype
+    assert (dictionary.decode(code) - recon).norm() < 0.2 * recon.norm()
+
+
 @pytest.mark.parametrize("n", [0, 1])
 def test_few_rows(config: Dictionary.Config, n: int) -> None:
     dictionary = trained(config)

@@ -34,7 +34,7 @@ def omp(
     slots left over are value 0, index 0. Rules: absolute or nonnegative (coefficients may still be negative).
 
     `gram`: G = W W^T of the same W; "auto" builds it where it pays and fits (F < N * K, at most 1 GiB); None computes
-    correlations anew in each step, by N K products with W in all.
+    correlations anew in each step, by N K products with W in all. Half precision is computed in float32.
 
     Differentiable in x and W, choices held fixed: with g = dL/dvalues - W_S dL/dr and u = (W_S W_S^T)^-1 g,
     dx = dL/dr + W_S^T u and dW_S = u r^T - values (dL/dr + W_S^T u)^T. Source: Pati et al. 1993; the progressive
@@ -44,6 +44,10 @@ def omp(
         raise ValueError(f"rule is {rule!r}; known: absolute, nonnegative")
     if not 0 <= n_steps <= len(W_FD):
         raise ValueError(f"n_steps is {n_steps}; it must lie in 0..{len(W_FD)}, the number of atoms")
+    if W_FD.dtype in (torch.bfloat16, torch.float16):  # of which torch solves no systems, nor would they be worth much
+        again = {"rule": rule, "tolerance": tolerance, "gram": None if gram is None else "auto", "impl": impl}
+        values, indices, residual = omp(x_ND.float(), W_FD.float(), n_steps, **again)
+        return values.to(W_FD.dtype), indices, residual.to(W_FD.dtype)
     chosen = resolve(impl, x_ND, W_FD, triton=False)
     if chosen == "reference" or n_steps == 0:
         return reference.omp(x_ND, W_FD, n_steps, rule, tolerance)
