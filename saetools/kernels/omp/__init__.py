@@ -45,8 +45,10 @@ def omp(
     if not 0 <= n_steps <= len(W_FD):
         raise ValueError(f"n_steps is {n_steps}; it must lie in 0..{len(W_FD)}, the number of atoms")
     if W_FD.dtype in (torch.bfloat16, torch.float16):  # of which torch solves no systems, nor would they be worth much
-        again = {"rule": rule, "tolerance": tolerance, "gram": None if gram is None else "auto", "impl": impl}
-        values, indices, residual = omp(x_ND.float(), W_FD.float(), n_steps, **again)
+        again: Literal["auto"] | None = None if gram is None else "auto"
+        values, indices, residual = omp(
+            x_ND.float(), W_FD.float(), n_steps, rule=rule, tolerance=tolerance, gram=again, impl=impl
+        )
         return values.to(W_FD.dtype), indices, residual.to(W_FD.dtype)
     chosen = resolve(impl, x_ND, W_FD, triton=False)
     if chosen == "reference" or n_steps == 0:
