@@ -172,10 +172,13 @@ def _collect(subject: Any, dictionary_hash: str, config: Any, path: Path, how: C
     """Read held-out rows once and write the feature store of a dictionary to `path`."""
     from saetools.features.collect import CollectSettings, collect
     from saetools.features.entries import Description, describe
+    from saetools.features.places import umap_class
     from saetools.features.write import write_store
 
     if how.loss_effects and subject.host is None:
         raise ConfigError("rows without a host have no loss, so no feature has an effect on it. Leave them out.")
+    if how.map == "umap":
+        umap_class()  # before text is read for minutes, not after
     settings = CollectSettings(n_tokens=config.evaluation.n_tokens, seed=config.run.seed)
     collected = collect(subject.dictionary, subject.heldout, subject.tokens, settings)
     wanted = Description(

@@ -23,8 +23,8 @@ def density_histogram(store: FeatureStore) -> Panel:
     density = store.columns("density")["density"]
     alive = density[density > 0]
     note = f"{len(density) - len(alive):,} of {len(density):,} features never fired"
-    lowest = math.floor(np.log10(alive.min())) if len(alive) else -1
-    edges = np.linspace(lowest, 0, DENSITY_BINS_PER_DECADE * -lowest + 1) if lowest else np.array([-1.0, 0.0])
+    lowest = min(math.floor(np.log10(alive.min())), -1) if len(alive) else -1
+    edges = np.linspace(lowest, 0, DENSITY_BINS_PER_DECADE * -lowest + 1)
     counts, _ = np.histogram(np.log10(alive), edges)
     spans = _spans(10**edges)
     bar = _bars(edges, counts.tolist(), spans, "density %{customdata}<br>%{y} features", NEGATIVE)

@@ -1,6 +1,6 @@
 """A place in the plane for every feature, such that features with similar decoder rows lie near one another."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -31,7 +31,8 @@ def principal_map(rows_FD: Tensor) -> tuple[Tensor, float]:
 
     Signs are such that the entry of greatest magnitude of each direction is positive. O(F D^2).
     """
-    unit_FD = torch.nn.functional.normalize(rows_FD.double(), dim=1)
+    plane_FD = torch.nn.functional.pad(rows_FD, (0, max(0, 2 - rows_FD.shape[1])))  # of width 1: a line in it
+    unit_FD = torch.nn.functional.normalize(plane_FD.double(), dim=1)
     centred_FD = unit_FD - unit_FD.mean(dim=0)
     variance_D, axes_DD = torch.linalg.eigh(centred_FD.T @ centred_FD)
     axes_D2 = axes_DD[:, -2:].flip(1)
@@ -41,18 +42,24 @@ def principal_map(rows_FD: Tensor) -> tuple[Tensor, float]:
     return (centred_FD @ axes_D2).cpu(), float(variance_D[-2:].sum() / total)
 
 
-def umap_map(rows_FD: Tensor, seed: int) -> Tensor:
-    """float64 xy_F2: UMAP (McInnes, Healy, Melville 2018, arXiv 1802.03426) by cosine; the same for the same seed.
-
-    Needs umap-learn (the extra `map`); ConfigError without it. Zero rows and fewer than 4 rows have no neighbours to
-    lay out and go to the origin.
-    """
+def umap_class() -> Any:
+    """The class of umap-learn; ConfigError where it is not installed."""
     try:
         from umap import UMAP
     except ImportError as error:
         raise ConfigError(
             "a UMAP map needs umap-learn: pip install 'saetools[map]', or take --map pca, which needs nothing."
         ) from error
+    return UMAP
+
+
+def umap_map(rows_FD: Tensor, seed: int) -> Tensor:
+    """float64 xy_F2: UMAP (McInnes, Healy, Melville 2018, arXiv 1802.03426) by cosine; the same for the same seed.
+
+    Needs umap-learn (the extra `map`); ConfigError without it. Zero rows and fewer than 4 rows have no neighbours to
+    lay out and go to the origin.
+    """
+    UMAP = umap_class()
     xy_F2 = torch.zeros(len(rows_FD), 2, dtype=torch.float64)
     real_F = rows_FD.norm(dim=1).cpu() > 0
     if int(real_F.sum()) < 4:

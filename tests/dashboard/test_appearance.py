@@ -109,3 +109,16 @@ def test_every_chart_has_its_numbers(watched: Any, page_path: Path) -> None:
         shown = chart.evaluate("figure => [figure.sae.panel.rows.length, figure.querySelectorAll('tbody tr').length]")
         assert shown[0] == shown[1] > 0
     watched.check()
+
+
+def test_a_legend_stands_above_the_bars(watched: Any, store_path: Path, tmp_path: Path) -> None:
+    export_page(Contents(FeatureStore.open(store_path), features=[2]), tmp_path / "page.html")
+    page = watched.page
+    page.goto((tmp_path / "page.html").as_uri())
+    page.wait_for_selector(".sae-bars-legend")
+    legend, bars = page.evaluate("""() => {
+      const legend = document.querySelector(".sae-bars-legend");
+      const paths = [...legend.parentElement.querySelectorAll("path")];
+      return [legend.getBoundingClientRect().bottom, paths.map((path) => path.getBoundingClientRect().top)];
+    }""")
+    assert len(bars) == 2 and legend <= min(bars)

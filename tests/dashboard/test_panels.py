@@ -2,9 +2,12 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from saetools.dashboard.export import facts
 from saetools.dashboard.panel import number, plain, visible
 from saetools.dashboard.panels import activation_histogram, density_histogram, logits_bars, logits_histogram
 from saetools.features.records import bin_edges
@@ -21,6 +24,18 @@ def test_density_counts_every_feature_once(store: FeatureStore) -> None:
     assert sum(panel.figure.data[0].y) == store.info.n_features - 1
     assert "1 of" in panel.note and "never fired" in panel.note
     assert sum(count for _, count in panel.rows) == store.info.n_features - 1
+
+
+def test_a_density_of_one_has_an_axis() -> None:
+    store = SimpleNamespace(columns=lambda *names: {"density": np.ones(3)})
+    panel = density_histogram(store)  # type: ignore[arg-type]
+    assert sum(panel.data[0]["y"]) == 3 and panel.layout["xaxis"]["tickvals"] == [-1, 0]
+
+
+def test_where_a_host_lies_is_not_said(store: FeatureStore, tmp_path: Path) -> None:
+    for host, said in ((str(tmp_path / "mine"), "mine"), ("org/model", "org/model")):
+        info = store.info.model_copy(update={"spec": store.info.spec.model_copy(update={"host": host})})
+        assert dict(facts(SimpleNamespace(info=info)))["host"] == said  # type: ignore[arg-type]
 
 
 def test_activations_have_the_counts_and_places_of_the_record(store: FeatureStore) -> None:

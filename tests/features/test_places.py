@@ -24,6 +24,12 @@ def test_principal_places_are_those_of_the_singular_vectors() -> None:
     assert explained == pytest.approx(float(sizes[:2].square().sum() / sizes.square().sum()))
 
 
+def test_rows_of_width_one_lie_on_a_line() -> None:
+    xy_F2, explained = principal_map(torch.tensor([[2.0], [-3.0], [1.0], [0.0]]))
+    assert xy_F2.shape == (4, 2) and explained == pytest.approx(1.0)
+    torch.testing.assert_close(xy_F2.abs(), torch.tensor([[0.75, 0.0], [1.25, 0], [0.75, 0], [0.25, 0]]).double())
+
+
 @pytest.mark.slow
 def test_umap_keeps_clusters_apart_and_repeats() -> None:
     pytest.importorskip("umap", reason="the extra map is not installed")

@@ -89,7 +89,7 @@ window.SaeBars = (() => {
     }
     const { xaxis, yaxis, showlegend } = panel.layout;
     const step = Math.max(1, stepFor(most, 3));
-    const top = Math.max(most * 1.04, step);
+    const top = Math.max(most * (showlegend ? 1.3 : 1.04), step); // a legend stands above the bars
     const across = domain(panel);
     const area = element("div", "sae-bars-area");
     for (let count = 0; count <= top; count += step) {
