@@ -163,18 +163,17 @@ def rows_needed(config: Any) -> int:
 
 
 def _check_store(configs: Sequence[Any], data: Data) -> None:
-    """Refuse a store that is too short or of another host before anything is trained.
+    """Refuse a store of another point or host, or too short a one, before anything is trained.
 
     The host is loaded only where it has another name, under which the same weights may lie.
     """
     from saetools.activations.store import CachedSource
 
-    if configs[0].activations.path is None:
-        raise ConfigError("activations.source cached needs activations.path: a directory made by `saetools harvest`.")
+    data.source("train")  # checks all but these: a store of another point is not to be harvested longer
     store = CachedSource(configs[0].activations.path)
-    store.check_length(max(rows_needed(config) for config in configs))
     if store.spec.host != configs[0].host.name:
         store.check_host(data.host, store.spec.point)
+    store.check_length(max(rows_needed(config) for config in configs))
 
 
 def _vectors(dictionary: Any) -> Any:

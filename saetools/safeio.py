@@ -165,6 +165,15 @@ def verify_directory(path: Path | str, allow_extra: Collection[str] = ()) -> lis
     return list(entries)
 
 
+def damage(path: Path | str) -> str | None:
+    """What `verify_directory` finds wrong with a committed directory; None where nothing is."""
+    try:
+        verify_directory(path)
+    except FormatError as error:
+        return str(error)
+    return None
+
+
 def _manifest_entries(path: Path) -> dict[str, dict[str, Any]]:
     value = read_json(path)
     entries = value.get("files") if isinstance(value, dict) else None

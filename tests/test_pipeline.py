@@ -179,6 +179,7 @@ def test_an_evaluation_that_was_killed_goes_on_with_what_is_missing(live: Path, 
         (["--training.n_tokens", "9000"], "harvest with --rows"),
         (["--host.name", "pycode"], "the run has 'pycode'"),
         (["--activations.point", "blocks.1.hook_out"], "blocks.0.hook_out"),
+        (["--activations.point", "blocks.1.hook_out", "--training.n_tokens", "9000"], "the run has 'blocks.1"),
     ],
 )
 def test_a_store_that_does_not_fit(

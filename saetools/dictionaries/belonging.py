@@ -25,7 +25,11 @@ def check_belongs(dictionary: Dictionary, spec: PointSpec, elsewhere: Collection
         if name not in PROPERTIES:
             raise ConfigError(f"{name!r} is nothing that may differ.{nearest(name, PROPERTIES)} {_allowed()}")
     if dictionary.d_model != spec.d_model:
-        raise MismatchError(f"the dictionary is for width {dictionary.d_model}, these vectors have {spec.d_model}.")
+        of = f" ({dictionary.spec.host}, {dictionary.spec.point})" if dictionary.spec else ""
+        raise MismatchError(
+            f"the dictionary is for width {dictionary.d_model}{of}, these vectors have {spec.d_model} ({spec.host}, "
+            f"{spec.point}). Set host and point, or the file of rows, to what it was made for."
+        )
     own = dictionary.spec
     if own is None:
         _refuse({name: pair for name, pair in _said(dictionary, spec).items() if name not in elsewhere})

@@ -21,7 +21,7 @@ from saetools import atomic
 from saetools.errors import FormatError
 from saetools.formats.native import load_unfolded
 from saetools.records import FrozenModel
-from saetools.safeio import load_safetensors, read_json, verify_directory
+from saetools.safeio import damage, load_safetensors, read_json, verify_directory
 from saetools.training.schedule import Plan
 
 _logger = logging.getLogger(__name__)
@@ -131,16 +131,8 @@ def prune_checkpoints(directory: Path, keep: int) -> None:
     for path in reversed(checkpoint_paths(directory)):
         if n_valid >= keep:
             atomic.remove_directory(path)
-        elif _is_valid(path):
+        elif damage(path) is None:
             n_valid += 1
-
-
-def _is_valid(path: Path) -> bool:
-    try:
-        verify_directory(path)
-    except FormatError:
-        return False
-    return True
 
 
 def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """One run: a trainer with its directory, metrics, checkpoints, progress bar and mirror."""
 
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from saetools.activations.base import ActivationBatch, RowSource
 from saetools.activations.shuffle import ShuffledRows, ring_bytes
 from saetools.errors import DataError, RunError
 from saetools.formats.native import save_dictionary
+from saetools.safeio import damage
 from saetools.training.checkpoint import Checkpoint, Facts, load_newest, save_checkpoint
 from saetools.training.metrics import MetricsLog, TimingLog, metrics_record
 from saetools.training.mirror import Mirror
@@ -21,6 +23,7 @@ from saetools.training.run_directory import RunDirectory
 from saetools.training.schedule import checkpoint_steps
 from saetools.training.trainer import Done
 
+_logger = logging.getLogger(__name__)
 MAX_SKIPPED_IN_ROW = 3
 
 
@@ -126,12 +129,15 @@ class Run:
 
     def finish(self) -> TrainResult:
         """Write the final dictionary, whole or not at all."""
-        trainer = self.trainer  # its last checkpoint is of the last step
-        if not self.directory.dictionary.exists():
-            self._save_dictionary(self.directory.dictionary)
+        trainer, final = self.trainer, self.directory.dictionary  # its last checkpoint is of the last step
+        if final.exists() and (reason := damage(final)):
+            _logger.warning("the final dictionary was damaged and is written again: %s", reason)
+            atomic.remove_directory(final)
+        if not final.exists():
+            self._save_dictionary(final)
         return TrainResult(
             directory=self.directory.path,
-            dictionary=self.directory.dictionary,
+            dictionary=final,
             n_steps=trainer.state.step,
             n_tokens=trainer.n_tokens,
             n_skipped=trainer.state.n_skipped,

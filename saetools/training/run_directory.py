@@ -164,22 +164,37 @@ class RunDirectory:
 
     def read_facts(self) -> dict[str, Any]:
         """The content of run.json."""
-        return read_json(self.facts)
+        with _needed(self.facts):
+            return read_json(self.facts)
 
     def _read_config(self) -> dict[str, Any]:
-        try:
-            return yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise FormatError(f"{self.config} cannot be read: {' '.join(str(error).split())}") from error
+        with _needed(self.config):
+            try:
+                return yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+                raise FormatError(f"{self.config} cannot be read: {' '.join(str(error).split())}.") from error
 
 
 def read_calibration(run: Path | str) -> Calibration:
     """The calibration that a run was begun with, for building its source again."""
     path = RunDirectory(run).calibration
+    with _needed(path):
+        try:
+            return Calibration.model_validate(read_json(path))
+        except ValidationError as error:
+            raise FormatError(f"{path} is not a calibration: {' '.join(str(error).split())[:200]}.") from error
+
+
+@contextmanager
+def _needed(path: Path) -> Iterator[None]:
+    """Say what to do where a file that a begun run goes on by cannot be read."""
     try:
-        return Calibration.model_validate(read_json(path))
-    except ValidationError as error:
-        raise FormatError(f"{path} is not a calibration: {' '.join(str(error).split())[:200]}") from error
+        yield
+    except FormatError as error:
+        raise FormatError(
+            f"{error} The run in {path.parent} cannot go on without it: put it back as it was, or set run.dir to "
+            "another directory."
+        ) from error
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

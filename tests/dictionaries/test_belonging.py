@@ -50,12 +50,17 @@ def test_other_vectors_are_an_error_unless_asked_for_by_name(
 
 
 def test_width_and_unknown_names(dictionary: Dictionary) -> None:
-    with pytest.raises(MismatchError, match="width 6, these vectors have 7"):
-        check_belongs(dictionary, SPEC.model_copy(update={"d_model": 7}), ["host", "point"])
+    wider = SPEC.model_copy(update={"d_model": 7})
+    with pytest.raises(
+        MismatchError, match=rf"width 6 \({SPEC.host}, {SPEC.point}\), these vectors have 7 .*\. Set host"
+    ):
+        check_belongs(dictionary, wider, ["host", "point"])
     with pytest.raises(ConfigError, match=r"'hots' is nothing that may differ\. Did you mean \"host\""):
         check_belongs(dictionary, SPEC, ["hots"])
     dictionary.spec = None
     check_belongs(dictionary, SPEC)
+    with pytest.raises(MismatchError, match="width 6, these vectors have 7"):
+        check_belongs(dictionary, wider)
 
 
 def test_what_another_librarys_file_says(dictionary: Dictionary, caplog: pytest.LogCaptureFixture) -> None:

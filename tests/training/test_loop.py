@@ -154,6 +154,18 @@ def test_a_finished_run_is_left_as_it_is(train_tiny: Callable, tmp_path: Path, d
     assert (tmp_path / "run" / "dictionary").stat().st_ino == made
 
 
+def test_a_damaged_final_dictionary_is_written_again(
+    train_tiny: Callable, tmp_path: Path, digests: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    train_tiny(tmp_path / "run")
+    before, weights = digests(tmp_path / "run"), tmp_path / "run" / "dictionary" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with caplog.at_level(logging.WARNING):
+        train_tiny(tmp_path / "run")
+    assert "damaged and is written again" in caplog.text and str(weights) in caplog.text
+    assert digests(tmp_path / "run") == before
+
+
 def test_a_damaged_newest_checkpoint_is_skipped_aloud(
     train_tiny: Callable, straight: Path, tmp_path: Path, digests: Callable, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -79,7 +79,9 @@ def test_calibration_and_config_of_a_run(program: ModuleType, straight: Path, ro
     config = program.tiny_config(rows, straight)
     source = program.tiny_source(config)(None)
     assert read_calibration(straight) == source.calibration
-    with pytest.raises(FormatError, match=r"calibration\.json does not exist"):
+    with pytest.raises(
+        FormatError, match=r"calibration\.json does not exist\. The run in .* cannot go on without it: put"
+    ):
         read_calibration(tmp_path)
     (tmp_path / "calibration.json").write_text('{"scale": 1}')
     with pytest.raises(FormatError, match=r"calibration\.json is not a calibration"):
