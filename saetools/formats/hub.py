@@ -9,7 +9,7 @@ import logging
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from saetools import atomic
@@ -18,6 +18,7 @@ from saetools.formats.base import USUAL, format_of
 from saetools.formats.card import model_card
 from saetools.formats.load import HUB, load_path
 from saetools.formats.native import load_unfolded, save_dictionary
+from saetools.formats.pt import not_allowed
 from saetools.formats.run import DICTIONARY
 from saetools.records import EvalRecord
 from saetools.safeio import read_json
@@ -114,22 +115,29 @@ def chosen(names: Sequence[str], place: Place, allow_pt: bool) -> list[str]:
     """The files of a repository that the dictionary at a place can consist of; FormatError where there is none.
 
     The files directly in its directory (and in `dictionary/` and `checkpoints/` there); of a place that is a file, that
-    and the configs beside it.
+    and the configs beside it, above it where it is one of those two.
     """
+    at = f"{HUB}{place.repository}{'/' if place.inside else ''}{place.inside}"
+    at_revision = f"{at}@{place.revision}" if place.revision else at
     suffixes = SUFFIXES + (PT_SUFFIXES if allow_pt else ())
     if place.inside in names:
-        directory = place.inside.rpartition("/")[0]
-        beside = [n for n in names if n.rpartition("/")[0] == directory and n.endswith((".json", ".yaml"))]
+        if place.inside.endswith(PT_SUFFIXES) and not allow_pt:
+            raise not_allowed(at_revision, "is a pickle (.pt)")
+        folder = PurePosixPath(place.inside).parent
+        folders = {folder, folder.parent} if folder.name in INNER else {folder}
+        beside = [n for n in names if PurePosixPath(n).parent in folders and n.endswith((".json", ".yaml"))]
         return [place.inside, *beside]
     prefix = f"{place.inside}/" if place.inside else ""
     inner = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
     own = [name for name in inner if "/" not in name or name.split("/")[0] in INNER]
     found = [prefix + name for name in own if name.endswith(suffixes)]
     weights = [name for name in own if name.endswith((".safetensors", ".npz", *PT_SUFFIXES)) and "/" not in name]
+    pickles = [name for name in weights if name.endswith(PT_SUFFIXES)]
+    if pickles == weights != [] and own == inner and not allow_pt:
+        raise not_allowed(at_revision, f"has its weights in a pickle ({pickles[0]})")
     if found and len(weights) <= 2:  # weights, and the optimizer or sparsity beside them
         return found
     below = sorted({name.split("/")[0] + "/" for name in inner if "/" in name} | set(weights))
-    at = f"{HUB}{place.repository}{'/' if place.inside else ''}{place.inside}"
     if not below and not found:
         raise FormatError(f"{at} does not exist, or holds no dictionary.")
     more = f" and {len(below) - MOST_NAMED} more" if len(below) > MOST_NAMED else ""

@@ -71,14 +71,19 @@ def mentions(path: Path, *texts: str, without: tuple[str, ...] = ()) -> bool:
     return found >= set(texts) and not found & set(without)
 
 
+def not_allowed(source: Path | str, what: str) -> FormatError:
+    """The refusal of a source that needs allow_pt, with both ways to read it; `what` says why it does."""
+    return FormatError(
+        f"{source} {what}, and a pickle can run code of whoever wrote it: it was not opened. To read it in a sandbox "
+        "that takes tensors alone, pass allow_pt=True to saetools.load, or convert it once: saetools convert --from-pt "
+        f"{shlex.quote(str(source))} --out DIRECTORY"
+    )
+
+
 def read_pt(path: Path, allow: bool, layout: str) -> PtContent:
     """The content of a .pt file, through the sandbox. FormatError unless allowed, or where it is more than tensors."""
     if not allow:
-        raise FormatError(
-            f"{path} is of the layout of {layout}, whose weights are a pickle (.pt), and a pickle can run code of "
-            "whoever wrote it: it was not opened. To read it in a sandbox that takes tensors alone, pass allow_pt=True "
-            f"to saetools.load, or convert it once: saetools convert --from-pt {shlex.quote(str(path))} --out DIRECTORY"
-        )
+        raise not_allowed(path, f"is of the layout of {layout}, whose weights are a pickle (.pt)")
     functions = pt_names(path).functions
     wrong = sorted(f for f in functions if not pt_sandbox.is_allowed(f))
     if wrong:

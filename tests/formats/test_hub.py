@@ -51,6 +51,26 @@ def upload(hub: Hub, name: str, directory: Path, at: str = "") -> None:
     hub.files.setdefault(name, {".gitattributes": b""}).update(files)
 
 
+def test_a_file_of_checkpoints_comes_with_the_config_above(hub: Hub) -> None:
+    upload(hub, "me/llama", GOLDEN / "llama-scope-f32", "L3/")
+    whole = saetools.load("hf://me/llama/L3/checkpoints/final.safetensors")
+    assert whole.W_dec_FD.equal(saetools.load(GOLDEN / "llama-scope-f32").W_dec_FD)
+    names = ["t/checkpoints/ae_5.pt", "t/config.json", "t/ae.pt", "config.json"]
+    assert chosen(names, Place("a/b", "t/checkpoints/ae_5.pt", None), allow_pt=True) == names[:2]
+
+
+@pytest.mark.parametrize("source", ["hf://me/dl", "hf://me/dl@main", "hf://me/dl/ae.pt", "hf://me/dl/sub"])
+def test_pickles_are_refused_before_they_are_fetched(hub: Hub, source: str) -> None:
+    golden = GOLDEN / "dl-topk-f32"
+    files = {name: (golden / name).read_bytes() for name in ("ae.pt", "config.json")}
+    hub.files["me/dl"] = files | ({f"sub/{name}": data for name, data in files.items()} if "sub" in source else {})
+    with pytest.raises(FormatError, match=r"pickle \(.*pt\)") as refused:
+        saetools.load(source)
+    assert "allow_pt=True" in str(refused.value)
+    assert f"saetools convert --from-pt {source} --out DIRECTORY" in str(refused.value), "from where it is"
+    assert not any("ae.pt" in request for request in hub.requests)
+
+
 def test_where_the_run_lay_is_not_published(hub: Hub, run: Path) -> None:
     """It is nobody's business, and a config that writes there is of no use on another machine."""
     dictionary = saetools.load(run)
