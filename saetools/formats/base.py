@@ -12,6 +12,7 @@ from saetools.dictionaries.base import Dictionary
 from saetools.errors import ConfigError, FormatError, MismatchError, nearest
 from saetools.formats.found import found_at
 
+MOST_LOOKED_INTO, MOST_NAMED = 100, 5
 _REGISTRY: dict[str, type["Format"]] = {}
 
 
@@ -109,13 +110,28 @@ def format_of(path: Path) -> type[Format]:
 
 
 def _in_part(path: Path) -> str:
-    """What is missing of layouts of which a file of weights is there, as after a download that was cut short."""
+    """What is missing of layouts of which a file of weights is there, as after a download that was cut short.
+
+    Or else which directories in it can be read: libraries that train several dictionaries write one for each.
+    """
     for candidate in formats():
         there = [name for name in candidate.files if (path / name).exists()]
         missing = [name for name in candidate.files if name not in there]
         if missing and any(name.endswith(".safetensors") for name in there):
             return f" ({', '.join(there)} is of {candidate.name}, but {' and '.join(missing)} is missing)"
-    return ""
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir())[:MOST_LOOKED_INTO] if path.is_dir() else []
+    known = [folder for folder in folders if _is_known(folder)]
+    if not known:
+        return ""
+    more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
+    return f", but directories in it are: name one of {', '.join(map(str, known[:MOST_NAMED]))}{more}"
+
+
+def _is_known(folder: Path) -> bool:
+    try:
+        return any(candidate.recognises(folder) for candidate in formats())
+    except (FormatError, OSError):  # damaged, or not for us to read
+        return False
 
 
 def _writable() -> str:

@@ -1,6 +1,7 @@
 """`saetools.load`: dictionaries, runs finished and unfinished, and what is neither."""
 
 import logging
+import re
 import shutil
 import tomllib
 from pathlib import Path
@@ -82,6 +83,20 @@ def test_what_is_missing_of_a_layout_is_named(tmp_path: Path) -> None:
     (tmp_path / "s" / "sae.safetensors").unlink()
     with pytest.raises(FormatError, match=r"sae\.safetensors"):
         saetools.load(tmp_path / "s")
+
+
+def test_directories_of_several_dictionaries_name_them(tmp_path: Path) -> None:
+    """As sparsify writes one per hook point, dictionary_learning one per trainer."""
+    for name in ("layers.3.mlp", "layers.10"):
+        shutil.copytree(Path(__file__).parent / "golden" / "sparsify-f32", tmp_path / "run" / name)
+    (tmp_path / "run" / "config.json").write_text("{}")
+    (tmp_path / "run" / "logs").mkdir()
+    (tmp_path / "run" / "logs" / "cfg.json").write_text("{")
+    folders = f"{tmp_path / 'run' / 'layers.10'}, {tmp_path / 'run' / 'layers.3.mlp'}. Found"
+    with pytest.raises(
+        FormatError, match=re.escape(f"no known layout, but directories in it are: name one of {folders}")
+    ):
+        saetools.load(tmp_path / "run")
 
 
 def test_a_dictionary_that_lost_its_manifest_says_so(tmp_path: Path) -> None:
