@@ -14,7 +14,7 @@ from pydantic import ConfigDict
 from saetools.activations.base import RowSource
 from saetools.dictionaries.base import Dictionary
 from saetools.errors import ConfigError, DataError, nearest
-from saetools.evals.bootstrap import mean_interval, too_few
+from saetools.evals.bootstrap import N_RESAMPLES, DocumentSums, Statistic, mean_interval, too_few
 from saetools.lm.base import Host
 from saetools.records import EvalRecord, FrozenConfig, PointSpec
 from saetools.text.packing import TokenPlan
@@ -157,6 +157,33 @@ class Evaluation(ABC):
         if note is None and value is not None:
             note = too_few(len(values), n_unit)
         return self.record(name, value, unit, len(values), n_unit=n_unit, spread=spread, series=series, note=note)
+
+    def sums_record(
+        self,
+        name: str,
+        sums: DocumentSums,
+        statistic: Statistic,
+        unit: str,
+        seed: int,
+        *,
+        n: int | None = None,
+        n_resamples: int = N_RESAMPLES,
+        note: str | None = None,
+        **fields: Any,
+    ) -> EvalRecord:
+        """The record of a statistic of sums over n (all) rows, with its interval over documents.
+
+        To the note is added that they are too few for an interval.
+        """
+        return self.record(
+            name,
+            sums.value(statistic),
+            unit,
+            sums.n_rows if n is None else n,
+            spread=sums.interval(statistic, seed, n_resamples),
+            note="; ".join(filter(None, [note, sums.too_few()])) or None,
+            **fields,
+        )
 
     def settings(self) -> dict[str, Any]:
         """The config as JSON, with the evaluation's name."""

@@ -3,7 +3,7 @@
 Tokens of one document are not independent, so documents are resampled, not tokens: a resample draws as many documents
 as there are, with replacement (of rows without documents, planted or of a file, blocks of 1,000 consecutive ones count
 as documents); the statistic is computed from the sums of the drawn documents; the interval holds the middle 95 % of its
-values (percentile bootstrap; Efron and Tibshirani 1993, chapter 13).
+values (percentile bootstrap; Efron and Tibshirani 1993, chapter 13). Of fewer than 8 documents there is none.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,8 +21,10 @@ RESAMPLED_BYTES = 4 << 20
 """Counts of drawn groups, or totals of columns, that are held at a time: 1000 resamples of 4096 would take 31 MiB."""
 LEVEL = 0.95
 LEAST_ITEMS = 8
-"""Of fewer items a mean or correlation has no interval. Means of resamples of n items spread too little: for normal
+"""Of fewer documents or items nothing has an interval. Means of resamples of n items spread too little: for normal
 items the interval holds the true mean in 51 % of cases at n = 2, in 80 % at 4, in 90 % at 8, in 93 % at 16."""
+
+DOCUMENTS = "documents (or blocks of rows)"
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """totals [R, C] of the columns -> value [R]; row by row, so that a total of all documents is R = 1."""
@@ -69,8 +71,12 @@ class DocumentSums:
             return float(statistic(self.totals()[None])[0])
 
     def interval(self, statistic: Statistic, seed: int, n_resamples: int = N_RESAMPLES) -> tuple[float, float] | None:
-        """The statistic's 95 % interval over documents; None with fewer than two groups or where it is undefined."""
+        """The statistic's 95 % interval over documents; None with fewer than LEAST_ITEMS or where it is undefined."""
         return bootstrap_interval(self.sums_GC[self.n_rows_G > 0].numpy(), statistic, seed, n_resamples)
+
+    def too_few(self) -> str | None:
+        """The note of figures of so few documents that they have no interval; None where they are enough."""
+        return too_few(int((self.n_rows_G > 0).sum()), DOCUMENTS)
 
 
 def ratio_sums(items: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> DocumentSums:
@@ -136,13 +142,13 @@ def median_interval(values: np.ndarray, groups: np.ndarray, seed: int) -> tuple[
     """The 95 % interval of the median of items, by resampling the groups (documents) that they belong to.
 
     The median of a resample is the least value that at least half of the drawn items do not exceed. Items that are nan
-    are left out; None with fewer than two groups.
+    are left out; None with fewer than LEAST_ITEMS groups.
     """
     order = np.argsort(values, kind="stable")
     order = order[np.isfinite(values[order])]
     _, group_N = np.unique(groups[order], return_inverse=True)
     n_groups = int(group_N.max(initial=-1)) + 1
-    if n_groups < 2:
+    if n_groups < LEAST_ITEMS:
         return None
     generator, shares_G = rng.generator(seed, "bootstrap", n_groups), np.full(n_groups, 1 / n_groups)
     medians = []
@@ -157,10 +163,10 @@ def bootstrap_interval(
 ) -> tuple[float, float] | None:
     """The middle 95 % of the statistic over resamples of the groups; the seed decides the resamples.
 
-    Resamples where the statistic is not finite are left out; None where fewer than half remain or G < 2.
+    Resamples where the statistic is not finite are left out; None where fewer than half remain or G < LEAST_ITEMS.
     """
     n_groups, n_columns = sums_GC.shape
-    if n_groups < 2:
+    if n_groups < LEAST_ITEMS:
         return None
     generator = rng.generator(seed, "bootstrap", n_groups)
     shares_G = np.full(n_groups, 1 / n_groups)

@@ -1,6 +1,6 @@
 """Angles among the atoms, and between what fires together.
 
-With unit atoms d_i, |.| the absolute cosine, F features, N tokens:
+With unit atoms d_i, |.| the absolute cosine, F features (places that hold an atom), N tokens:
 
     coherence             = max over i != j of |<d_i, d_j>|; the series holds the Babel function and the quantiles of
                             each atom's nearest neighbour
@@ -34,7 +34,7 @@ from pydantic import Field
 
 from saetools.dictionaries.base import SparseCode
 from saetools.evals.base import EvalRecord, Subject
-from saetools.evals.bootstrap import DocumentSums, Statistic, median_interval
+from saetools.evals.bootstrap import DOCUMENTS, DocumentSums, Statistic, median_interval, too_few
 from saetools.evals.rows import CodedRows, RowEvaluation
 from saetools.evals.sample import DRAW, TokenSample
 from saetools.features.sampling import uniform
@@ -129,7 +129,7 @@ class _Tally:
         squares_N = torch.zeros(len(rows.x_ND), dtype=torch.float64)
         squares_N.index_add_(0, row_M.cpu(), (value_M * self.norm_F[feature_M]).cpu().double().square())
         z_square_N = (rows.x_ND - self.dictionary.b_dec_D.detach()).cpu().double().square().sum(1)
-        epsilon_N = epsilon_lower_bound_N(z_square_N, squares_N, len(self.norm_F))
+        epsilon_N = epsilon_lower_bound_N(z_square_N, squares_N, int(self.dictionary.in_use_F().sum()))
         document_N = rows.where_N2[:, 0].double()
         self.norms.add(rows.where_N2, torch.stack([epsilon_N, z_square_N.sqrt(), squares_N.sqrt(), document_N], 1))
 
@@ -137,12 +137,11 @@ class _Tally:
         in_use_F = self.dictionary.in_use_F()
         if in_use_F.sum() < 2:
             in_use_F[:] = True
-        atoms_FD = self.atoms_FD[in_use_F]
-        found = angles(atoms_FD, self.evaluation.config.n_babel, self.counts_F[in_use_F.cpu()])
-        return [*self._of_atoms(found, atoms_FD), *self._of_pairs(found), *self._of_norms()]
+        found = angles(self.atoms_FD[in_use_F], self.evaluation.config.n_babel, self.counts_F[in_use_F.cpu()])
+        return [*self._of_atoms(found, in_use_F), *self._of_pairs(found), *self._of_norms()]
 
-    def _of_atoms(self, found: Angles, atoms_FD: torch.Tensor) -> list[EvalRecord]:
-        record, n = self.evaluation.record, len(atoms_FD)
+    def _of_atoms(self, found: Angles, in_use_F: torch.Tensor) -> list[EvalRecord]:
+        record, n = self.evaluation.record, int(in_use_F.sum())
         series = {
             "m": [float(m) for m in range(1, len(found.largest_sum_M) + 1)],
             "babel": found.largest_sum_M.tolist(),
@@ -151,7 +150,9 @@ class _Tally:
         }
         duplicates = (found.nearest_F > self.evaluation.config.duplicate_above).double().mean()
         encoder_FD = self.dictionary.encoder_directions()
-        cosine = None if encoder_FD is None else float(row_cosines(encoder_FD, self.atoms_FD).double().mean())
+        cosine = None
+        if encoder_FD is not None:
+            cosine = float(row_cosines(encoder_FD[in_use_F], self.atoms_FD[in_use_F]).double().mean())
         note = "this kind has no encoder matrix" if encoder_FD is None else None
         return [
             record("coherence", float(found.nearest_F.max()), "cosine", n, n_unit="features", series=series),
@@ -165,13 +166,14 @@ class _Tally:
             return lambda totals: totals[:, numerator] / totals[:, numerator + 1]
 
         records = [
-            self.evaluation.record(
+            self.evaluation.sums_record(
                 name,
-                self.pair_sums.value(ratio(column)),
+                self.pair_sums,
+                ratio(column),
                 "cosine",
-                int(self.pair_sums.totals()[column + 1]),
+                self.seed,
+                n=int(self.pair_sums.totals()[column + 1]),
                 n_unit=n_unit,
-                spread=self.pair_sums.interval(ratio(column), self.seed),
             )
             for name, column, n_unit in (("co_firing_cosine", 0, "tokens"), ("next_atom_cosine", 2, "pairs"))
         ]
@@ -185,21 +187,25 @@ class _Tally:
         quantiles = {"quantile": list(QUANTILES), "epsilon": self.norms.quantiles(0, QUANTILES)}
         points = {"z_norm": z[:ZF_POINTS].tolist(), "f_norm": f[:ZF_POINTS].tolist()}
         return [
-            self.evaluation.record(
-                name,
-                _median(values),
-                unit,
-                len(values),
-                spread=median_interval(values, document, self.seed),
-                series=series,
-            )
+            self._median(name, values, document, unit, series)
             for name, values, unit, series in (
                 ("epsilon_lbo", epsilon, "cosine", quantiles),
                 ("feature_norm_ratio", ratio, "ratio", points),
             )
         ]
 
-
-def _median(values: np.ndarray) -> float | None:
-    finite = values[np.isfinite(values)]
-    return float(np.median(finite)) if len(finite) else None
+    def _median(
+        self, name: str, values: np.ndarray, document: np.ndarray, unit: str, series: dict[str, list[float]]
+    ) -> EvalRecord:
+        """The median over the tokens where the value is defined."""
+        defined = np.isfinite(values)
+        values, document = values[defined], document[defined]
+        return self.evaluation.record(
+            name,
+            float(np.median(values)) if len(values) else None,
+            unit,
+            len(values),
+            spread=median_interval(values, document, self.seed),
+            series=series,
+            note=too_few(len(np.unique(document)), DOCUMENTS) if len(values) else None,
+        )

@@ -134,13 +134,12 @@ class GroundTruth(Evaluation, name="ground_truth"):
             "support_recall": lambda t: t[:, 0] / t[:, 2],
             "support_f1": lambda t: 2 * t[:, 0] / (t[:, 1] + t[:, 2]),
         }
-        n = counts.sums.n_rows
         auc_G = auc_F(counts.histogram_2GB[1], counts.histogram_2GB[0])
         auc_G = auc_G[torch.isfinite(auc_G)]
         return [
             *(
-                self.record(name, counts.sums.value(s), "fraction", n, spread=counts.sums.interval(s, subject.seed))
-                for name, s in statistics.items()
+                self.sums_record(name, counts.sums, statistic, "fraction", subject.seed)
+                for name, statistic in statistics.items()
             ),
             self.mean_record("support_auc", auc_G.double().numpy(), "probability", "planted atoms", subject.seed),
         ]

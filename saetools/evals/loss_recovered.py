@@ -125,12 +125,12 @@ class LossRecovered(Evaluation, name="loss_recovered"):
         for name, statistic in _statistics().items():
             fields: dict[str, Any] = {"series": added.series()} if name == "ce_spliced" else {}
             records.append(
-                self.record(
+                self.sums_record(
                     name,
-                    sums.value(statistic),
+                    sums,
+                    statistic,
                     "fraction recovered" if "recovered" in name else "nats per token",
-                    sums.n_rows,
-                    spread=sums.interval(statistic, subject.seed),
+                    subject.seed,
                     note=notes.get(name),
                     **fields,
                 )

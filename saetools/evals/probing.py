@@ -72,15 +72,7 @@ class Probing(Evaluation, name="probing"):
         judged = [judge(task) for task in names]
         sums = ratio_sums([(rows.document_N[test], np.ones(len(test)), correct_N) for test, correct_N in judged])
         series = {task: [correct_N.mean()] for task, (_, correct_N) in zip(names, judged, strict=True)}
-        return self.record(
-            name,
-            sums.value(mean_ratio),
-            "accuracy",
-            sums.n_rows,
-            n_unit="test rows",
-            spread=sums.interval(mean_ratio, seed),
-            series=series,
-        )
+        return self.sums_record(name, sums, mean_ratio, "accuracy", seed, n_unit="test rows", series=series)
 
 
 def _dense(rows: LabelledRows) -> Judge:

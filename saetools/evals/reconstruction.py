@@ -25,7 +25,7 @@ from torch import Tensor
 
 from saetools.evals.base import EvalRecord, Subject
 from saetools.evals.bootstrap import DocumentSums, Statistic
-from saetools.evals.rows import CodedRows, RowEvaluation
+from saetools.evals.rows import CodedRows, RowEvaluation, scatter
 
 SCALARS = ("rows", "error", "square", "recon_square", "dot", "cosine", "ratio", "rows_with_ratio")
 """Columns of the sums, before those of x and of e (D each)."""
@@ -67,12 +67,12 @@ class _Tally:
             "relative_bias": (lambda totals: _column(totals, "recon_square") / _column(totals, "dot"), "ratio"),
         }
         return [
-            self.evaluation.record(
+            self.evaluation.sums_record(
                 name,
-                self.sums.value(statistic),
+                self.sums,
+                statistic,
                 unit,
-                self.sums.n_rows,
-                spread=self.sums.interval(statistic, self.seed),
+                self.seed,
                 series=self._by_position() if name == "fvu" else None,
                 note="not a variance fraction; depends on units" if name == "explained_variance_saebench" else None,
             )
@@ -87,7 +87,7 @@ class _Tally:
         variance = float(variation(totals, self.d_model)[0] / _column(totals, "rows")[0])
         used = [i for i in range(N_OCTAVES) if self.by_octave[i, 0] > 0]
         rows, error = (self.by_octave[used, i].tolist() for i in (0, 1))
-        if not variance > 0:
+        if np.isnan(variance):
             return {}
         return {
             "first_position": [float(2 ** (i - 1)) if i else 0.0 for i in used],
@@ -126,19 +126,19 @@ def octave(position_N: Tensor) -> Tensor:
 
 
 def variation(totals: np.ndarray, d_model: int) -> np.ndarray:
-    """sum ||x - mean||^2 = sum ||x||^2 - ||sum x||^2 / N."""
-    return _column(totals, "square") - _squared_norm(_vectors(totals, d_model)[0]) / _column(totals, "rows")
+    """sum ||x - mean||^2; nan where x does not vary."""
+    return scatter(_column(totals, "square"), _vectors(totals, d_model)[0], _column(totals, "rows"))
 
 
 def fvu(totals: np.ndarray, d_model: int) -> np.ndarray:
     """sum ||e||^2 / sum ||x - mean||^2; nan where x does not vary."""
-    return _column(totals, "error") / _positive(variation(totals, d_model))
+    return _column(totals, "error") / variation(totals, d_model)
 
 
 def explained_variance(totals: np.ndarray, d_model: int) -> np.ndarray:
     """1 - sum ||e - mean e||^2 / sum ||x - mean||^2; nan where x does not vary."""
     error = _column(totals, "error") - _squared_norm(_vectors(totals, d_model)[1]) / _column(totals, "rows")
-    return 1 - error / _positive(variation(totals, d_model))
+    return 1 - error / variation(totals, d_model)
 
 
 def explained_variance_saebench(totals: np.ndarray, d_model: int) -> np.ndarray:
@@ -159,10 +159,6 @@ def _vectors(totals: np.ndarray, d_model: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _squared_norm(vectors_RD: np.ndarray) -> np.ndarray:
     return np.square(vectors_RD).sum(1)
-
-
-def _positive(values: np.ndarray) -> np.ndarray:
-    return np.where(values > 0, values, np.nan)
 
 
 def _window_tokens(subject: Subject) -> int | None:

@@ -24,7 +24,7 @@ from pydantic import Field
 
 from saetools.evals.base import EvalRecord, Subject
 from saetools.evals.bootstrap import DocumentSums
-from saetools.evals.rows import CodedRows, RowEvaluation
+from saetools.evals.rows import CodedRows, RowEvaluation, scatter
 from saetools.functional.statistics import density_F, l0_N
 from saetools.functional.zipf import zipf_mandelbrot_fit
 
@@ -100,14 +100,7 @@ class _Tally:
         at = [int(torch.searchsorted(cumulative, max(1.0, np.ceil(q * self.n)))) for q in QUANTILES]
         quantiles = {"quantile": list(QUANTILES), "l0": [float(i) for i in at]}
         return [
-            self.evaluation.record(
-                name,
-                self.l0_sums.value(statistic),
-                "features per token",
-                self.n,
-                spread=self.l0_sums.interval(statistic, self.seed),
-                series=series,
-            )
+            self.evaluation.sums_record(name, self.l0_sums, statistic, "features per token", self.seed, series=series)
             for name, statistic, series in (("l0_mean", mean, quantiles), ("l0_sd", sd, None))
         ]
 
@@ -118,19 +111,21 @@ class _Tally:
         return [
             record("dead_fraction", _share(~alive), unit, self.n, series=self._dead_curve(counts_F), note=note),
             record("rare_fraction", _share(alive & rare), unit, self.n, series=self._histogram(counts_F), note=note),
-            record(
+            self.evaluation.sums_record(
                 "dense_fraction",
-                _share(density > self.config.dense_above),
+                self.firings,
+                self._dense,
                 unit,
-                self.n,
-                spread=self.firings.interval(self._dense, self.seed, LAW_RESAMPLES),
+                self.seed,
+                n=self.n,
+                n_resamples=LAW_RESAMPLES,
                 note=note,
             ),
         ]
 
     def _dense(self, totals: np.ndarray) -> np.ndarray:
         counts = self._counts(totals)
-        return (counts > self.config.dense_above * totals[:, -1:]).sum(1) / counts.shape[1]
+        return (counts / totals[:, -1:] > self.config.dense_above).sum(1) / counts.shape[1]
 
     def _exponents(self, totals: np.ndarray) -> np.ndarray:
         fits = [zipf_mandelbrot_fit(self._counts(row), int(row[-1])) for row in totals]
@@ -172,12 +167,14 @@ class _Tally:
             "fitted_density": fit.density(shown).tolist(),
         }
         return [
-            record(
+            self.evaluation.sums_record(
                 "zipf_exponent",
-                fit.exponent,
+                self.firings,
+                self._exponents,
                 "exponent",
-                self.n,
-                spread=self.firings.interval(self._exponents, self.seed, LAW_RESAMPLES),
+                self.seed,
+                n=self.n,
+                n_resamples=LAW_RESAMPLES,
                 series=series,
             ),
             record("under_used_fraction", float(under.mean()), "fraction of features", self.n),
@@ -192,14 +189,10 @@ class _Tally:
 
     def _severity(self) -> EvalRecord:
         def severity(totals: np.ndarray) -> np.ndarray:
-            mean_square = np.square(totals[:, 2:] / totals[:, :1]).sum(1)
-            variance = totals[:, 1] / totals[:, 0] - mean_square
-            return np.sqrt(mean_square / np.where(variance > 0, variance, np.nan))
+            variance = scatter(totals[:, 1], totals[:, 2:], totals[:, 0]) / totals[:, 0]
+            return np.sqrt(np.square(totals[:, 2:] / totals[:, :1]).sum(1) / variance)
 
-        sums = self.activation_sums
-        return self.evaluation.record(
-            "outlier_severity", sums.value(severity), "ratio", self.n, spread=sums.interval(severity, self.seed)
-        )
+        return self.evaluation.sums_record("outlier_severity", self.activation_sums, severity, "ratio", self.seed)
 
 
 def silent_in(n_drawn: int, n_tokens: int, counts: torch.Tensor) -> torch.Tensor:

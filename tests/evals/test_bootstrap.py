@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from small_hosts import by_name, row_subject
 
+from saetools.dictionaries.topk import TopK
+from saetools.evals.base import make_evaluation
 from saetools.evals.bootstrap import (
     LEAST_ITEMS,
     MAX_BYTES,
@@ -17,6 +20,13 @@ from saetools.evals.bootstrap import (
     ratio_sums,
     standard_error,
 )
+
+SETTINGS = {"geometry": {"pair_share": 1.0}, "sparsity": {"dense_above": 0.3}}
+INTERVALS = {
+    "reconstruction": ("fvu", "cosine"),
+    "sparsity": ("l0_mean", "dense_fraction", "outlier_severity"),
+    "geometry": ("co_firing_cosine", "epsilon_lbo"),
+}
 
 
 def mean(totals):
@@ -71,11 +81,23 @@ def test_many_columns_are_resampled_a_few_at_a_time():
     assert bootstrap_interval(wide, mean, 1, 20) == pytest.approx(bootstrap_interval(sums, mean, 1, 20), rel=1e-12)
 
 
-def test_undefined_without_two_documents_or_finite_values():
-    assert bootstrap_interval(np.ones((1, 2)), mean, 0) is None
-    assert bootstrap_interval(np.zeros((5, 2)), mean, 0) is None
-    rarely = lambda totals: np.where(totals.min(1) > 0, 1.0, np.nan)  # noqa: E731 - in 9 % of resamples
-    assert bootstrap_interval(np.eye(4), rarely, 0) is None
+def test_undefined_without_finite_values():
+    assert bootstrap_interval(np.zeros((10, 2)), mean, 0) is None
+    rarely = lambda totals: np.where(totals.min(1) > 0, 1.0, np.nan)  # noqa: E731 - in 0.2 % of resamples
+    assert bootstrap_interval(np.eye(8), rarely, 0) is None
+
+
+def test_few_documents_have_no_interval_and_the_note_says_so(gaussian):
+    """That of two documents would hold the truth in half of the cases, of whatever figure."""
+    for n, has in ((LEAST_ITEMS - 1, False), (LEAST_ITEMS, True)):
+        assert (bootstrap_interval(np.random.default_rng(0).random((n, 2)), mean, 0) is not None) == has
+        for name in ("reconstruction", "sparsity", "geometry"):
+            subject = row_subject(TopK(TopK.configure(n_features=8, k=3), 5), gaussian, per_document=50)
+            found = by_name(make_evaluation(name, n_tokens=50 * n, **SETTINGS.get(name, {})).run(subject))
+            for figure in INTERVALS[name]:
+                note = f"{n} documents (or blocks of rows) are too few for an interval"
+                assert (found[figure].spread is not None) == has, figure
+                assert (note in (found[figure].note or "")) != has, figure
 
 
 def test_the_seed_decides():
@@ -126,8 +148,10 @@ def test_the_interval_of_a_median_is_over_groups():
     order = numbers.permutation(3000)
     assert median_interval(values[order], groups[order], 0) == (low, high)
     assert median_interval(np.r_[values, np.nan], np.r_[groups, 7], 0) == (low, high)
-    assert median_interval(np.arange(6.0), np.arange(6), 0) == (0, 4), "of two in the middle it is the lower"
-    assert median_interval(values[:30], groups[:30], 0) is None and median_interval(values[:0], groups[:0], 0) is None
+    assert median_interval(np.arange(10.0), np.arange(10), 0) == (1, 7), "of two in the middle it is the lower"
+    few = 30 * (LEAST_ITEMS - 1)
+    assert median_interval(values[: few + 30], groups[: few + 30], 0) is not None
+    assert median_interval(values[:few], groups[:few], 0) is None and median_interval(values[:0], groups[:0], 0) is None
 
 
 def test_the_interval_of_a_correlation():

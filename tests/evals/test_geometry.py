@@ -115,6 +115,28 @@ def test_places_without_an_atom_take_no_part():
     assert found["near_duplicates"].value == pytest.approx(2 / 3) and found["near_duplicates"].n == 3
     assert found["mean_cosine"].value == pytest.approx(1 / 3)
     assert found["independent_cosine"].n == 50, "firing is counted in all rows, not in those alone that are drawn"
+    x = torch.randn(50, 2)
+    z, f = x.double().square().sum(1), dictionary.encode(x).to_dense().double().square().sum(1)
+    bound = np.median(((z - f).abs() / (2 * f)).detach())
+    assert figures(dictionary, x)["epsilon_lbo"].value == pytest.approx(bound, rel=1e-5), "three atoms, not eight"
+
+
+def test_a_zero_atom_has_no_cosine_with_its_encoder(gaussian):
+    dictionary = TopK(TopK.configure(n_features=8, k=3), 5)  # whose encoder rows are its atoms
+    with torch.no_grad():
+        dictionary.W_dec_FD[3] = 0
+    found = figures(dictionary, gaussian)["encoder_decoder_cosine"]
+    assert (found.value, found.n) == (pytest.approx(1), 7)
+
+
+def test_norms_are_of_the_tokens_where_they_are_defined(gaussian):
+    dictionary = TopK(TopK.configure(n_features=8, k=3), 5)
+    with torch.no_grad():
+        dictionary.b_enc_F.fill_(-4.0)
+    n_fire = int((dictionary.encode(gaussian).to_dense() != 0).any(1).sum())
+    found = figures(dictionary, gaussian)
+    assert 0 < n_fire < 1000
+    assert (found["epsilon_lbo"].n, found["feature_norm_ratio"].n) == (n_fire, 1000)
 
 
 def test_one_full_row_does_not_make_the_others_wide():

@@ -36,8 +36,8 @@ def planted(**law):
     return Planted(PlantedConfig(**{"d_model": D, "n_features": F, "mean_active": 3, **law}), seed=0)
 
 
-def figures(dictionary, law, n_tokens=2048):
-    source = PlantedSource(law, "heldout", 4, 512)
+def figures(dictionary, law, n_tokens=2048, n_batches=4):
+    source = PlantedSource(law, "heldout", n_batches, 512)
     return by_name(GroundTruth(n_tokens=n_tokens).run(Subject(dictionary, source.spec, source)))
 
 
@@ -91,6 +91,8 @@ def test_permuted_features_are_still_perfect_and_silent_ones_cost_recall():
     assert found["support_precision"].value == 1
     assert found["support_recall"].value == pytest.approx(0.5, abs=0.05)
     assert found["support_f1"].value == pytest.approx(2 / 3, abs=0.05)
+    assert found["support_recall"].spread is None and "too few" in found["support_recall"].note
+    found = figures(FromTruth(law, half), law, n_tokens=8192, n_batches=16)
     low, high = found["support_recall"].spread
     assert low < found["support_recall"].value < high
     # half of the positives are tied with all of the negatives: 1/2 * 1 + 1/2 * 1/2

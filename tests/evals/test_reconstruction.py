@@ -8,6 +8,7 @@ from small_hosts import CONTEXT, by_name, host_subject, row_subject, scaled_copy
 from saetools.dictionaries.topk import TopK
 from saetools.errors import DataError
 from saetools.evals.reconstruction import Reconstruction, octave
+from saetools.evals.sparsity import Sparsity
 
 
 def figures(dictionary, x_ND, n_tokens=10_000, **source):
@@ -91,6 +92,16 @@ def test_constant_rows_have_no_fvu():
     found = figures(scaled_copy(5, 0.5), _nearly_constant(), n_tokens=10)
     assert found["fvu"].value is None and found["fvu"].spread is None
     assert found["cosine"].value == pytest.approx(1, rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_rounding_leaves_of_constant_rows_is_no_variance(seed):
+    subject = row_subject(scaled_copy(5, 0.5), _nearly_constant())
+    level = 100 * torch.randn(5, generator=torch.Generator().manual_seed(seed))
+    subject.heldout.x_ND = level.expand(20, 5).contiguous()
+    found = by_name([*Reconstruction().run(subject), *Sparsity().run(subject)])
+    for name in ("fvu", "explained_variance", "outlier_severity"):
+        assert found[name].value is None and found[name].spread is None
 
 
 def _nearly_constant():

@@ -234,12 +234,12 @@ def test_what_is_not_finite_is_null_with_a_note(tmp_path, gaussian, spoiled):
 
 def test_rows_without_documents_have_intervals_too(tmp_path):
     law = PlantedConfig(d_model=5, n_features=8, mean_active=2)
-    np.save(tmp_path / "rows.npy", Planted(law).block(0, 4000).x_ND.numpy())
+    np.save(tmp_path / "rows.npy", Planted(law).block(0, 8000).x_ND.numpy())
     record = calibrate(RowsSource(tmp_path / "rows.npy"), 1000)
     file = RowsSource(tmp_path / "rows.npy", tmp_path / "rows.npy", "heldout", calibration=record)
-    for source in (PlantedSource(Planted(law), "heldout", 4, 1000), file):
+    for source in (PlantedSource(Planted(law), "heldout", 8, 1000), file):
         where = torch.cat([rows.where_N2 for _, rows in source.batches()])
-        assert where[:, 0].unique().tolist() == [0, 1, 2, 3] and where[:, 1].equal(torch.arange(4000))
+        assert where[:, 0].unique().tolist() == list(range(8)) and where[:, 1].equal(torch.arange(8000))
         subject = Subject(TopK(TopK.configure(n_features=8, k=2), 5), source.spec, source)
         found = by_name(run_evaluations(subject, [make_evaluation("reconstruction")]))["fvu"]
         assert found.spread[0] < found.value < found.spread[1]
