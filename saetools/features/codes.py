@@ -25,6 +25,7 @@ from saetools.records import FrozenModel, PointSpec
 from saetools.safeio import load_safetensors, read_json, verify_directory
 
 INFO = "codes.json"
+MOST_INFO_BYTES = 4 << 30  # it names every document
 SHARD_VALUES = 1 << 22
 """A shard is closed by the batch with which it has so many values."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -124,7 +125,7 @@ def read_info(path: Path | str) -> CodesInfo:
     path = Path(path)
     verify_directory(path)
     try:
-        return CodesInfo.model_validate(read_json(path / INFO))
+        return CodesInfo.model_validate(read_json(path / INFO, MOST_INFO_BYTES))
     except ValidationError as error:
         raise FormatError(f"{path / INFO}: {' '.join(str(error).split())[:300]}") from error
 

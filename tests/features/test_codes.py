@@ -68,3 +68,10 @@ def test_nothing_half_written_and_damage_named(tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(FormatError, match="truncated"):
         list(read_codes(tmp_path / "c"))
+
+
+def test_names_of_many_documents_are_read_back(tmp_path: Path) -> None:
+    """A million documents of a web corpus have 70 MB of names."""
+    dictionary = make_dictionary(dictionary_class("topk").examples()[0], D)
+    written = write_codes(tmp_path / "c", dictionary, batches(5), "here", document_name=lambda n: f"{n}" * (15 << 20))
+    assert read_info(tmp_path / "c").documents == written.documents
