@@ -10,7 +10,8 @@ The host runs with the rows at the point replaced by recon ("spliced"), by 0 ("z
 
 Windows are drawn by hash from the first `n_read_tokens` held-out tokens (in the plan's order, which is fixed), the same
 for every dictionary and seed, so that few predictions are still of many documents. 1 is no loss, 0 is as bad as the
-ablation. Zero-ablation is the field's reference (SAEBench, dictionary_learning); the mean is the stricter one.
+ablation; where the ablation does not raise the loss there is nothing to recover, and the note says so. Zero-ablation is
+the field's reference (SAEBench, dictionary_learning); the mean is the stricter one.
 Numerators and denominators are sums over all predictions. `error_term` puts that share of x - recon back: at 1 the
 spliced run is the original. `ce_spliced` carries quantiles of the loss added per token (over a uniform sample of 65,536
 predictions) and the worst ones.
@@ -115,12 +116,14 @@ class LossRecovered(Evaluation, name="loss_recovered"):
         self, subject: Subject, sums: DocumentSums, added: "_Added", parts: HostSubject, splicer: Splicer
     ) -> list[EvalRecord]:
         outliers = splicer.n_outliers / max(splicer.n_outliers + splicer.n_replaced, 1)
-        notes = {
-            "ce_spliced": added.worst_text(parts),
-            "ce_recovered_zero": f"{outliers:.2%} of tokens are outliers and kept their activations"
-            if outliers
-            else None,
-        }
+        kept = f"{outliers:.2%} of tokens are outliers and kept their activations" if outliers else None
+        notes = {"ce_spliced": added.worst_text(parts), "ce_recovered_zero": kept}
+        totals = dict(zip(COLUMNS, sums.totals(), strict=True))
+        for ablation in ("zero", "mean"):
+            if totals[f"ce_{ablation}"] <= totals["ce_original"]:
+                name = f"ce_recovered_{ablation}"
+                nothing = f"{ablation}-ablation does not raise the loss here, so that this is no fraction of anything"
+                notes[name] = "; ".join(filter(None, [notes.get(name), nothing]))
         records = []
         for name, statistic in _statistics().items():
             fields: dict[str, Any] = {"series": added.series()} if name == "ce_spliced" else {}
