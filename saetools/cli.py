@@ -154,9 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("convert", _convert, text, has_config=False)
     sub.add_argument("source", help="directory, file, or hf://organisation/repository[/directory][@revision]")
     sub.add_argument("--out", type=Path, required=True, help="directory to write; it must not exist")
-    sub.add_argument(
-        "--to", default="saetools dictionary", metavar="FORMAT", help="saelens, sparsify, ...; default: ours"
-    )
+    sub.add_argument("--to", default="saetools", metavar="FORMAT", help="saelens, sparsify, ...; default: ours")
     sub.add_argument("--from-pt", action="store_true", help="open a .pt file, in a sandbox that takes tensors alone")
     sub.add_argument("--k", type=int, help="features per row, for layouts whose files do not say")
     sub.add_argument("--not-strict", action="store_true", help="warn of unknown settings and tensors, and go on")

@@ -200,7 +200,7 @@ def _write_ours(source: Path, directory: Path, said: Mapping[str, str]) -> None:
     """Write the dictionary at a path in our format; one of ours bit for bit as it was trained."""
     if format_of(source).name == "run":
         source = source / DICTIONARY if (source / DICTIONARY).is_dir() else source
-    if format_of(source).name == "saetools dictionary":
+    if format_of(source).name == "saetools":
         stored = load_unfolded(source)
         record = stored.record
         provenance = {**_portable(record.provenance), **said}

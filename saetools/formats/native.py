@@ -108,7 +108,7 @@ def load_dictionary(
     return dictionary
 
 
-class NativeFormat(Format, name="saetools dictionary", layout=f"{CONFIG}, {WEIGHTS} and {MANIFEST}"):
+class NativeFormat(Format, name="saetools", layout=f"{CONFIG}, {WEIGHTS} and {MANIFEST}"):
     """The directory that `save_dictionary` writes."""
 
     files = (CONFIG, WEIGHTS, MANIFEST)

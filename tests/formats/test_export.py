@@ -119,7 +119,7 @@ def test_saelens_reads_back_signed_and_pursued_codes(tmp_path: Path, kind: str) 
 
 def test_our_own_format_and_unknown_ones(tmp_path: Path) -> None:
     dictionary = example("topk")
-    save_as(dictionary, tmp_path / "d", "saetools dictionary")
+    save_as(dictionary, tmp_path / "d", "saetools")
     assert torch.equal(saetools.load(tmp_path / "d")(X_ND), dictionary(X_ND))
     with pytest.raises(MismatchError, match=r"no format 'keras'\. Formats that can be written: SAELens"):
         save_as(dictionary, tmp_path / "e", "keras")

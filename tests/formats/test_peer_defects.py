@@ -72,7 +72,7 @@ def test_v7_points_keep_the_name_that_the_file_gives(tmp_path: Path) -> None:
 def test_what_a_run_saves_loads_again(tmp_path: Path) -> None:
     """SAELens#168, #25, #193; dictionary_learning#47; sparsify#115: saved models that cannot be loaded."""
     dictionary = saetools.load(GOLDEN / "saelens-gated-f32")
-    save_as(dictionary, tmp_path / "own", "saetools dictionary")
+    save_as(dictionary, tmp_path / "own", "saetools")
     save_as(saetools.load(tmp_path / "own"), tmp_path / "theirs", "saelens")
     again = saetools.load(tmp_path / "theirs")
     assert all(torch.equal(t, again.state_dict()[n]) for n, t in dictionary.state_dict().items())
