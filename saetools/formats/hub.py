@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 from saetools import atomic
 from saetools.errors import FormatError, RunError
-from saetools.formats.base import USUAL, format_of
+from saetools.formats.base import USUAL
 from saetools.formats.card import model_card
-from saetools.formats.load import HUB, load_path
+from saetools.formats.load import HUB, layout_at, load_path
 from saetools.formats.native import load_unfolded, save_dictionary
 from saetools.formats.pt import not_allowed
-from saetools.formats.run import DICTIONARY
+from saetools.formats.run import DICTIONARY, read_newest
 from saetools.records import EvalRecord
 from saetools.safeio import read_json
 
@@ -198,10 +198,9 @@ def kept(source: str, under: Path) -> Path:
 
 def _write_ours(source: Path, directory: Path, said: Mapping[str, str]) -> None:
     """Write the dictionary at a path in our format; one of ours bit for bit as it was trained."""
-    if format_of(source).name == "run":
-        source = source / DICTIONARY if (source / DICTIONARY).is_dir() else source
-    if format_of(source).name == "saetools":
-        stored = load_unfolded(source)
+    layout, source = layout_at(source)
+    if layout.name in ("run", "saetools"):
+        stored = read_newest(source, load_unfolded) if layout.name == "run" else load_unfolded(source)
         record = stored.record
         provenance = {**_portable(record.provenance), **said}
         save_dictionary(stored.dictionary, directory, record.spec, record.calibration, provenance, record.scale)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from saetools.dictionaries.base import Dictionary
-from saetools.formats.base import Reading, format_named, format_of, formats
+from saetools.formats.base import Format, Reading, format_named, format_of, formats
 
 HUB = "hf://"
 
@@ -50,11 +50,17 @@ def load(
 
 def load_path(path: Path, how: Reading) -> Dictionary:
     """The dictionary in a local directory or file; a file of a layout of several files stands for its directory."""
+    layout, path = layout_at(path)
+    return layout.read(path, how)
+
+
+def layout_at(path: Path) -> tuple[type[Format], Path]:
+    """The format of what lies at a path, and the path to read: the directory that a file stands for."""
     for directory in path.absolute().parents[:2] if path.is_file() else ():
         for candidate in formats():
             if path.absolute().relative_to(directory).as_posix() in candidate.files and candidate.recognises(directory):
-                return candidate.read(directory, how)
-    return format_of(path).read(path, how)
+                return candidate, directory
+    return format_of(path), path
 
 
 def save_as(dictionary: Dictionary, path: Path | str, format: str) -> None:

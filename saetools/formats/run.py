@@ -1,7 +1,9 @@
 """A run directory: its final dictionary or, while it is unfinished, that of its newest valid checkpoint."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from saetools.dictionaries.base import Dictionary
 from saetools.errors import FormatError
@@ -9,6 +11,8 @@ from saetools.formats.base import Format, Reading
 from saetools.formats.native import load_dictionary
 
 DICTIONARY, CHECKPOINTS = "dictionary", "checkpoints"
+
+Read = TypeVar("Read")
 
 log = logging.getLogger(__name__)
 
@@ -25,18 +29,26 @@ class RunFormat(Format, name="run", layout=f"{DICTIONARY}/, or {CHECKPOINTS}/<st
 
     @classmethod
     def read(cls, path: Path, how: Reading) -> Dictionary:
-        if (path / DICTIONARY).is_dir():
-            return load_dictionary(path / DICTIONARY, how.device, how.dtype)
-        skipped = []
-        for directory in checkpoint_directories(path):
-            try:
-                return load_dictionary(directory / DICTIONARY, how.device, how.dtype)
-            except FormatError as error:
-                log.warning("skipped the checkpoint %s: %s", directory.name, error)
-                skipped.append(f"{directory.name}: {error}")
-        raise FormatError(
-            f"{path} has no final {DICTIONARY}/ and no valid checkpoint. Skipped: {'; '.join(skipped) or 'none there'}"
-        )
+        return read_newest(path, lambda directory: load_dictionary(directory, how.device, how.dtype))
+
+
+def read_newest(run: Path, read: Callable[[Path], Read]) -> Read:
+    """What `read` gives of the final dictionary's directory or, while there is none, of the newest valid checkpoint's.
+
+    Checkpoints that `read` refuses by a FormatError are skipped with a warning; FormatError where none is left.
+    """
+    if (run / DICTIONARY).is_dir():
+        return read(run / DICTIONARY)
+    skipped = []
+    for directory in checkpoint_directories(run):
+        try:
+            return read(directory / DICTIONARY)
+        except FormatError as error:
+            log.warning("skipped the checkpoint %s: %s", directory.name, error)
+            skipped.append(f"{directory.name}: {error}")
+    raise FormatError(
+        f"{run} has no final {DICTIONARY}/ and no valid checkpoint. Skipped: {'; '.join(skipped) or 'none there'}"
+    )
 
 
 def checkpoint_directories(run: Path) -> list[Path]:

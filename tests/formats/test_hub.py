@@ -71,6 +71,18 @@ def test_pickles_are_refused_before_they_are_fetched(hub: Hub, source: str) -> N
     assert not any("ae.pt" in request for request in hub.requests)
 
 
+def test_a_run_under_way_and_files_are_pushed(hub: Hub, run: Path) -> None:
+    """The newest checkpoint as it was trained, not with its scale folded in; a file stands for its directory."""
+    (run / "checkpoints" / "7").mkdir(parents=True)
+    (run / "dictionary").rename(run / "checkpoints" / "7" / "dictionary")
+    push(run, "hf://me/sae")
+    assert hub.files["me/sae"]["model.safetensors"] == (run / "checkpoints/7/dictionary/model.safetensors").read_bytes()
+    assert json.loads(hub.files["me/sae"]["config.json"])["scale"] == 0.5
+    push(GOLDEN / "sparsify-f32" / "sae.safetensors", "hf://me/other")
+    expected = saetools.load(GOLDEN / "sparsify-f32").W_dec_FD
+    assert saetools.load("hf://me/other").W_dec_FD.equal(expected)
+
+
 def test_where_the_run_lay_is_not_published(hub: Hub, run: Path) -> None:
     """It is nobody's business, and a config that writes there is of no use on another machine."""
     dictionary = saetools.load(run)
