@@ -154,7 +154,7 @@ class RunSection(FrozenConfig):
 
     dir: Path = Field(description="run directory")
     seed: int = Field(0, ge=0, description="decides initial weights, document order and shuffling")
-    device: Device = Field("auto", description="auto: cuda, else mps, else cpu")
+    device: Device = Field("auto", description="auto: cuda, else cpu; mps: the host there, dictionaries on the CPU")
     threads: int | None = Field(None, gt=0, description="CPU threads of torch and numba; None: all cores")
 
 

@@ -30,7 +30,7 @@ def describe(config: Any) -> list[tuple[str, str]]:
     data = Data(config)
     d_model, rows_per_second = _rows(config, data)
     plan = make_plan(config.training, config.dictionary.n_features)
-    trainer = _trainer(config, d_model, data.device)
+    trainer = _trainer(config, d_model, data.dictionary_device)
     n_parameters = sum(p.numel() for p in trainer.dictionary.parameters())
     n_bytes = sum(t.nbytes for t in trainer.dictionary.state_dict().values())
     n_bytes += sum(t.nbytes for t in trainer.optimizer.tensors().values())
@@ -80,7 +80,7 @@ def _rows(config: Any, data: Data) -> tuple[int, float | None]:
     return host.spec(point).d_model, tokens.keep_BT.sum() / seconds
 
 
-def _trainer(config: Any, d_model: int, device: str) -> Trainer:
+def _trainer(config: Any, d_model: int, device: torch.device) -> Trainer:
     dictionary = make_dictionary(config.dictionary, d_model, config.run.seed).to(device)
     plan = make_plan(config.training, config.dictionary.n_features).model_copy(update={"n_steps": 10**9})
     return make_trainer(dictionary, plan, _unit_calibration(d_model), config.training.impl, config.training.compute)

@@ -60,7 +60,7 @@ def encode_corpus(
     dictionary = _loaded(source)
     settings = _settings(source, dictionary, config, [*overrides, *(["--corpus.name", corpus] if corpus else [])])
     data = pipeline.Data(settings)
-    dictionary.to(data.device)
+    dictionary.to(data.dictionary_device)
     plan = TokenPlan(
         whole(data.corpus),
         data.host.tokenize,

@@ -71,10 +71,11 @@ class Data:
     """What a config reads: its host, token plans and rows, each made when first asked for."""
 
     def __init__(self, config: Any) -> None:
-        from saetools.training.environment import resolve_device
+        from saetools.training.environment import dictionary_device, resolve_device
 
         self.config = config
-        self.device = str(resolve_device(config.run.device))
+        self.device = resolve_device(config.run.device)
+        self.dictionary_device = dictionary_device(self.device)
 
     @property
     def has_host(self) -> bool:
@@ -86,7 +87,7 @@ class Data:
         """The subject model, loaded when first asked for."""
         from saetools.lm.hosts import make_host
 
-        return make_host(self.config.host, self.device)
+        return make_host(self.config.host, str(self.device))
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -274,7 +275,8 @@ def load_subject(source: Path | Dictionary, config: Any, elsewhere: Collection[s
     from saetools.formats.load import load
 
     data = Data(config)
-    dictionary = load(source, device=data.device) if isinstance(source, Path) else source.to(data.device)
+    device = data.dictionary_device
+    dictionary = load(source, device=device) if isinstance(source, Path) else source.to(device)
     calibration = dictionary.calibration
     heldout = data.source("heldout", calibration)
     check_belongs(dictionary, heldout.spec, elsewhere)

@@ -15,6 +15,8 @@ import pytest
 
 import saetools
 from saetools.cli import main
+from tests.lm.second_device import DEVICE as SECOND
+from tests.lm.second_device import SecondDevice
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -64,6 +66,29 @@ def store(common: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["harvest", "quickstart", "--out", str(out), *common, "--run.dir", "unused"]) == 0
     (path,) = out.iterdir()
     return path
+
+
+@pytest.mark.slow
+def test_a_host_on_a_device_without_float64(
+    common: list[str], corpus: Path, live: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Apple's GPUs are: the host runs there, all else on the CPU, and the figures are the same."""
+    run, evaluations = tmp_path / "run", "--evaluation.run=[all]"
+    with SecondDevice(), monkeypatch.context() as patch:
+        for module in ("environment", "opening"):
+            patch.setattr(f"saetools.training.{module}.resolve_device", lambda name: SECOND)
+        assert main(["train", "quickstart", *common, "--run.dir", str(run)]) == 0
+        assert main(["evaluate", str(run), evaluations]) == 0
+        assert main(["dashboard", str(run), "--export", str(tmp_path / "page.html"), "--loss-effects", "4"]) == 0
+        assert main(["encode", str(run), "--corpus", str(corpus), "--out", str(tmp_path / "codes")]) == 0
+    weights = [(path / "dictionary" / "model.safetensors").read_bytes() for path in (run, live)]
+    assert weights[0] == weights[1]
+    assert main(["evaluate", str(live), evaluations, "--fresh"]) == 0
+    there, here = (
+        {r["name"]: r["value"] for r in json.loads((path / "eval.json").read_text()) if "cost_" not in r["name"]}
+        for path in (run, live)
+    )
+    assert there == here and "ce_recovered_zero" in here
 
 
 def cached(common: list[str], store: Path, out: Path) -> list[str]:

@@ -16,13 +16,24 @@ from saetools.errors import ConfigError
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of `run.device`: auto is cuda, else mps, else cpu. ConfigError where it is not there."""
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """The device of `run.device`, on which the host runs: auto is cuda, else cpu. ConfigError where it is not there.
+
+    auto leaves Apple's GPUs out: torch gives wrong results on them in some versions (transformer-lens warns of it too).
+    """
+    present = {"cuda": torch.cuda.is_available(), "cpu": True, "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return torch.device(next(device for device, there in present.items() if there))
     if not present[name]:
         raise ConfigError(f"run.device is {name}, but torch {torch.__version__} finds no such device here. Use auto.")
     return torch.device(name)
+
+
+def dictionary_device(host: torch.device) -> torch.device:
+    """Where a dictionary lies whose host is on `host`: beside it, but on the CPU where that is an Apple GPU.
+
+    Those have no float64, in which sums, thresholds and figures are kept. The memory is the same.
+    """
+    return torch.device("cpu") if host.type == "mps" else host
 
 
 def set_threads(n: int | None) -> int:

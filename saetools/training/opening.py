@@ -11,7 +11,7 @@ from saetools.errors import MismatchError, RunError
 from saetools.formats.load import load
 from saetools.training.checkpoint import Checkpoint
 from saetools.training.construction import make_trainer
-from saetools.training.environment import environment, resolve_device
+from saetools.training.environment import dictionary_device, environment, resolve_device
 from saetools.training.run_directory import RunDirectory
 from saetools.training.schedule import extended, make_plan
 from saetools.training.state import TrainState
@@ -62,7 +62,7 @@ def trainer_environment(trainer: Trainer) -> dict[str, str | int]:
 
 
 def _on_device(dictionary: Dictionary, config: Any) -> Dictionary:
-    return dictionary.to(resolve_device(config.run.device)).train()
+    return dictionary.to(dictionary_device(resolve_device(config.run.device))).train()
 
 
 def _blank_dictionary(config: Any, source: RowSource) -> Dictionary:

@@ -109,7 +109,7 @@ def test_the_largest_of_a_batch() -> None:
         kept = global_kernels.select(x, W, b, 11, None, Workspace(poison=True), room=70, **options)
         assert not kept.flag and torch.equal(kept.indices_M, expected.indices_M)
         assert torch.equal(kept.offsets_N1, expected.offsets_N1)
-        assert int(kept.threshold) == int(torch.tensor(threshold).view(torch.int32))
+        assert kept.threshold.view(torch.float32).item() == pytest.approx(threshold, rel=1e-6)
         torch.testing.assert_close(kept.values_M, expected.values_M)
     for room, share in ((11, 0.5), (40, 1.1)):
         bound = global_kernels.bound_of(share * threshold, x.device)

@@ -22,7 +22,7 @@ from saetools.formats.native import load_unfolded
 from saetools.safeio import verify_directory
 from saetools.training import trainer
 from saetools.training.checkpoint import checkpoint_paths, read_checkpoint
-from saetools.training.environment import cpu_name, environment
+from saetools.training.environment import cpu_name, dictionary_device, environment, resolve_device
 from saetools.training.loop import train
 from saetools.training.opening import fresh_trainer
 from saetools.training.run_directory import read_calibration
@@ -239,6 +239,15 @@ def test_other_threads_need_permission(train_tiny: Callable, tmp_path: Path, cap
     with caplog.at_level(logging.WARNING):
         train_tiny(tmp_path / "run", allow_inexact=True, **{"training.n_tokens": 1000, "run.threads": 2})
     assert "threads was 1, is 2" in caplog.text
+
+
+def test_apple_gpus_are_asked_for_by_name_and_take_the_host_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert resolve_device("auto") == torch.device("cpu")
+    assert resolve_device("mps") == torch.device("mps") and dictionary_device(torch.device("mps")).type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert dictionary_device(resolve_device("auto")) == torch.device("cuda")
 
 
 def test_another_processor_is_another_environment(tmp_path: Path) -> None:
