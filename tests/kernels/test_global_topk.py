@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saetools.kernels.encode_topk import Precision
 from saetools.kernels.global_topk import cases, global_topk
 from saetools.kernels.per_feature_topm import cases as feature_cases
 from saetools.kernels.per_feature_topm import per_feature_topm
@@ -31,6 +32,26 @@ def test_screened_is_exact_on_rows_that_are_not_whole_numbers(guess: float) -> N
     assert torch.equal(got.offsets_N1, expected.offsets_N1) and torch.equal(got.indices_M, expected.indices_M)
     torch.testing.assert_close(got.values_M, expected.values_M, rtol=1e-5, atol=1e-5)
     assert reached == pytest.approx(threshold, rel=1e-5)
+
+
+@pytest.mark.parametrize("shift", [0.0, -2.0, -50.0])
+@pytest.mark.parametrize("precision", ["fp32", "bf16-screen"])
+@pytest.mark.parametrize(("n", "f", "k"), [(333, 50, 4), (1100, 40, 5), (2500, 64, 40), (1500, 300, 6), (7, 17, 17)])
+def test_a_guess_decides_no_bit(n: int, f: int, k: int, precision: Precision, shift: float) -> None:
+    """A resumed run begins without the guess that a straight one has: also where the first rows give no bound."""
+    g = torch.Generator().manual_seed(n)
+    x, W = torch.randn(n, 16, generator=g), torch.randn(f, 16, generator=g) / 4
+    b = torch.randn(f, generator=g) / 10 + shift
+    x[: n // 3] /= 10  # the first rows reach less
+    expected, threshold = global_topk(x, W, b, k * n, impl="numba")
+    without, reached = global_topk(x, W, b, k * n, impl="numba", precision=precision)
+    assert torch.equal(without.offsets_N1, expected.offsets_N1) and torch.equal(without.indices_M, expected.indices_M)
+    torch.testing.assert_close(without.values_M, expected.values_M, rtol=1e-5, atol=1e-5)
+    assert reached == pytest.approx(threshold, rel=1e-4, abs=1e-6) and (without.values_M > 0).all()
+    for guess in (0.01, threshold / 2, threshold * 0.97, threshold, threshold * 1.1, 1e9):
+        got, also = global_topk(x, W, b, k * n, impl="numba", precision=precision, guess=guess)
+        cases.assert_same(f"guess {guess}", got, without)
+        assert torch.equal(got.values_M, without.values_M) and also == reached
 
 
 @pytest.mark.parametrize("impl", ["torch", "numba"])
@@ -88,8 +109,9 @@ def test_any_shape(n: int, f: int, share: float, guess: float) -> None:
     g = torch.Generator().manual_seed(n + f)
     x, W, b = (torch.randint(-3, 4, shape, generator=g).float() for shape in ((n, 4), (f, 4), (f,)))
     n_kept = round(share * n * f)
-    got, _ = global_topk(x, W, b, n_kept, guess=guess, impl="numba")
-    cases.assert_same("any", got, global_topk(x, W, b, n_kept, impl="reference")[0])
+    for precision in ("fp32", "bf16-screen"):
+        got, _ = global_topk(x, W, b, n_kept, guess=guess, precision=precision, impl="numba")
+        cases.assert_same("any", got, global_topk(x, W, b, n_kept, impl="reference")[0])
     budget = torch.randint(0, n + 1, (f,), generator=g)
     cases.assert_same("any", *(per_feature_topm(x, W, b, budget, impl=impl)[0] for impl in ("numba", "reference")))
 

@@ -127,11 +127,11 @@ def global_topk(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As the reference. `guess` > 0: a bound to try; too high a guess costs a second pass."""
     if screen and score is None and len(W_FD) >= GROUPS:
-        for tried in (guess, 0.0) if guess > 0 else (0.0,):
-            rescored = screened.candidates(x_ND, W_FD, b_F, n_kept, tried, workspace)
-            if rescored is not None:
-                found, scores, counts = rescored
-                return _kept(len(x_ND), n_kept, first, found, scores, scores, counts)
+        rescored = screened.candidates(x_ND, W_FD, b_F, n_kept, guess, workspace) if guess > 0 else None
+        rescored = rescored or screened.candidates(x_ND, W_FD, b_F, n_kept, 0.0, workspace)
+        assert rescored is not None, "without a guess there is none that is too high"
+        found, scores, counts = rescored
+        return _kept(len(x_ND), n_kept, first, found, scores, scores, counts)
     bound = max(np.float32(guess), TINY)
     found, scores, values, counts = _candidates(x_ND, W_FD, b_F, n_kept, score, bound, guess <= 0, workspace)
     if guess > 0 and len(found) < n_kept:

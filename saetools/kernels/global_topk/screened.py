@@ -2,7 +2,9 @@
 
 The bound is that of `encode_topk/screen.py`: U >= pre. If n_kept scores of the batch are known to reach t, whatever
 is kept reaches t too, so that only features with U >= t need a float32 score. t is the caller's guess (checked in
-the end), or comes from the first chunk of rows: its n_kept best by U are rescored, and t is the least of these.
+the end), or comes from the first chunk of rows: its n_kept best by U are rescored, and t is the least of these; where
+they do not tell, t is 0, since only positive scores are kept. Every way gives the same bits: scores are of `rescore`
+in all of them, and a resumed run, which has no guess, goes on as if it had one.
 """
 
 import numpy as np
@@ -75,7 +77,7 @@ def candidates(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Features and float32 scores of all that can be kept, in row order, and how many each row has.
 
-    None where the guess was too high, or where no bound is to be had from the first chunk: not enough rows.
+    None where the guess was too high; without one (0) never.
     """
     F = len(W_FD)
     low_x, low_W = low_precision(x_ND, W_FD, b_F, workspace)
@@ -86,18 +88,23 @@ def candidates(
         U_CF = workspace.get("encode.low_pre", (len(low_x[rows]), F), torch.bfloat16)
         torch.mm(low_x[rows], low_W.T, out=U_CF)
         chunk = _Chunk(U_CF, x_ND[rows], W_FD, b_F)
-        if least <= 0:
-            least = chunk.least_of_best(n_kept)
-            if not least > 0:
-                return None
+        if start == 0 and guess <= 0:
+            least = max(chunk.least_of_best(n_kept), np.float32(0.0))
         part = chunk.rescored(np.int16(reach_of(least)))
         found.append(part[0])
         scores.append(part[1])
         counts.append(part[2])
-    all_scores = np.concatenate(scores)
-    if not np.count_nonzero(~(all_scores < least)) >= n_kept:
-        return None
-    return np.concatenate(found), all_scores, np.concatenate(counts)
+    parts = np.concatenate(found), np.concatenate(scores), np.concatenate(counts)
+    if least == 0:
+        return _positive(*parts)
+    return parts if np.count_nonzero(~(parts[1] < least)) >= n_kept else None
+
+
+def _positive(found: np.ndarray, scores: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Without the candidates whose score is not positive; those of NaN stay."""
+    stay = ~(scores <= 0)
+    rows = np.repeat(np.arange(len(counts)), counts)
+    return found[stay], scores[stay], np.bincount(rows[stay], minlength=len(counts))
 
 
 class _Chunk:
@@ -122,12 +129,13 @@ class _Chunk:
         """A score that n_kept features of these rows reach, hardly lower than need be; 0 where there is none."""
         C, F = self.U.shape
         maxima, counts = np.empty((C, F // GROUPS), np.int16), np.empty(C, np.int64)
-        if n_kept > maxima.size:
+        if n_kept > self.U.size:
             return np.float32(0.0)
         with exclusive():
             bound_maxima(self.U, maxima, counts, TOP)
         if (counts == F).any():
             return np.float32(0.0)
-        reach = np.partition(maxima.reshape(-1), maxima.size - n_kept)[maxima.size - n_kept]
+        keys = maxima if n_kept <= maxima.size else self.U ^ ((self.U >> 15) & TOP)
+        reach = np.partition(keys.reshape(-1), keys.size - n_kept)[keys.size - n_kept]
         _, scores, _ = self.rescored(np.int16(reach))
         return np.float32(np.partition(scores, len(scores) - n_kept)[len(scores) - n_kept])
