@@ -8,7 +8,8 @@ mean of its two directions, A's point among those of B and B's among those of A.
     layer_margin_<measure>      mean of (similarity to the right point - greatest similarity to a wrong one)
 
 Measures (functional/similarity.py has the formulas): cka, svcca, relative (representations), linear (R^2 of a linear
-map), and itda: |A and B| / |A or B| of the tokens that ITDA takes for atoms at the one and at the other point.
+map; as svcca null where a part has no more tokens than the points have dimensions, which then explain anything), and
+itda: |A and B| / |A or B| of the tokens that ITDA takes for atoms at the one and at the other point.
 
 Self-pairs (a model with itself) are trivially right and would flatter every measure, as in the published scripts of
 ITDA: the two hosts must differ. Rows are split into `n_folds` disjoint parts, each matched by itself; intervals
@@ -189,9 +190,13 @@ def _figures(name: str, similarity_LLR: np.ndarray, n: int, config: LayerMatchin
 
 
 def judged(similarity_LLR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per point (first axis), means over folds: is the right point (the diagonal) the most similar? By what margin?"""
+    """Per point (first axis), means over folds: is the right point (the diagonal) the most similar? By what margin?
+
+    Both are nan where a fold has no similarity that is a number.
+    """
     n_points = len(similarity_LLR)
     own = np.eye(n_points, dtype=bool)
     right_LR = similarity_LLR[own]
     wrong_LR = np.where(own[:, :, None], -np.inf, similarity_LLR).max(1)
-    return (right_LR > wrong_LR).mean(1), (right_LR - wrong_LR).mean(1)
+    is_right_LR = np.where(np.isnan(similarity_LLR).all((0, 1)), np.nan, right_LR > wrong_LR)
+    return is_right_LR.mean(1), (right_LR - wrong_LR).mean(1)

@@ -14,7 +14,7 @@ WIDTH = 110
 
 
 def table(records: Sequence[EvalRecord], title: str = "evaluation on held-out data") -> str:
-    """One line per record: name, value, 95 % interval over documents, unit, n; notes below them all."""
+    """One line per record: name, value, 95 % interval, unit, n; below them all each note with the figures it is of."""
     columns = [("name", "left"), ("value", "right"), ("95 % interval", "left"), ("unit", "left"), ("n", "right")]
     rows = [
         [
@@ -26,7 +26,11 @@ def table(records: Sequence[EvalRecord], title: str = "evaluation on held-out da
         ]
         for record in records
     ]
-    notes = [printable(f"{record.name}: {record.note}") for record in records if record.note]
+    names: dict[str, list[str]] = {}
+    for record in records:
+        if record.note:
+            names.setdefault(record.note, []).append(record.name)
+    notes = [printable(f"{', '.join(of)}: {note}") for note, of in names.items()]
     return "\n".join([plain_table(title, columns, rows), *([""] if notes else []), *notes])
 
 

@@ -15,11 +15,13 @@ def linear_cka(x_ND: Tensor, y_NE: Tensor) -> float:
 
 
 def svcca(x_ND: Tensor, y_NE: Tensor, n_components: int = 20) -> float:
-    """Mean canonical correlation of the two spans of the first principal components.
+    """Mean canonical correlation of the two spans of the first principal components; nan where one is everything.
 
     Source: Raghu et al. 2017 (arXiv 1706.05806), with a fixed number of components (theirs: 99 % of the variance).
     """
     left, right = (_basis(v, n_components) for v in (x_ND, y_NE))
+    if max(left.shape[1], right.shape[1]) >= len(x_ND) - 1:
+        return float("nan")
     return float(torch.linalg.svdvals(left.T @ right).clamp(0, 1).mean())
 
 
@@ -36,9 +38,14 @@ def relative_similarity(x_ND: Tensor, y_NE: Tensor, anchors_A: Tensor) -> float:
 
 
 def linear_r2(x_ND: Tensor, y_NE: Tensor) -> float:
-    """Share of the variance of Y that a linear map of X explains: ||Q' Yc||_F^2 / ||Yc||_F^2, Q a basis of span Xc."""
-    y_NE = _centred(y_NE)
-    return float((_basis(x_ND, x_ND.shape[1]).T @ y_NE).square().sum() / y_NE.square().sum())
+    """Share of the variance of Y that a linear map of X explains: ||Q' Yc||_F^2 / ||Yc||_F^2, Q a basis of span Xc.
+
+    nan where X has so many dimensions (N - 1) that it explains any Y.
+    """
+    y_NE, basis_NR = _centred(y_NE), _basis(x_ND, x_ND.shape[1])
+    if basis_NR.shape[1] >= len(x_ND) - 1:
+        return float("nan")
+    return float((basis_NR.T @ y_NE).square().sum() / y_NE.square().sum())
 
 
 def jaccard(a: set[tuple[int, int]], b: set[tuple[int, int]]) -> float:

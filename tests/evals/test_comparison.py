@@ -60,6 +60,12 @@ def test_one_dictionary():
     assert lines[3].split()[:2] == ["x", "-"] and lines[-1] == "x: skipped: why"
 
 
+def test_what_is_noted_of_many_figures_is_said_once():
+    notes = {"a": "few documents", "b": "why", "c": "few documents", "d": None}
+    lines = table([record(name, 0.5, note=note) for name, note in notes.items()]).splitlines()
+    assert lines[-3:] == ["", "a, c: few documents", "b: why"]
+
+
 def test_numbers():
     assert [number(v) for v in (0.0, 0.12345, -2.0, 1e-5, 12345.678, 5e6)] == [
         "0.0000",

@@ -67,6 +67,18 @@ def test_a_similarity_that_is_not_finite_is_null_with_a_note():
     json.dumps([record.model_dump(mode="json") for record in (matching, margin)], allow_nan=False)
 
 
+def test_a_measure_that_tells_nothing_matches_nothing():
+    """Folds of five tokens and six dimensions: which R^2 of 1 is the greatest would be up to rounding."""
+    config = LayerMatchingConfig(n_tokens=10, n_folds=2)
+    a, b = Deep("a", layers(0), turned(0)), Deep("b", layers(0), turned(1))
+    found = {r.name: r for r in match_layers(a, b, plan(), POINTS, config)}
+    for figure in ("matching", "margin"):
+        assert (
+            found[f"layer_{figure}_linear"].value is None and "it came to nan" in found[f"layer_{figure}_linear"].note
+        )
+        assert found[f"layer_{figure}_cka"].value is not None
+
+
 def test_rotated_layers_are_matched_by_every_measure():
     found = figures(Deep("a", layers(0), turned(0)), Deep("b", layers(0), turned(1)))
     for name in ("cka", "relative", "itda"):

@@ -33,6 +33,13 @@ def test_independent_rows_are_unlike(x):
     assert abs(relative_similarity(x, y, torch.arange(50))) < 0.1
 
 
+def test_as_many_dimensions_as_tokens_explain_anything(x):
+    y = torch.randn(500, 6, generator=torch.Generator().manual_seed(2))
+    assert math.isnan(linear_r2(x[:9], y[:9])), "eight dimensions, and nine centred tokens have no more"
+    assert linear_r2(x[:10], y[:10]) < 1
+    assert math.isnan(svcca(x[:7], y[:7])) and svcca(x[:7], y[:7], n_components=3) < 1
+
+
 def test_cka_by_gram_matrices(x):
     y = x[:, :3] ** 2
     h = torch.eye(500).double() - 1 / 500
