@@ -101,10 +101,10 @@ class MatchingPursuit(Dictionary, kind="matching_pursuit"):
     def with_inference(self, steps: int, tolerance: float = 0.0) -> "MatchingPursuit":
         """The same dictionary, weights shared, that encodes by up to `steps` steps, until ||r|| <= tolerance sqrt(V).
 
-        Raises ConfigError for more steps than there are atoms where none is taken twice.
+        Raises ConfigError for more steps than there are atoms where none is taken twice, ValueError for none.
         """
-        other = copy(self)
-        other.config = self.config.model_copy(update={"inference_steps": steps, "inference_tolerance": tolerance})
+        other, changes = copy(self), {"inference_steps": steps, "inference_tolerance": tolerance}
+        other.config = type(self.config).model_validate(self.config.model_dump() | changes)
         other.config.validate_for(self.d_model)
         return other
 

@@ -113,3 +113,6 @@ def test_what_least_squares_has_no_meaning_for_is_refused() -> None:
     fitted = make_dictionary(MatchingPursuit.configure(n_features=20, k=4, coefficients="least_squares"), 6)
     with pytest.raises(ConfigError, match="inference_steps = 21"):
         fitted.with_inference(21)
+    for steps, tolerance in ((0, 0.0), (3, -1.0)):
+        with pytest.raises(ValueError, match="greater than"):
+            fitted.with_inference(steps, tolerance)
