@@ -202,7 +202,8 @@ class FeatureChoice(Dictionary, kind="feature_choice"):
             share_F = torch.full_like(state.share_F, k / n_features)
         else:
             n_rows = progress.n_tokens // max(progress.n_steps, 1)
-            share_F = zipf_shares(state.density(), k, n_effective=round(n_rows / (1 - DECAY)))
+            n_batches = float(state.density_weight) / (1 - DECAY)  # 100, or those that there were
+            share_F = zipf_shares(state.density(), k, n_effective=round(n_rows * n_batches))
         if mutual:
             return replace(state, share_F=share_F)
         start = state.threshold().clamp_min(START * float(self.total_variance) ** 0.5)

@@ -56,6 +56,10 @@ def test_shares_are_fitted_to_densities_over_a_hundred_batches() -> None:
     state = replace(dictionary.initial_state(), density_sum_F=density_F, density_weight=torch.tensor(1.0).double())
     found = dictionary.loss_terms(X, X, {}, state, Progress(99, 1000, 64_000, 1000)).new_state.share_F
     torch.testing.assert_close(found, zipf_shares(density_F, 3, n_effective=6400))
+    density_F[15:] = 0.01  # 6 firings in the ten batches that there were: too few to fit
+    young = replace(state, density_sum_F=density_F / 10, density_weight=torch.tensor(0.1).double())
+    found = dictionary.loss_terms(X, X, {}, young, Progress(99, 1000, 64_000, 1000)).new_state.share_F
+    torch.testing.assert_close(found, zipf_shares(density_F, 3, n_effective=640))
 
 
 def test_thresholds_begin_with_that_of_phase_1_and_move_by_the_rule() -> None:
