@@ -142,17 +142,17 @@ def _plain(value: Any) -> bool:
 
 
 def confine(source: str, out: str) -> None:
-    """Limit memory and time, and install the audit hook; there is no way back."""
+    """Limit time and, on Linux, memory, and install the audit hook; there is no way back."""
     import os
 
     size = os.stat(source).st_size  # noqa: PTH116
     if sys.platform != "win32":
         import resource
 
-        with open("/proc/self/statm") if sys.platform == "linux" else open(os.devnull) as file:  # noqa: PTH123
-            pages = file.read().split()
-        present = int(pages[0]) * resource.getpagesize() if pages else 8 << 30
-        resource.setrlimit(resource.RLIMIT_AS, (present + 6 * size + SPARE_BYTES,) * 2)
+        if sys.platform == "linux":  # others do not keep to it, and macOS refuses to set it
+            with open("/proc/self/statm") as file:  # noqa: PTH123
+                present = int(file.read().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (present + 6 * size + SPARE_BYTES,) * 2)
         resource.setrlimit(resource.RLIMIT_CPU, (60 + size // (20 << 20),) * 2)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4 * size + SPARE_BYTES,) * 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
