@@ -20,6 +20,9 @@ WAYS = {
     "project": "Remove the direction",
 }
 
+VALUED = ("add", "capped", "clamp")
+"""Ways that need a value."""
+
 
 def prompt_layout() -> html.Div:
     return html.Div(
@@ -164,6 +167,8 @@ def _register_steering(app: Dash, steer: Steer, store: FeatureStore, queue: OneA
     ) -> Any:
         if feature is None or not prompt:
             return no_update, "give a prompt and a feature"
+        if value is None and how in VALUED:
+            return no_update, "give a value"
         request = Steering(
             prompt[:MAX_CHARACTERS],
             int(feature),

@@ -77,6 +77,12 @@ def test_prompt_and_steering(call: Any) -> None:
         "steer_how__data": "add",
         "steer_tokens__value": 5,
     }
+    for how in ("add", "capped", "clamp"):
+        empty = call("steer-view.data", **values | {"steer_strength__value": 1, "steer_how__data": how})
+        assert "steer-view" not in empty and empty["steer-status"]["children"] == "give a value", "0 is one of its own"
+    removed = call("steer-view.data", **values | {"steer_strength__value": 1, "steer_how__data": "ablate"})
+    assert removed["steer-view"]["data"][1]
+    values["steer_value__value"] = 8
     answer = call("steer-view.data", steer_strength__value=1, **values)
     assert answer["steer-view"]["data"] == ["<b>p", "<b>p steered by 3"]
     answer = call("steer-view.data", steer_strength__value=0, **values)
