@@ -3,7 +3,8 @@
 Learned feature m(i) is paired with planted atom i one to one by cosine (Hungarian); of a kind with signed codes, whose
 atoms may point either way, by |cosine|, and so is every cosine below. Over planted atoms i and tokens:
 
-    matched_cosine         mean of cos(atom m(i), planted i); `matched_cosine_chance`: the same for random unit atoms
+    matched_cosine         mean of cos(atom m(i), planted i); `matched_cosine_chance`: the same for as many random
+                           unit atoms
     recovered_fraction     share of planted atoms with a cosine of at least `recovered_at`
     support_precision      tokens and i where m(i) fires and i does, by those where m(i) fires
     support_recall         ... by those where i does;  support_f1: their harmonic mean
@@ -99,7 +100,8 @@ class GroundTruth(Evaluation, name="ground_truth"):
         learned_FD = subject.dictionary.directions().cpu()
         cosine_G = paired.cosine_G.double()
         generator = torch.Generator().manual_seed(torch_seed(subject.seed, "ground truth chance"))
-        random_FD, signed = torch.randn(learned_FD.shape, generator=generator), subject.dictionary.signed
+        n_learned, signed = int(learned_FD.any(dim=1).sum()), subject.dictionary.signed  # some places may hold no atom
+        random_FD = torch.randn(n_learned, learned_FD.shape[1], generator=generator)
         chance = hungarian_match(random_FD, truth_GD, signed).cosine_P
         best_F, atom_F = best_matches(learned_FD, truth_GD, signed)
         alive_F = counts.fired_F > 0

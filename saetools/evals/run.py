@@ -8,6 +8,7 @@ the list of all records.
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -184,6 +185,20 @@ def sources_fingerprint(*further: Path) -> str:
     return digest([[path.name, atomic.hash_file(path)] for path in [*package.glob("rng.py"), *paths, *further]])
 
 
+def _files_of(*kinds: type) -> tuple[Path, ...] | None:
+    """The files outside the package that these evaluations and dictionaries are made in, and those they derive from.
+
+    None where one is made in none (a notebook): its code cannot be told from what it was.
+    """
+    package, found = Path(saetools.__file__).parent, set()
+    for part in {part for kind in kinds for part in kind.__mro__ if issubclass(part, (Evaluation, Dictionary))}:
+        file = getattr(sys.modules.get(part.__module__), "__file__", None)
+        if file is None:
+            return None
+        found.add(Path(file).resolve())
+    return tuple(sorted(path for path in found if not path.is_relative_to(package.resolve())))
+
+
 class _Store:
     """Records of finished evaluations on disk; forgets everything without a directory."""
 
@@ -199,7 +214,6 @@ class _Store:
                 "median_norm": subject.heldout.calibration.median_norm,  # the unit of doses, outliers dropped or not
                 "seed": subject.seed,
                 "version": saetools.__version__,
-                "sources": sources_fingerprint(),
             }
 
     @cached_property
@@ -208,10 +222,12 @@ class _Store:
         return {name: dictionary_fingerprint(other) for name, other in self.subject.others.items()}
 
     def path(self, evaluation: Evaluation) -> Path | None:
-        if self.directory is None:
+        files = _files_of(type(evaluation), type(self.subject.dictionary))
+        if self.directory is None or files is None:
             return None
+        sources = {"sources": sources_fingerprint(*files)}
         others = {"others": self.others} if evaluation.uses_others else {}
-        key = digest({**self.identity, **others, **evaluation.settings()})[:16]
+        key = digest({**self.identity, **sources, **others, **evaluation.settings()})[:16]
         return self.directory / f"{evaluation.name}-{key}.json"
 
     def read(self, evaluation: Evaluation) -> list[EvalRecord] | None:

@@ -171,6 +171,17 @@ def test_fewer_features_than_atoms():
     assert found["matched_cosine"].n == found["matched_cosine_chance"].n == F, "chance has as many without a partner"
 
 
+def test_chance_is_of_as_many_atoms_as_there_are():
+    law = planted()
+    atoms = torch.cat([law.atoms_FD[:2], torch.zeros(40, D)])
+    found = figures(FromTruth(law, lambda code: code[:, :1].expand(-1, 42) * (torch.arange(42) < 1), atoms), law)
+    few = figures(FromTruth(law, lambda code: code[:, :2], law.atoms_FD[:2]), law)
+    assert found["matched_cosine"].value == pytest.approx(2 / F)
+    assert found["matched_cosine_chance"].value == few["matched_cosine_chance"].value < 2 / F
+    none = figures(FromTruth(law, lambda code: 0 * code, torch.zeros(F, D)), law)
+    assert none["matched_cosine_chance"].value == 0
+
+
 def test_other_rows_are_refused(gaussian):
     assert "planted" in GroundTruth().missing(row_subject(None, gaussian))
 

@@ -1,5 +1,6 @@
 """Running, keeping and listing evaluations."""
 
+import importlib
 import json
 import math
 import shutil
@@ -179,6 +180,30 @@ def test_a_changed_formula_is_computed_again(tmp_path, monkeypatch):
         path = tmp_path / "saetools" / formula
         path.write_text(path.read_text() + "\n")
         assert [statuses(), statuses()] == [{"computed"}, {"kept"}]
+    sources_fingerprint.cache_clear()
+
+
+def test_a_changed_formula_in_a_file_of_ones_own_is_computed_again(tmp_path, monkeypatch):
+    path, subject = tmp_path / "mine.py", host_subject()
+
+    def statuses():
+        sources_fingerprint.cache_clear()  # as in another process
+        outcomes = []
+        run_evaluations(subject, [sys.modules["mine"].Mine()], tmp_path, outcomes.append)
+        return [o.status for o in outcomes]
+
+    path.write_text(
+        "from saetools.evals.base import Evaluation\n\n\n"
+        "class Mine(Evaluation):\n    name = 'mine'\n\n    def run(self, subject, tick=None):\n"
+        "        return [self.record('mine', 1.0, 'ratio', 1)]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "mine", importlib.import_module("mine"))
+    assert [statuses(), statuses()] == [["computed"], ["kept"]]
+    path.write_text(path.read_text().replace("1.0", "2.0"))
+    assert [statuses(), statuses()] == [["computed"], ["kept"]]
+    monkeypatch.delattr(sys.modules["mine"], "__file__")  # as what is defined in a notebook
+    assert [statuses(), statuses()] == [["computed"], ["computed"]]
     sources_fingerprint.cache_clear()
 
 
