@@ -11,6 +11,8 @@ from saetools.formats.base import Format, Reading
 from saetools.formats.native import load_dictionary
 
 DICTIONARY, CHECKPOINTS = "dictionary", "checkpoints"
+BEGUN = ("config.yaml", "run.json")
+"""What a run has before its first checkpoint."""
 
 Read = TypeVar("Read")
 
@@ -22,7 +24,7 @@ class RunFormat(Format, name="run", layout=f"{DICTIONARY}/, or {CHECKPOINTS}/<st
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        if (path / DICTIONARY).is_dir():
+        if (path / DICTIONARY).is_dir() or all((path / name).is_file() for name in BEGUN):
             return True
         checkpoints = path / CHECKPOINTS  # other libraries' directories of this name hold files of weights
         return checkpoints.is_dir() and not any(f.suffix in (".safetensors", ".pt") for f in checkpoints.iterdir())
@@ -47,11 +49,14 @@ def read_newest(run: Path, read: Callable[[Path], Read]) -> Read:
             log.warning("skipped the checkpoint %s: %s", directory.name, error)
             skipped.append(f"{directory.name}: {error}")
     raise FormatError(
-        f"{run} has no final {DICTIONARY}/ and no valid checkpoint. Skipped: {'; '.join(skipped) or 'none there'}"
+        f"{run} has no final {DICTIONARY}/ and no valid checkpoint. Skipped: {'; '.join(skipped) or 'none there'}. "
+        f"`saetools train {run}` begins it, or goes on with it."
     )
 
 
 def checkpoint_directories(run: Path) -> list[Path]:
     """The directories checkpoints/<step>, newest first; other names are no checkpoints."""
+    if not (run / CHECKPOINTS).is_dir():
+        return []
     found = [entry for entry in (run / CHECKPOINTS).iterdir() if entry.is_dir() and entry.name.isdecimal()]
     return sorted(found, key=lambda entry: int(entry.name), reverse=True)

@@ -4,11 +4,15 @@
 only the flags that reorder and contract sums are given. Loops are split over threads in fixed blocks of rows or
 features, so no floating-point sum depends on scheduling or on the number of threads.
 
-Machine code is cached beside the sources. Numba renews it when the file of the function itself has changed, but not
-when one has that it calls: `forget_outdated` sees to that.
+Machine code is cached beside the sources, or else in the user's cache, or where NUMBA_CACHE_DIR says; where none of
+them can be written to, it is compiled anew in each process. Numba renews it when the file of the function itself has
+changed, but not when one has that it calls: `forget_outdated` sees to that.
 """
 
+import logging
+from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +33,32 @@ forget_outdated(Path(__file__).parent)
 
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
-parallel: Any = numba.njit(parallel=True, fastmath=FASTMATH, cache=True, error_model="numpy", nogil=True)
-serial: Any = numba.njit(fastmath=FASTMATH, cache=True, error_model="numpy", nogil=True)
+
+@cache
+def _say_not_kept() -> None:
+    logging.getLogger(__name__).warning(
+        "machine code of the kernels cannot be kept, since neither their folder nor your cache can be written to: "
+        "every process compiles it anew, which takes a minute. Set NUMBA_CACHE_DIR to a folder that can."
+    )
+
+
+def kept(**options: Any) -> Callable[[Callable], Any]:
+    """`numba.njit` with its cache on, where there is a place for it."""
+
+    def compiled(function: Callable) -> Any:
+        try:
+            return numba.njit(cache=True, **options)(function)
+        except RuntimeError as error:
+            if "cannot cache" not in str(error):
+                raise
+            _say_not_kept()
+            return numba.njit(**options)(function)
+
+    return compiled
+
+
+parallel: Any = kept(parallel=True, fastmath=FASTMATH, error_model="numpy", nogil=True)
+serial: Any = kept(fastmath=FASTMATH, error_model="numpy", nogil=True)
 inline: Any = numba.njit(fastmath=FASTMATH, error_model="numpy", inline="never")
 
 __all__ = ["inline", "parallel", "prange", "serial"]

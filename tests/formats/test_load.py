@@ -45,6 +45,13 @@ def test_the_newest_valid_checkpoint_until_the_run_is_finished(
     assert saetools.load(tmp_path).provenance == {"step": 300}
 
 
+def test_a_run_without_a_checkpoint_is_said_to_be_one(tmp_path: Path) -> None:
+    for name in ("config.yaml", "run.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(FormatError, match=r"no valid checkpoint\. Skipped: none there\. `saetools train .*` begins it"):
+        saetools.load(tmp_path)
+
+
 def test_a_run_without_a_valid_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "5" / "dictionary").mkdir(parents=True)
     with pytest.raises(FormatError, match=r"no valid checkpoint\. Skipped: 5: "):

@@ -32,6 +32,25 @@ def test_machine_code_older_than_a_source_is_forgotten(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.rglob("*.*")) == ["b.nbi", "two.py"]
 
 
+def test_kernels_run_where_machine_code_cannot_be_kept(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A package in a read-only image, run by a user without a home."""
+    from numba.core.caching import CacheImpl
+
+    from saetools.kernels import compiled
+
+    monkeypatch.setattr(CacheImpl, "_locator_classes", [])
+    compiled._say_not_kept.cache_clear()
+
+    @compiled.serial
+    def twice(v: float) -> float:
+        return 2 * v
+
+    assert twice(3.0) == 6.0
+    assert "Set NUMBA_CACHE_DIR" in caplog.text
+
+
 def test_starting_the_pool_leaves_torch_its_number() -> None:
     """In a process of its own: numba's pool starts once, and sets OpenMP's number to all cores."""
     code = (
