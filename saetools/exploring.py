@@ -160,12 +160,22 @@ def _store_of(weights: _Weights, config: Any, how: Collecting) -> FeatureStore:
         store = _open(path)
         if store.info.dictionary_hash in ("", weights.hash) or not weights.hash:
             how.check_served(store)
+            _tell_of_another_number(store, config)
             return store
         store.close()
         log.info("the features at %s are of other weights than the dictionary now has: collecting them again", path)
     config = config or pipeline.config_of(weights.source)
     _collect(weights.subject(config, how.elsewhere), weights.hash, config, path, how, path.parent.name)
     return _open(path)
+
+
+def _tell_of_another_number(store: FeatureStore, config: Any) -> None:
+    asked, wanted = store.info.n_asked, config.evaluation.n_tokens if config is not None else None
+    if asked is not None and wanted is not None and asked != wanted:
+        log.warning(
+            "the features at %s were collected when evaluation.n_tokens was %s; --fresh collects them over %s tokens",
+            *(store.path, f"{asked:,}", f"{wanted:,}"),
+        )
 
 
 def _collect(subject: Any, dictionary_hash: str, config: Any, path: Path, how: Collecting, title: str) -> None:

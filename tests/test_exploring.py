@@ -242,6 +242,16 @@ def test_dictionaries_that_belong_to_no_run(run: Path, tmp_path: Path) -> None:
     verify_directory(tmp_path / "bare")
 
 
+def test_another_number_of_tokens_is_told(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("features*"))
+    for n, said in ((500, 0), (500, 0), (900, 1)):
+        caplog.clear()
+        store = exploring.open_store(copy, pipeline.read_config(copy, [f"--evaluation.n_tokens={n}"]))
+        assert 500 <= store.info.n_tokens < 900
+        assert caplog.text.count("was 500; --fresh collects them over 900 tokens") == said
+
+
 def test_what_is_meant_to_differ(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Collecting, prompts, steering and the dictionary beside it go on where the difference is asked for by name."""
     save_as(saetools.load(run), tmp_path / "theirs", "saelens")

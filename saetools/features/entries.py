@@ -65,6 +65,7 @@ def describe(
         kind=dictionary.kind,
         n_features=dictionary.config.n_features,
         n_tokens=collected.moments.n_rows,
+        n_asked=collected.settings.n_tokens,
         spec=spec,
         corpus=wanted.corpus,
         seed=collected.settings.seed,
