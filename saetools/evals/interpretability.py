@@ -2,8 +2,9 @@
 
 For a sample of features that fire in enough contexts (windows), from a uniform sample of those contexts:
 
-    token_purity      1 - H / log2(n): H is the entropy, in bits, of the peak tokens of the feature's top contexts, n
-                      their number; 1: always the same token. bigram_purity: of (token before, token);
+    token_purity      1 - H / log2(n): H is the entropy, in bits, of the peak tokens of the feature's top contexts
+                      (greatest peaks of |value|, one for each 4 + 1 + 3 tokens around a peak), n their number; 1:
+                      always the same token. bigram_purity: of (token before, token);
                       class_purity: of the set of labelled classes at the peak (Python text only)
     ..._purity_chance the same for n tokens drawn uniformly from the corpus
     <judge>_detection AUC of a judge telling contexts in which the feature fires from ones in which it does not, after

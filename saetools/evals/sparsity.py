@@ -2,8 +2,10 @@
 
     l0_mean, l0_sd                  features per token; sd over tokens (divisor N)
     dead_fraction                   share of features that never fire in the N tokens read: quote it with N
-    rare_fraction, dense_fraction   share that fire in less than `rare_below`, in more than `dense_above` of tokens
-    zipf_exponent                   s of density_r ~ (r + q)^-s; the series holds q, the error and both curves
+    rare_fraction, dense_fraction   share that fire in less than `rare_below`, in more than `dense_above` of tokens;
+                                    null is a share of rare ones where N tokens are too few for any to be seen
+    zipf_exponent                   s of density_r ~ (r + q)^-s as functional/zipf.py fits it; the series holds q, the
+                                    error and both curves
     under_used_fraction             share (dead included) with a density below `under_used_share` of that law
     unused_capacity                 share of F that a constructed dictionary has not filled; the shares above are of its
                                     atoms: a place that holds no atom is not a dead feature
@@ -106,11 +108,19 @@ class _Tally:
 
     def _life(self, counts_F: torch.Tensor) -> list[EvalRecord]:
         density, record, unit = density_F(counts_F, self.n), self.evaluation.record, "fraction of features"
-        alive, rare = density > 0, density < self.config.rare_below
+        least = self.config.rare_below
+        alive, rare, sees_rare = density > 0, density < least, 1 / self.n < least
         note = f"over {self.n:,} tokens"
         return [
             record("dead_fraction", _share(~alive), unit, self.n, series=self._dead_curve(counts_F), note=note),
-            record("rare_fraction", _share(alive & rare), unit, self.n, series=self._histogram(counts_F), note=note),
+            record(
+                "rare_fraction",
+                _share(alive & rare) if sees_rare else None,
+                unit,
+                self.n,
+                series=self._histogram(counts_F),
+                note=note if sees_rare else f"{note}, and what fires in one of them is not below {least:g}",
+            ),
             self.evaluation.sums_record(
                 "dense_fraction",
                 self.firings,

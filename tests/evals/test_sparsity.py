@@ -109,14 +109,25 @@ def test_severity_is_the_ratio_of_mean_to_deviation():
     assert figures(code)["l0_mean"].value == 0 and figures(code)["dead_fraction"].value == 1
 
 
+def test_rare_features_are_seen_where_one_firing_is_rare():
+    """Of 100 tokens each feature that fires does so in 1 % or more: none is rarer, and that is no finding."""
+    x = torch.randn(100, 5)
+    dictionary = TopK(TopK.configure(n_features=40, k=1), 5)
+    for rare_below in (1e-4, 0.01, 0.011):
+        found = by_name(Sparsity(rare_below=rare_below).run(row_subject(dictionary, x)))["rare_fraction"]
+        assert (found.value is not None) == (rare_below > 0.01)
+        assert ("is not below" in found.note) == (rare_below <= 0.01) and found.note.startswith("over 100 tokens")
+        assert sum(found.series["features"]) > 0
+
+
 def test_permuting_features_changes_nothing(gaussian):
     dictionary = TopK(TopK.configure(n_features=40, k=4), 5)
-    base = by_name(Sparsity().run(row_subject(dictionary, gaussian)))
+    base = by_name(Sparsity(rare_below=0.01).run(row_subject(dictionary, gaussian)))
     order = torch.randperm(40)
     with torch.no_grad():
         for name in ("W_enc_FD", "W_dec_FD", "b_enc_F"):
             getattr(dictionary, name).copy_(getattr(dictionary, name)[order])
-    for name, record in by_name(Sparsity().run(row_subject(dictionary, gaussian, batch=9))).items():
+    for name, record in by_name(Sparsity(rare_below=0.01).run(row_subject(dictionary, gaussian, batch=9))).items():
         assert record.value == pytest.approx(base[name].value, rel=1e-9), name
 
 
