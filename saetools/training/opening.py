@@ -35,7 +35,7 @@ def resumed_trainer(
     """The trainer as it was at the checkpoint, perhaps with more steps to go.
 
     Raises RunError where config, data or length do not continue that run, and where what it computes with differs,
-    unless `allow_inexact`.
+    unless `allow_inexact` or nothing is left to compute.
     """
     facts = checkpoint.facts
     directory.check_same(config, source.fingerprint(), source.calibration)
@@ -43,7 +43,8 @@ def resumed_trainer(
     plan = extended(facts.plan, config.training.n_tokens)
     dictionary = _on_device(_blank_dictionary(config, source), config)
     trainer = make_trainer(dictionary, plan, source.calibration, config.training.impl, config.training.compute)
-    _check_environment(facts.environment, trainer_environment(trainer), directory, allow_inexact)
+    if facts.step < plan.n_steps:
+        _check_environment(facts.environment, trainer_environment(trainer), directory, allow_inexact)
     own = trainer.state.dictionary
     state = own.with_tensors({name: tensor.to(dictionary.device) for name, tensor in checkpoint.state.items()})
     dictionary.load_state_dict(dict(checkpoint.weights))

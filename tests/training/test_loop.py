@@ -233,12 +233,22 @@ def test_another_calibration_is_refused(
 
 
 def test_other_threads_need_permission(train_tiny: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    train_tiny(tmp_path / "run", **{"training.n_tokens": 1000})
+    begun = {"training.n_tokens": 1000, "training.schedule": "constant"}
+    train_tiny(tmp_path / "run", **begun)
+    longer = begun | {"training.n_tokens": 2000, "run.threads": 2}
     with pytest.raises(RunError, match=r"threads was 1, is 2.*--allow-inexact"):
-        train_tiny(tmp_path / "run", **{"training.n_tokens": 1000, "run.threads": 2})
+        train_tiny(tmp_path / "run", **longer)
     with caplog.at_level(logging.WARNING):
-        train_tiny(tmp_path / "run", allow_inexact=True, **{"training.n_tokens": 1000, "run.threads": 2})
+        train_tiny(tmp_path / "run", allow_inexact=True, **longer)
     assert "threads was 1, is 2" in caplog.text
+
+
+def test_a_finished_run_needs_no_permission(train_tiny: Callable, tmp_path: Path, digests: Callable) -> None:
+    """Nothing is left to compute: after an update of a package the same command still ends well."""
+    train_tiny(tmp_path / "run", **{"training.n_tokens": 1000})
+    before = digests(tmp_path / "run")
+    train_tiny(tmp_path / "run", **{"training.n_tokens": 1000, "run.threads": 2})
+    assert digests(tmp_path / "run") == before
 
 
 def test_apple_gpus_are_asked_for_by_name_and_take_the_host_alone(monkeypatch: pytest.MonkeyPatch) -> None:
