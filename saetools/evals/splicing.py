@@ -143,11 +143,15 @@ class Splicer:
         self.n_replaced = 0
         self.n_outliers = 0
 
+    def outliers(self, x_BTD: Tensor) -> Tensor:
+        """bool: rows that the held-out rows are without, on the last axis; none where they are all there."""
+        return torch.linalg.vector_norm(x_BTD.float(), dim=-1) > self.norm_limit
+
     def edit(self, windows: Windows, replacement: Replacement) -> Edit:
         """The edit that replaces kept rows which are no outliers."""
 
         def apply(x_BTD: Tensor) -> Tensor:
-            outlier_BT = torch.linalg.vector_norm(x_BTD.float(), dim=-1) > self.norm_limit
+            outlier_BT = self.outliers(x_BTD)
             replaced_BT = windows.keep_BT & ~outlier_BT
             self.n_replaced += int(replaced_BT.sum())
             self.n_outliers += int((windows.keep_BT & outlier_BT).sum())

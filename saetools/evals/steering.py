@@ -35,7 +35,7 @@ feature does beyond a random direction is in class_steering_area, whose targets 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -241,10 +241,12 @@ class _Bench:
 
     @cached_property
     def fires(self) -> Firings:
-        """The code at the counted predictions."""
+        """The code at the counted predictions; none at outliers, which are not steered and would outweigh all else."""
         point = self.parts.point
         x_ND = torch.cat([self.parts.host.activations(w.ids_BT, [point])[point][w.counted_BT] for w in self.windows])
-        return encode_rows(self.subject.dictionary, x_ND.float())
+        coded_M = torch.nonzero(~self.splicer.outliers(x_ND))[:, 0]
+        found = encode_rows(self.subject.dictionary, x_ND[coded_M].float())
+        return replace(found, row_M=coded_M.cpu()[found.row_M], n_rows=len(x_ND))
 
     @cached_property
     def directions_FD(self) -> Tensor:
@@ -322,7 +324,7 @@ class _Bench:
             before = cross_entropy_N(logits_NV, w.target_N)
             after = cross_entropy_N(self.splicer.logits(w, ablate), w.target_N)
             true += float((after - before).sum())
-            replaced_BT = w.keep_BT & (torch.linalg.vector_norm(x_BTD.float(), dim=-1) <= self.splicer.norm_limit)
+            replaced_BT = w.keep_BT & ~self.splicer.outliers(x_BTD)
             x_ND, g_ND = x_BTD[replaced_BT], g_BTD[replaced_BT]
             estimate += float(((ablate(x_ND) - x_ND).cpu().double() * g_ND.cpu().double()).sum())
         return true, estimate

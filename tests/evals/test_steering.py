@@ -1,6 +1,7 @@
 """Dose and response where both can be computed by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from pydantic import ValidationError
 from scipy.stats import spearmanr
 from small_hosts import D_MODEL, VOCABULARY, LinearHost, by_name, host_subject, scaled_copy, text_subject
 
+from saetools.dictionaries.abs_topk import AbsTopK
+from saetools.evals.base import with_host
 from saetools.evals.python_labels import CLASSES
 from saetools.evals.responses import area_under, response_columns
 from saetools.evals.run import run_evaluations
 from saetools.evals.sparsity import Sparsity
-from saetools.evals.steering import Steering
+from saetools.evals.steering import Steering, _Bench
 from saetools.evals.token_classes import _Counts, read_token_classes
 
 
@@ -144,6 +147,29 @@ def test_attribution_is_first_order(outliers):
     record = figures(subject, n_features=12)["attribution_correlation"]
     np.testing.assert_allclose(record.series["loss_change"], record.series["first_order"], rtol=0.05, atol=2e-3)
     assert 0.98 < record.spread[0] <= record.value <= record.spread[1] <= 1 + 1e-9
+
+
+def test_outliers_do_not_say_which_features_live_nor_which_way_they_point():
+    host = LinearHost()
+    host.embedding[5] = torch.tensor([0.0, 0, 0, 0, 0, 900])  # no letter else has so much of any
+    host.embedding[:5, 5], host.embedding[6:, 5] = -1.0, -1.0
+    dictionary = AbsTopK(AbsTopK.configure(n_features=D_MODEL, k=D_MODEL), D_MODEL)
+    with torch.no_grad():
+        for weights in (dictionary.W_enc_FD, dictionary.W_dec_FD):
+            weights.copy_(torch.eye(D_MODEL))
+        dictionary.b_dec_D.zero_()
+    subject = host_subject(dictionary, host=host, n=40)
+    parts = with_host(subject)
+    bench = _Bench(subject, parts, Steering(n_predictions=10**6).config)
+    assert bench.directions_FD[5, 5] == -1, "as the codes of all rows that it was made for"
+    only = scaled_copy(D_MODEL, 1.0)
+    with torch.no_grad():
+        only.b_enc_F[5] = -100.0  # fires at outliers alone
+    bench = _Bench(replace(subject, dictionary=only), parts, Steering(n_predictions=10**6).config)
+    assert 5 not in bench.living and bench.fires.n_rows == len(bench.silent(5)) and bench.silent(5).all()
+    x_ND = torch.cat([host._resid(w.ids_BT)[w.counted_BT] for w in bench.windows])
+    fires_NF = (only.encode(x_ND).to_dense() != 0) & ~bench.splicer.outliers(x_ND)[:, None]
+    assert all((~bench.silent(f)).equal(fires_NF[:, f]) for f in range(2 * D_MODEL))
 
 
 def test_attribution_is_a_rank_correlation_of_more_features_than_are_steered():
