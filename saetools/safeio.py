@@ -35,7 +35,7 @@ def read_json(path: Path | str, max_bytes: int = JSON_BYTES) -> Any:
         size = path.stat().st_size
         if size > max_bytes:
             raise FormatError(f"{path} has {size:,} bytes; a JSON file here has at most {max_bytes:,}.")
-        return json.loads(path.read_bytes().decode())
+        return json.loads(path.read_bytes().decode("utf-8-sig"))  # some editors begin a file with a mark
 
 
 def read_yaml(path: Path | str, max_bytes: int = YAML_BYTES) -> Any:

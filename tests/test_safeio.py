@@ -139,3 +139,8 @@ def test_json_limits(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="at most 4"):
         read_json(tmp_path / "x.json", max_bytes=4)
     assert read_json(tmp_path / "x.json") == [1, 2, 3]
+
+
+def test_a_json_file_may_begin_with_a_mark(tmp_path: Path) -> None:
+    (tmp_path / "cfg.json").write_bytes(b'\xef\xbb\xbf{"k": 3}\r\n')
+    assert read_json(tmp_path / "cfg.json") == {"k": 3}

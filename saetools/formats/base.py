@@ -112,24 +112,24 @@ def format_of(path: Path) -> type[Format]:
 def _in_part(path: Path) -> str:
     """What is missing of layouts of which a file of weights is there, as after a download that was cut short.
 
-    Or else which directories in it can be read: libraries that train several dictionaries write one for each.
+    Or else what in it can be read: libraries that train several dictionaries write a directory or .pt file for each.
     """
     for candidate in formats():
         there = [name for name in candidate.files if (path / name).exists()]
         missing = [name for name in candidate.files if name not in there]
         if missing and any(name.endswith(".safetensors") for name in there):
             return f" ({', '.join(there)} is of {candidate.name}, but {' and '.join(missing)} is missing)"
-    folders = sorted(entry for entry in path.iterdir() if entry.is_dir())[:MOST_LOOKED_INTO] if path.is_dir() else []
-    known = [folder for folder in folders if _is_known(folder)]
+    inside = sorted(path.iterdir())[:MOST_LOOKED_INTO] if path.is_dir() else []
+    known = [entry for entry in inside if _is_known(entry)]
     if not known:
         return ""
     more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
-    return f", but directories in it are: name one of {', '.join(map(str, known[:MOST_NAMED]))}{more}"
+    return f", but what is in it may be: name one of {', '.join(map(str, known[:MOST_NAMED]))}{more}"
 
 
-def _is_known(folder: Path) -> bool:
+def _is_known(path: Path) -> bool:
     try:
-        return any(candidate.recognises(folder) for candidate in formats())
+        return any(candidate.recognises(path) for candidate in formats())
     except (FormatError, OSError):  # damaged, or not for us to read
         return False
 

@@ -101,9 +101,13 @@ def test_directories_of_several_dictionaries_name_them(tmp_path: Path) -> None:
     (tmp_path / "run" / "logs" / "cfg.json").write_text("{")
     folders = f"{tmp_path / 'run' / 'layers.10'}, {tmp_path / 'run' / 'layers.3.mlp'}. Found"
     with pytest.raises(
-        FormatError, match=re.escape(f"no known layout, but directories in it are: name one of {folders}")
+        FormatError, match=re.escape(f"no known layout, but what is in it may be: name one of {folders}")
     ):
         saetools.load(tmp_path / "run")
+    (tmp_path / "qwen").mkdir()
+    file = shutil.copy(Path(__file__).parent / "golden" / "qwen-scope-f32" / "layer4.sae.pt", tmp_path / "qwen")
+    with pytest.raises(FormatError, match=re.escape(f"name one of {file}. Found")):
+        saetools.load(tmp_path / "qwen")
 
 
 def test_a_dictionary_that_lost_its_manifest_says_so(tmp_path: Path) -> None:
