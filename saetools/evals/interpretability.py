@@ -92,7 +92,8 @@ class Interpretability(Evaluation, name="interpretability"):
             for kind, value in purities(chance).items():
                 found[f"{kind}_purity_chance"].append(value)
             for scorer in self.scorers:
-                for task, value in _judged(scorer, shown).items():
+                order = generator(subject.seed, "interpretability order", feature)
+                for task, value in _judged(scorer, shown, order).items():
                     found[f"{scorer.name}_{task}"].append(value)
         return [self._mean(name, values, subject.seed) for name, values in found.items()]
 
@@ -228,19 +229,24 @@ def purity(items: Sequence[Hashable]) -> float:
     return float(1 + (share * np.log2(share)).sum() / np.log2(len(items)))
 
 
-def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
+def auc(positive: Sequence[float] | np.ndarray, negative: Sequence[float] | np.ndarray) -> float:
     """P(positive > negative) + P(equal) / 2 over all pairs; nan without pairs."""
     difference = np.asarray(positive)[:, None] - np.asarray(negative)[None]
     return float(np.mean((difference > 0) + 0.5 * (difference == 0))) if difference.size else float("nan")
 
 
-def _judged(scorer: Scorer, shown: _Shown) -> dict[Task, float]:
-    """The AUC of each task that has items on both sides of which the scorer can tell."""
+def _judged(scorer: Scorer, shown: _Shown, numbers: np.random.Generator) -> dict[Task, float]:
+    """The AUC of each task that has items on both sides of which the scorer can tell.
+
+    It is asked of all items at once, in an order that does not tell the sides apart.
+    """
     explanation = scorer.explain(shown.explain)
     found = {}
     for task in TASKS:
         positive, negative = shown.positive[task], shown.negative[task]
-        scores = np.array(scorer.judge(explanation, [*positive, *negative], task))
+        items = [*positive, *negative]
+        order, scores = numbers.permutation(len(items)), np.zeros(len(items))
+        scores[order] = scorer.judge(explanation, [items[i] for i in order], task)
         yes, no = (side[~np.isnan(side)] for side in np.split(scores, [len(positive)]))
         if len(yes) and len(no):
             found[task] = auc(yes, no)

@@ -47,6 +47,7 @@ class Scorer(Protocol):
         """For each item, how strongly the explanation says yes: any scale, only the order counts; nan: cannot tell.
 
         detection: does the feature fire somewhere in the item? fuzzing: are the marked tokens those where it fires?
+        Items that should be told apart come mixed, in an order drawn by the evaluation's seed.
         """
         ...
 

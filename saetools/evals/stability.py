@@ -24,7 +24,7 @@ from torch import Tensor
 from saetools.dictionaries.base import Dictionary
 from saetools.errors import MismatchError
 from saetools.evals.base import EvalRecord, Evaluation, Subject, Tick, no_tick
-from saetools.evals.bootstrap import bootstrap_interval
+from saetools.evals.bootstrap import bootstrap_interval, too_few
 from saetools.functional.matching import best_matches, hungarian_match, random_atoms_like
 from saetools.rng import torch_seed
 
@@ -72,6 +72,7 @@ class Stability(Evaluation, name="stability"):
                         int(known_FO.any(1).sum()),
                         n_unit="features",
                         spread=bootstrap_interval(sums_FC, lambda totals: _mean_of_each(totals).mean(1), subject.seed),
+                        note=too_few(len(own_FD), "features"),
                         series=dict(zip(names, each_O[:, None].tolist(), strict=True)),
                     )
                 )

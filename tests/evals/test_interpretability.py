@@ -82,6 +82,26 @@ def test_a_given_judge_is_asked():
     assert evaluation.settings()["scorers"] == [{"name": "oracle"}]
 
 
+def test_the_order_of_items_does_not_give_the_sides_away():
+    class Ordinal:
+        """Says yes to the first items, whatever they are."""
+
+        name = "ordinal"
+
+        def settings(self):
+            return {"name": self.name}
+
+        def explain(self, examples):
+            return ""
+
+        def judge(self, explanation, items, task):
+            return list(range(len(items), 0, -1))
+
+    found = by_name(Interpretability([Ordinal()], **SMALL).run(subject_of(planted_rows, 0.8)))
+    for task in ("detection", "fuzzing"):
+        assert found[f"ordinal_{task}"].n > 8 and abs(found[f"ordinal_{task}"].value - 0.5) < 0.15
+
+
 def test_scorers_are_told_apart(tmp_path):
     """By name in figures, by all settings in what is stored."""
 

@@ -84,6 +84,8 @@ def test_places_without_an_atom_are_not_features_that_are_missing():
     subject = replace(row_subject(made[0], torch.randn(5, 3)), others={"other": made[1]})
     found = by_name(Stability().run(subject))
     assert found["shared_features"].value == 1 and found["shared_features"].n == 3
+    assert found["shared_features"].spread is None
+    assert found["shared_features"].note == "3 features are too few for an interval"
 
 
 def test_a_signed_copy_is_shared_whichever_way_its_atoms_point(gaussian):
