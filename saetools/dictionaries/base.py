@@ -320,7 +320,9 @@ class Dictionary(nn.Module):
         return html_table(f"{type(self).__name__} dictionary", description(self))
 
     def _checked(self, x_ND: Tensor) -> Tensor:
-        """The rows in the weights' dtype; MismatchError on another shape."""
+        """The rows in the weights' dtype; MismatchError on another shape, and on what is no tensor."""
+        if not isinstance(x_ND, Tensor):
+            raise MismatchError(f"rows are a torch tensor, got a {type(x_ND).__name__}: torch.as_tensor(x) makes one.")
         if x_ND.ndim != 2 or x_ND.shape[1] != self.d_model:
             of = "" if self.spec is None else f" (made for {self.spec.point} of {self.spec.host})"
             raise MismatchError(

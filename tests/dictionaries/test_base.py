@@ -42,6 +42,12 @@ def test_a_foreign_code_is_refused() -> None:
         small().decode(code)
 
 
+def test_rows_that_are_no_tensor_are_refused() -> None:
+    for rows in (torch.zeros(5, 4).numpy(), torch.zeros(5, 4).tolist()):
+        with pytest.raises(MismatchError, match=rf"got a {type(rows).__name__}: torch\.as_tensor\(x\) makes one"):
+            small().encode(rows)  # type: ignore[arg-type]
+
+
 def test_a_foreign_state_is_refused() -> None:
     with pytest.raises(DataError, match="tokens_since_fired_F"):
         small().initial_state().with_tensors({"tokens_since_fired_F": torch.zeros(13, dtype=torch.int64)})
