@@ -25,10 +25,9 @@ def check_belongs(dictionary: Dictionary, spec: PointSpec, elsewhere: Collection
         if name not in PROPERTIES:
             raise ConfigError(f"{name!r} is nothing that may differ.{nearest(name, PROPERTIES)} {_allowed()}")
     if dictionary.d_model != spec.d_model:
-        of = f" ({dictionary.spec.host}, {dictionary.spec.point})" if dictionary.spec else ""
         raise MismatchError(
-            f"the dictionary is for width {dictionary.d_model}{of}, these vectors have {spec.d_model} ({spec.host}, "
-            f"{spec.point}). Set host and point, or the file of rows, to what it was made for."
+            f"the dictionary is for width {dictionary.d_model}{_of(dictionary.spec)}, these vectors have "
+            f"{spec.d_model}{_of(spec)}. Set host and point, or the file of rows, to what it was made for."
         )
     own = dictionary.spec
     if own is None:
@@ -69,6 +68,10 @@ def _refuse(wrong: Mapping[str, tuple[object, object]]) -> None:
             f"the dictionary does not fit these vectors: {said}. Use it on what it was made for, or say what is meant "
             f"to differ by name. {_allowed()}"
         )
+
+
+def _of(spec: PointSpec | None) -> str:
+    return f" ({spec.host}, {spec.point})" if spec and spec.host != "rows" else ""
 
 
 def _allowed() -> str:
