@@ -119,7 +119,7 @@ def test_other_texts_are_skipped():
     subject = text_subject(["def f(:"] * 5, planted_rows, scaled_copy(N_CLASSES, 1.0))
     with pytest.raises(NotApplicableError, match="another language"):
         collect(subject)
-    with pytest.raises(NotApplicableError, match="raise n_tokens"):
+    with pytest.raises(NotApplicableError, match="raise n_tokens, or give text of more documents"):
         Probing(**SMALL, n_tokens=50).run(planted_subject())
 
 
