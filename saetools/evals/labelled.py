@@ -79,8 +79,8 @@ def usable_classes(rows: LabelledRows, min_rows: int, names: tuple[str, ...] = C
     usable = [name for name in names if min(rows.size(name), rows.size(f"not {name}")) >= min_rows]
     if not usable:
         raise NotApplicableError(
-            f"no class has {min_rows} rows on each side in both splits; raise n_tokens, or give text of more documents: "
-            "all rows of one are for training or for the test"
+            f"no class has {min_rows} rows on each side in both splits; raise n_tokens, or give text of more documents "
+            "(all rows of one are for training or for the test)"
         )
     return usable
 
