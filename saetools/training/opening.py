@@ -54,6 +54,13 @@ def resumed_trainer(
     trainer.n_blocks = facts.n_blocks
     directory.write_config(config)
     _logger.info("resumed %s at step %d of %d", directory.path, facts.step, plan.n_steps)
+    by_rule = None in (config.training.warmup_steps, config.training.dead_after_tokens)
+    if by_rule and plan.n_steps != facts.plan.n_steps:
+        _logger.warning(
+            "%s keeps what followed from its first length: %d steps of warm-up, dead after %d tokens. A run of %d "
+            "tokens from the start equals it only where training.warmup_steps and training.dead_after_tokens say so.",
+            *(directory.path, plan.warmup_steps, plan.dead_after_tokens, plan.n_tokens),
+        )
     return trainer
 
 

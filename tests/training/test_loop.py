@@ -185,12 +185,15 @@ def test_a_damaged_newest_checkpoint_is_skipped_aloud(
 # --- what may and may not change on resume ------------------------------------------------------------------
 
 
-def test_a_constant_run_can_be_made_longer(train_tiny: Callable, tmp_path: Path, digests: Callable) -> None:
+def test_a_constant_run_can_be_made_longer(
+    train_tiny: Callable, tmp_path: Path, digests: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
     constant = {"dictionary.kind": "mutual_choice", "training.schedule": "constant"}
     of_the_shorter = {"warmup_steps": 1, "dead_after_tokens": 186}
     train_tiny(tmp_path / "straight", **constant, **{f"training.{name}": n for name, n in of_the_shorter.items()})
     train_tiny(tmp_path / "longer", **constant, **{"training.n_tokens": 3720})
     train_tiny(tmp_path / "longer", **constant)
+    assert "1 steps of warm-up, dead after 186 tokens" in caplog.text
     assert "n_tokens: 7200" in (tmp_path / "longer" / "config.yaml").read_text()
     assert digests(tmp_path / "longer") == digests(tmp_path / "straight")
     for path in checkpoint_paths(tmp_path / "longer" / "checkpoints"):
