@@ -56,7 +56,8 @@ def shrinkage_code(
     """
     if W_FD.dtype in (torch.bfloat16, torch.float16):
         return shrinkage_code(x_ND.float(), W_FD.float(), penalty, weight, n_steps, nonnegative).to(W_FD.dtype)
-    step = 0.99 / torch.linalg.eigvalsh(W_FD.T @ W_FD)[-1]
+    largest = torch.linalg.eigvalsh(W_FD.T @ W_FD)[-1]
+    step = 0.99 / largest.clamp_min(torch.finfo(W_FD.dtype).tiny)  # 0 where no atom is in use
     norms_F = W_FD.norm(dim=1)
     z_NF, residual_ND = x_ND.new_zeros(len(x_ND), len(W_FD)), -x_ND
     y_NF, ahead_ND = z_NF, residual_ND  # where the gradient is taken, and what is left there

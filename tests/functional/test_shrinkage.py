@@ -80,6 +80,14 @@ def test_orthonormal_atoms_have_a_solution_in_closed_form() -> None:
     torch.testing.assert_close(shrinkage_code(x, W, "cel0", 0.4, 3000), kept, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("nonnegative", [False, True])
+def test_without_atoms_there_is_no_code(penalty: Penalty, nonnegative: bool) -> None:
+    """As over an ITDA that has taken none yet; it was NaN."""
+    code = shrinkage_code(torch.ones(2, 3), torch.zeros(4, 3), penalty, 0.1, 5, nonnegative)
+    assert torch.equal(code, torch.zeros(2, 4))
+
+
 def test_unknown_penalties_are_named() -> None:
     with pytest.raises(ValueError, match="known: soft, hard, cel0"):
         shrinkage_code(normal(2, 3), normal(4, 3), "l7", 0.1)  # type: ignore[arg-type]
