@@ -123,6 +123,7 @@ class Dictionary(nn.Module):
             __doc__=(cls.__doc__ or kind).splitlines()[0],
             kind=(names, Field(description="kind of dictionary")),
         )
+        cls.Config.__qualname__ = f"{cls.__qualname__}.Config"  # where it is found: pickle goes by it
 
     def __init__(self, config: "Dictionary.Config", d_model: int, seed: int = 0) -> None:
         super().__init__()

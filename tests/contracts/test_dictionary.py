@@ -1,6 +1,7 @@
 """What holds for every registered kind of dictionary, over all of its example configs."""
 
 import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -363,6 +364,17 @@ def test_save_and_load_are_bit_equal(config: Dictionary.Config, tmp_path: Path) 
     save_dictionary(loaded, tmp_path / "again", spec=None, scale=SCALE, provenance={"n_tokens": 64})
     for file in (tmp_path / "saved").iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+
+
+def test_copies_are_equal(config: Dictionary.Config, tmp_path: Path) -> None:
+    """Worker processes and torch.save pickle a dictionary; a loaded one also holds what was saved beside it."""
+    dictionary = trained(config)
+    spec = PointSpec(host="toy", point="p", d_model=D)
+    save_dictionary(dictionary, tmp_path / "d", spec, None, {"n_tokens": 5})
+    loaded = load_dictionary(tmp_path / "d")
+    for copied in (pickle.loads(pickle.dumps(loaded)), copy.deepcopy(loaded)):
+        assert copied.config == loaded.config and copied.spec == spec and copied.provenance == loaded.provenance
+        assert copied.encode(rows()).to_dense().equal(loaded.encode(rows()).to_dense())
 
 
 def test_folding_the_scale_changes_nothing(config: Dictionary.Config, tmp_path: Path) -> None:
