@@ -70,8 +70,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def help_text(program: str, dictionary_configs: DictionaryConfigs, kind: str = "topk") -> str:
     """All fields with their descriptions and defaults; the dictionary section for one kind."""
-    config_class = run_config_class(dictionary_configs[kind])
-    return _parser(config_class, program).format_help()
+    import jsonargparse
+
+    parser = _parser(run_config_class(dictionary_configs[kind]), program)
+    for action in parser._actions:
+        if action.metavar == "CONFIG":  # jsonargparse's `--training FILE`, which no command takes
+            action.help = jsonargparse.SUPPRESS
+    # Descriptions are Python's; here None is written as it is typed, and as the defaults beside it are.
+    return str(parser.format_help()).replace("None:", "null:")
 
 
 def unknown_argument(argument: str, command: str, dictionary_configs: DictionaryConfigs) -> str:

@@ -167,3 +167,5 @@ def test_help_lists_every_field_with_its_description() -> None:
     for expected in ("--training.n_tokens", "--dictionary.k", "kept rows to train on", "--run.dir"):
         assert expected in text
     assert "print_config" not in text, "an option of jsonargparse's own, which no command has"
+    assert "CONFIG" not in text, "a file per section is jsonargparse's own too"
+    assert "None:" not in text, "what a user types, and the defaults beside it, is null"
