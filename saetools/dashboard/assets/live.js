@@ -75,11 +75,18 @@ window.dash_clientside.saetools = (() => {
   const setField = (id, value) => {
     if (by(id).value !== String(value)) window.dash_clientside.set_props(id, { value });
   };
+  /** A number, as if it were typed: Dash's field keeps one beside the property, and its + and - go on from that. */
+  const typeNumber = (id, value) => {
+    const field = by(id);
+    if (field.value === String(value)) return;
+    Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, "value").set.call(field, value);
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+  };
   /** Steering at the feature that is shown, at the greatest value that it took. */
   const aim = () => {
     if (!shownView) return;
-    setField("steer-feature", shownView.feature);
-    if (shownView.max_value) setField("steer-value", Number(shownView.max_value.toPrecision(3)));
+    typeNumber("steer-feature", shownView.feature);
+    if (shownView.max_value) typeNumber("steer-value", Number(shownView.max_value.toPrecision(3)));
   };
   /** What has been written about the feature that is shown. */
   const toSave = (_, written, note) => ({ feature: shownView ? shownView.feature : null, label: written, note });

@@ -11,6 +11,8 @@ from saetools.features.store import FeatureStore, Filter
 
 MAX_CHARACTERS = 20_000
 MAX_NEW_TOKENS = 256
+LARGEST = 2**31 - 1
+"""Of a whole number: the + of Dash's field empties it where there is a least value without a greatest."""
 EXAMPLE = "def load(path):\n    "
 WAYS = {
     "add": "Add the direction",
@@ -53,7 +55,7 @@ def steering_layout() -> html.Div:
             dcc.Textarea(id="steer-prompt", className="sae-text", maxLength=MAX_CHARACTERS, value=EXAMPLE),
             html.Div(
                 [
-                    _field("Feature", dcc.Input(id="steer-feature", type="number", min=0, step=1)),
+                    _field("Feature", _number("steer-feature", None, min=0, max=LARGEST, step=1)),
                     html.Div(
                         [html.Label("How", htmlFor="steer-how-select"), html.Div(id="steer-how-box")],
                         className="sae-field",
@@ -61,7 +63,7 @@ def steering_layout() -> html.Div:
                     _field("Value (of the code)", _number("steer-value", 10, step="any")),
                     _field("New tokens", _number("steer-tokens", 40, min=1, max=MAX_NEW_TOKENS, step=1)),
                     _field("Temperature", _number("steer-temperature", 0, min=0, max=5, step="any")),
-                    _field("Seed", _number("steer-seed", 0, min=0, step=1)),
+                    _field("Seed", _number("steer-seed", 0, min=0, max=LARGEST, step=1)),
                 ],
                 className="sae-fields",
             ),
@@ -95,7 +97,7 @@ def steering_layout() -> html.Div:
     )
 
 
-def _number(name: str, value: float, **limits: Any) -> dcc.Input:
+def _number(name: str, value: float | None, **limits: Any) -> dcc.Input:
     return dcc.Input(id=name, type="number", value=value, **limits)
 
 

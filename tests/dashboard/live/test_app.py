@@ -227,6 +227,27 @@ def test_labels_are_seen_where_they_are_shown(watched: Any, address: str, subjec
 
 
 @pytest.mark.browser
+def test_one_steps_on_from_the_feature_that_is_steered(watched: Any, address: str) -> None:
+    """The fields' + and - go on from what the app filled in, and what they leave is what is steered by."""
+    from playwright.sync_api import expect
+
+    page = watched.page
+    page.goto(f"{address}#7")
+    page.wait_for_selector("#sae-feature[data-feature='7']")
+    page.click("#tab-Steering")
+    feature, less, more = (page.locator(f"#steer-feature{after}") for after in ("", " + button", " + button + button"))
+    expect(feature).to_have_value("7", timeout=90_000)
+    for button, left in ((less, "6"), (more, "7"), (less, "6")):
+        button.click()
+        expect(feature).to_have_value(left)
+    page.click("#steer-seed + button + button")
+    expect(page.locator("#steer-seed")).to_have_value("1")
+    page.click("#steer-run")
+    page.wait_for_selector("#steer-steered:has-text('steered by 6')")
+    watched.check()
+
+
+@pytest.mark.browser
 def test_a_run_without_a_checkpoint_shows_its_curves(watched: Any, subject: Subject, serve: Any) -> None:
     with serve(Subject(None, metrics=subject.metrics, title="<b>young")) as address:
         page = watched.page
