@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from saetools.activations.base import RowSource
-from saetools.dictionaries.base import Dictionary, make_dictionary
+from saetools.dictionaries.base import Dictionary, dictionary_class, make_dictionary
 from saetools.errors import MismatchError, RunError
 from saetools.formats.load import load
 from saetools.training.checkpoint import Checkpoint
@@ -93,14 +93,22 @@ def _started(config: Any, source: RowSource) -> Dictionary:
             f"training.init_from {path} is a dictionary of width {dictionary.d_model}; the rows of this run have width "
             f"{source.spec.d_model}. Choose a dictionary of the same point."
         )
-    if dictionary.config != config.dictionary:
+    own, asked = (_settings(c) for c in (dictionary.config, config.dictionary))
+    if own != asked:
+        keys = ["kind"] if own["kind"] != asked["kind"] else [key for key in asked if own[key] != asked[key]]
         raise MismatchError(
-            f"training.init_from {path} has the config {dictionary.config!r}; this run asks for {config.dictionary!r}. "
-            f"Make the dictionary section equal to it."
+            f"training.init_from {path} is of another config than this run asks for: "
+            + "; ".join(f"its {key} is {own[key]}, and dictionary.{key} is {asked[key]}" for key in keys)
+            + ". Make the dictionary section equal to it."
         )
     dictionary.fold_scale_(1 / source.calibration.scale)
     dictionary.take_constants_(source.calibration)
     return dictionary
+
+
+def _settings(config: Dictionary.Config) -> dict[str, Any]:
+    """Its values, an alias of a kind under the kind's own name."""
+    return {**dict(config), "kind": dictionary_class(config.kind).kind}
 
 
 def _check_environment(

@@ -374,9 +374,18 @@ def test_init_from_starts_where_the_other_stands(
     train([config], lambda calibration: RowsSource(rows, calibration=calibration or other_units))
     first, last = records(tmp_path / "run")[0], records(straight)[-1]
     assert first["loss/reconstruction"] == pytest.approx(last["loss/reconstruction"] * 9 / 18, rel=0.2)
-    with pytest.raises(MismatchError, match="this run asks for"):
+    with pytest.raises(MismatchError, match=r"asks for: its k is 4, and dictionary\.k is 3\. Make"):
         train_tiny(tmp_path / "other", **start, **{"dictionary.k": 3})
     assert not (tmp_path / "other").exists()
+
+
+def test_init_from_knows_a_kind_by_each_of_its_names(train_tiny: Callable, tmp_path: Path) -> None:
+    short = {"training.n_tokens": 256}
+    train_tiny(tmp_path / "first", **short, **{"dictionary.kind": "batch_topk"})
+    start = {**short, "training.init_from": str(tmp_path / "first")}
+    train_tiny(tmp_path / "second", **start, **{"dictionary.kind": "mutual_choice"})
+    with pytest.raises(MismatchError, match=r"asks for: its kind is mutual_choice, and dictionary\.kind is topk\."):
+        train_tiny(tmp_path / "third", **start, **{"dictionary.kind": "topk"})
 
 
 def test_init_from_measures_gradients_by_the_rows_of_its_own_run(
