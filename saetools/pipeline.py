@@ -265,7 +265,7 @@ def is_checkpoint(path: Path) -> bool:
     return (path / "state.json").exists() and (path / DICTIONARY).is_dir()
 
 
-def load_subject(source: Path | Dictionary, config: Any, elsewhere: Collection[str] = ()) -> Subject:
+def load_subject(source: Path | str | Dictionary, config: Any, elsewhere: Collection[str] = ()) -> Subject:
     """The dictionary at `source`, or a loaded one, with the held-out data of `config`.
 
     They are checked to belong together, but in `elsewhere`.
@@ -276,7 +276,7 @@ def load_subject(source: Path | Dictionary, config: Any, elsewhere: Collection[s
 
     data = Data(config)
     device = data.dictionary_device
-    dictionary = load(source, device=device) if isinstance(source, Path) else source.to(device)
+    dictionary = load(source, device=device) if isinstance(source, Path | str) else source.to(device)
     calibration = dictionary.calibration
     heldout = data.source("heldout", calibration)
     check_belongs(dictionary, heldout.spec, elsewhere)
@@ -290,11 +290,12 @@ def load_subject(source: Path | Dictionary, config: Any, elsewhere: Collection[s
     )
 
 
-def config_of(source: Path, overrides: Sequence[str] = ()) -> Any:
+def config_of(source: Path | str, overrides: Sequence[str] = ()) -> Any:
     """The config that the dictionary at `source` was trained by, under overrides: its run's, or else its own copy.
 
     Raises FormatError where there is none, as for another library's.
     """
+    source = Path(source)
     for directory in (source, *source.parents[:3]):
         if (directory / CONFIG_FILE).exists():
             return read_config(directory, overrides)

@@ -99,7 +99,7 @@ def test_a_thousand_contexts_are_what_the_tokenizer_decodes(run: Path, subject: 
 def test_logits_are_those_of_the_weights(run: Path, subject: Subject) -> None:
     store = subject.store
     assert store is not None and "norm's weight" in store.info.logits_note
-    loaded = pipeline.load_subject(run, pipeline.config_of(run))
+    loaded = pipeline.load_subject(str(run), pipeline.config_of(str(run)))
     W_U_VD, norm_D = loaded.host.unembedding()
     effect_FV = (loaded.dictionary.directions() * norm_D) @ W_U_VD.T
     for feature in range(0, F, 4):
