@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from saetools.dashboard import panels
 from saetools.dashboard.export import facts
 from saetools.dashboard.panel import number, plain, visible
 from saetools.dashboard.panels import activation_histogram, density_histogram, logits_bars, logits_histogram
@@ -17,6 +18,14 @@ from saetools.features.store import FeatureStore
 @pytest.fixture
 def store(store_path: Path) -> FeatureStore:
     return FeatureStore.open(store_path)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [(0.5, 6.0, [0.5, 1.0, 2.0, 5.0]), (2.1, 4.9, [2.1, 4.9]), (3.0, 5.5, [3.0, 5.5]), (0.02, 90.0, [0.1, 1.0, 10.0])],
+)
+def test_values_have_a_scale_however_alike_they_are(low: float, high: float, ticks: list[float]) -> None:
+    assert panels._log_ticks(low, high) == pytest.approx(ticks)
 
 
 def test_density_counts_every_feature_once(store: FeatureStore) -> None:
