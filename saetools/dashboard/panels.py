@@ -198,10 +198,10 @@ def _signs(histogram: Histogram) -> list[tuple[str, int, tuple[int, ...], str]]:
 def _log_ticks(low: float, high: float) -> list[float]:
     """Ticks of 1, 2, 5 times a power of ten between low and high; powers alone over more than three decades.
 
-    Where these are not even two, low and high themselves: one tick tells no scale.
+    Where these are not even two, two a tenth of the width from the ends, where text would be cut.
     """
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = (1, 2, 5) if high / low < 1e3 else (1,)
     ticks = [step * 10.0**decade for decade in decades for step in steps]
     inside = [tick for tick in ticks if low <= tick <= high]
-    return inside if len(inside) > 1 else [low, high]
+    return inside if len(inside) > 1 else [low * (high / low) ** part for part in (0.1, 0.9)]

@@ -22,7 +22,11 @@ def store(store_path: Path) -> FeatureStore:
 
 @pytest.mark.parametrize(
     ("low", "high", "ticks"),
-    [(0.5, 6.0, [0.5, 1.0, 2.0, 5.0]), (2.1, 4.9, [2.1, 4.9]), (3.0, 5.5, [3.0, 5.5]), (0.02, 90.0, [0.1, 1.0, 10.0])],
+    [
+        (0.5, 6.0, [0.5, 1.0, 2.0, 5.0]),
+        (2.0**-0.1 * 3, 2.0**0.9 * 3, [3.0, 3 * 2.0**0.8]),
+        (0.02, 90.0, [0.1, 1.0, 10.0]),
+    ],
 )
 def test_values_have_a_scale_however_alike_they_are(low: float, high: float, ticks: list[float]) -> None:
     assert panels._log_ticks(low, high) == pytest.approx(ticks)
