@@ -73,7 +73,7 @@ class Format:
 
         Raises MismatchError for what the layout cannot say, RunError where `path` exists or cannot be written.
         """
-        raise MismatchError(f"{cls.name} is read, not written. {_writable()}")
+        raise MismatchError(f"{cls.name} is read, not written. {_that_can_be_written()}")
 
 
 def formats() -> list[type[Format]]:
@@ -90,8 +90,7 @@ def format_named(name: str) -> type[Format]:
     """The format of this name, letters alone compared ("dictionary_learning", "saelens"); else MismatchError."""
     by_letters = {_letters(candidate.name): candidate for candidate in formats()}
     if _letters(name) not in by_letters:
-        known = [candidate.name for candidate in by_letters.values()]
-        raise MismatchError(f"there is no format {name!r}.{nearest(name, known)} {_writable()}")
+        raise MismatchError(f"there is no format {name!r}.{nearest(name, _writable())} {_that_can_be_written()}")
     return by_letters[_letters(name)]
 
 
@@ -134,9 +133,12 @@ def _is_known(path: Path) -> bool:
         return False
 
 
-def _writable() -> str:
-    able = [f.name for f in formats() if f.write.__func__ is not Format.write.__func__]  # type: ignore[attr-defined]
-    return f"Formats that can be written: {', '.join(able)}."
+def _writable() -> list[str]:
+    return [f.name for f in formats() if f.write.__func__ is not Format.write.__func__]  # type: ignore[attr-defined]
+
+
+def _that_can_be_written() -> str:
+    return f"Formats that can be written: {', '.join(_writable())}."
 
 
 def _letters(name: str) -> str:

@@ -123,6 +123,8 @@ def test_our_own_format_and_unknown_ones(tmp_path: Path) -> None:
     assert torch.equal(saetools.load(tmp_path / "d")(X_ND), dictionary(X_ND))
     with pytest.raises(MismatchError, match=r"no format 'keras'\. Formats that can be written: SAELens"):
         save_as(dictionary, tmp_path / "e", "keras")
+    with pytest.raises(MismatchError, match=r"no format 'gwen scope'\. Formats"):  # near one that is read alone
+        save_as(dictionary, tmp_path / "e", "gwen scope")
     with pytest.raises(MismatchError, match="Gemma Scope is read, not written"):
         save_as(dictionary, tmp_path / "e", "gemma_scope")
 
