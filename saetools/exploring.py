@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 METRICS, STORE = "metrics.jsonl", "features"
-FOREIGN_WEIGHTS = (".safetensors", ".npz", ".pt", ".pth")
 MAX_FIRING = 2000  # features that a prompt lists
 MAX_STEERING_SECONDS = 60.0
 Loaded = TypeVar("Loaded")
@@ -377,9 +376,11 @@ def _manifest_hash(directory: Path) -> str:
 
 def _foreign_hash(source: Path) -> str:
     """A hash of the weights of another library's layout, which has no manifest of ours. Empty: there are none."""
+    from saetools.formats.pt import WEIGHT_SUFFIXES
+
     folders = [folder for folder in (source, source / "checkpoints") if folder.is_dir()]
     files = [source] if source.is_file() else [file for folder in folders for file in sorted(folder.iterdir())]
-    hashes = [hash_file(file) for file in files if file.suffix in FOREIGN_WEIGHTS]
+    hashes = [hash_file(file) for file in files if file.suffix in WEIGHT_SUFFIXES]
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:32] if hashes else ""
 
 

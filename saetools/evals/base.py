@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from pydantic import ConfigDict
 
 from saetools.activations.base import RowSource
 from saetools.dictionaries.base import Dictionary
@@ -104,8 +103,6 @@ class Evaluation(ABC):
 
     class Config(FrozenConfig):
         """Settings, each with its unit."""
-
-        model_config = ConfigDict(allow_inf_nan=False)
 
     def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -91,6 +91,7 @@ class _Tally:
         self.evaluation, self.seed, self.dictionary = evaluation, subject.seed, subject.dictionary
         self.atoms_FD = subject.dictionary.directions()
         self.norm_F = torch.linalg.vector_norm(self.atoms_FD.float(), dim=1)
+        self.n_atoms = int(subject.dictionary.in_use_F().sum())
         self.n_rows, self.counts_F = 0, torch.zeros(len(self.atoms_FD), dtype=torch.int64)
         self.pair_sums = DocumentSums(4)  # sum of token means, tokens with a pair, sum of next, number of next
         self.norms = TokenSample(4, subject.seed)  # epsilon, ||z||, ||f||, document
@@ -129,7 +130,7 @@ class _Tally:
         squares_N = torch.zeros(len(rows.x_ND), dtype=torch.float64)
         squares_N.index_add_(0, row_M.cpu(), (value_M * self.norm_F[feature_M]).cpu().double().square())
         z_square_N = (rows.x_ND - self.dictionary.b_dec_D.detach()).cpu().double().square().sum(1)
-        epsilon_N = epsilon_lower_bound_N(z_square_N, squares_N, int(self.dictionary.in_use_F().sum()))
+        epsilon_N = epsilon_lower_bound_N(z_square_N, squares_N, self.n_atoms)
         document_N = rows.where_N2[:, 0].double()
         self.norms.add(rows.where_N2, torch.stack([epsilon_N, z_square_N.sqrt(), squares_N.sqrt(), document_N], 1))
 

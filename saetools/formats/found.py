@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from saetools.errors import FormatError
-from saetools.formats.pt import pt_names
+from saetools.formats.pt import PT_SUFFIXES, pt_names
 from saetools.safeio import npz_shapes, read_json, safetensors_shapes
 
 MOST = 20
@@ -30,7 +30,7 @@ def _inside(file: Path) -> str:
         if file.suffix == ".json":
             values = read_json(file)
             return _first(list(values)) if isinstance(values, dict) else ""
-        if file.suffix in (".pt", ".pth"):
+        if file.suffix in PT_SUFFIXES:
             texts = sorted(pt_names(file).texts)
             return "the names " + _first([t for t in texts if not t.isdecimal() and not t.startswith(OF_PICKLES)])
     except FormatError as error:

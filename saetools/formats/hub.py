@@ -18,14 +18,13 @@ from saetools.formats.base import USUAL
 from saetools.formats.card import model_card
 from saetools.formats.load import HUB, layout_at, load_path
 from saetools.formats.native import load_unfolded, save_dictionary
-from saetools.formats.pt import not_allowed
+from saetools.formats.pt import PT_SUFFIXES, WEIGHT_SUFFIXES, not_allowed
 from saetools.formats.run import DICTIONARY, read_newest
 from saetools.records import EvalRecord
 from saetools.safeio import read_json
 
 GRAMMAR = f"{HUB}organisation/repository[/directory][@revision]"
 SUFFIXES = (".safetensors", ".json", ".npz", ".yaml")
-PT_SUFFIXES = (".pt", ".pth")
 INNER = (DICTIONARY, "checkpoints")
 """Directories whose files belong to the directory above them."""
 CARD, EVALUATION = "README.md", "eval.json"
@@ -131,7 +130,7 @@ def chosen(names: Sequence[str], place: Place, allow_pt: bool) -> list[str]:
     inner = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
     own = [name for name in inner if "/" not in name or name.split("/")[0] in INNER]
     found = [prefix + name for name in own if name.endswith(suffixes)]
-    weights = [name for name in own if name.endswith((".safetensors", ".npz", *PT_SUFFIXES)) and "/" not in name]
+    weights = [name for name in own if name.endswith(WEIGHT_SUFFIXES) and "/" not in name]
     pickles = [name for name in weights if name.endswith(PT_SUFFIXES)]
     if pickles == weights != [] and own == inner and not allow_pt:
         raise not_allowed(at_revision, f"has its weights in a pickle ({pickles[0]})")

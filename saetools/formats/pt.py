@@ -25,7 +25,9 @@ from saetools.errors import FormatError
 from saetools.formats import pt_sandbox
 from saetools.safeio import format_errors, load_safetensors, read_json
 
-SUFFIXES = (".pt", ".pth")
+PT_SUFFIXES = (".pt", ".pth")
+WEIGHT_SUFFIXES = (".safetensors", ".npz", *PT_SUFFIXES)
+"""Of the files in which any library keeps weights."""
 PICKLE_BYTES = 16 << 20  # of the pickle inside; weights lie beside it
 SECONDS = 60
 BYTES_PER_SECOND = 20 << 20  # of reading, on top of SECONDS
@@ -62,7 +64,7 @@ def pt_names(path: Path) -> PtNames:
 
 def mentions(path: Path, *texts: str, without: tuple[str, ...] = ()) -> bool:
     """Whether path is a .pt file that mentions all of these texts and none of `without`."""
-    if path.suffix not in SUFFIXES or not path.is_file():
+    if path.suffix not in PT_SUFFIXES or not path.is_file():
         return False
     try:
         found = pt_names(path).texts

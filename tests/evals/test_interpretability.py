@@ -53,17 +53,21 @@ def test_noise_is_not():
         assert found[f"{name}_purity"].value == pytest.approx(chance, abs=0.1), name
 
 
+class Silent:
+    """What judges that explain nothing share."""
+
+    def settings(self):
+        return {"name": self.name}
+
+    def explain(self, examples):
+        return ""
+
+
 def test_a_given_judge_is_asked():
-    class Keyword:
+    class Keyword(Silent):
         """Knows that feature `keyword` is; says yes where a marked token is one."""
 
         name = "oracle"
-
-        def settings(self):
-            return {"name": self.name}
-
-        def explain(self, examples):
-            return ""
 
         def judge(self, explanation, items, task):
             assert task != "detection" or not any(any(item.marked) for item in items), "the silent ones are silent"
@@ -83,16 +87,10 @@ def test_a_given_judge_is_asked():
 
 
 def test_the_order_of_items_does_not_give_the_sides_away():
-    class Ordinal:
+    class Ordinal(Silent):
         """Says yes to the first items, whatever they are."""
 
         name = "ordinal"
-
-        def settings(self):
-            return {"name": self.name}
-
-        def explain(self, examples):
-            return ""
 
         def judge(self, explanation, items, task):
             return list(range(len(items), 0, -1))
