@@ -10,11 +10,12 @@
 import importlib.util
 import logging
 import os
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
-from typing import Literal
+from functools import cache, wraps
+from typing import Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,8 +23,26 @@ from torch import Tensor
 Impl = Literal["auto", "reference", "torch", "numba", "triton"]
 Chosen = Literal["reference", "torch", "numba", "triton"]
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 _LOCK = threading.RLock()
 """Numba's thread pools may not be entered by two Python threads at once."""
+
+
+def operation(function: Callable[P, R]) -> Callable[P, R]:
+    """A public operation: `torch.compile` calls it as it is, and compiles what stands around it.
+
+    Traced into, numba's own compiler would be compiled, which ends in a RecursionError.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if "torch._dynamo" not in sys.modules:  # which takes a second to import
+            return function(*args, **kwargs)
+        return torch.compiler.disable(function, reason="kernels are compiled already")(*args, **kwargs)
+
+    return call
 
 
 @cache

@@ -59,3 +59,28 @@ def test_half_precision_rows_are_taken_as_they_come() -> None:
     dictionary, x = small(), torch.randn(5, 4).bfloat16()
     assert dictionary(x).dtype == torch.bfloat16
     assert torch.equal(dictionary.encode(x).values, dictionary.encode(x.float()).values)
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        pytest.param(cls, id=cls.kind, marks=() if cls.kind in ("topk", "matching_pursuit") else pytest.mark.slow)
+        for cls in dict.fromkeys(available_dictionaries().values())
+    ],
+)
+def test_every_kind_under_compile(cls: type[Dictionary]) -> None:
+    """Reconstruction and gradients of a compiled dictionary are the same bits."""
+    dictionary = make_dictionary(cls.examples()[0], 8)
+    torch._dynamo.reset()
+    compiled = torch.compile(dictionary, backend="eager")
+    found = []
+    for module in (dictionary, compiled):
+        x = torch.randn(20, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        recon = module(x)
+        if recon.requires_grad:
+            recon.square().sum().backward()
+        found.append((recon, torch.tensor(0.0) if x.grad is None else x.grad))
+        with torch.no_grad():
+            assert torch.equal(module(x), recon)
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from saetools.kernels.backend import exclusive
+from saetools.kernels.backend import exclusive, operation
 
 numba = pytest.importorskip("numba", reason="the kernels run on stock torch without numba")
 
@@ -55,7 +55,21 @@ def test_starting_the_pool_leaves_torch_its_number() -> None:
     """In a process of its own: numba's pool starts once, and sets OpenMP's number to all cores."""
     code = (
         "import torch; torch.set_num_threads(3)\n"
-        "from saetools.kernels.backend import exclusive\n"
+        "from saetools.kernels.backend import exclusive, operation\n"
         "with exclusive(): assert torch.get_num_threads() == 3, torch.get_num_threads()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], timeout=120)
+
+
+def test_operations_are_not_traced() -> None:
+    """Numba compiles within one: were its compiler traced into, this would end in a RecursionError."""
+
+    @operation
+    def doubled(x: torch.Tensor) -> torch.Tensor:
+        assert not torch.compiler.is_compiling()
+        fresh = numba.njit(lambda values: values * 2.0 + 0.5)
+        return torch.from_numpy(fresh(x.numpy()))
+
+    x = torch.randn(5)
+    compiled = torch.compile(lambda x: doubled(x + 1) - 1, backend="eager")
+    assert torch.equal(compiled(x), (x + 1) * 2 + 0.5 - 1)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from saetools.kernels.auxk import reference
-from saetools.kernels.backend import Impl, resolve
+from saetools.kernels.backend import Impl, operation, resolve
 from saetools.kernels.backward_adam.problem import ExtraRows
 from saetools.kernels.decode import scatter_rows
 from saetools.kernels.decode_loss import decode_loss
@@ -19,6 +19,7 @@ TRITON_CAPACITY = 32768
 
 
 @torch.no_grad()
+@operation
 def auxk(
     x_ND: Tensor,
     residual_ND: Tensor,

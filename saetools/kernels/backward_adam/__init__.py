@@ -2,13 +2,14 @@
 
 import torch
 
-from saetools.kernels.backend import Impl, resolve
+from saetools.kernels.backend import Impl, operation, resolve
 from saetools.kernels.backward_adam import reference, stock
 from saetools.kernels.backward_adam.problem import Batch, ExtraRows, Rule, Weights
 from saetools.kernels.workspace import Workspace
 
 
 @torch.no_grad()
+@operation
 def backward_adam(
     weights: Weights,
     first: Weights,
@@ -53,6 +54,7 @@ def backward_adam(
 
 
 @torch.no_grad()
+@operation
 def feature_squares(
     weights: Weights,
     batch: Batch,
@@ -75,6 +77,7 @@ def feature_squares(
 
 
 @torch.no_grad()
+@operation
 def gradients(
     weights: Weights,
     batch: Batch,

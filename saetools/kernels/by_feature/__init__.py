@@ -2,10 +2,11 @@
 
 from torch import Tensor
 
-from saetools.kernels.backend import Impl, resolve
+from saetools.kernels.backend import Impl, operation, resolve
 from saetools.kernels.by_feature import reference
 
 
+@operation
 def by_feature(values_M: Tensor, indices_M: Tensor, n_features: int, *, impl: Impl = "auto") -> tuple[Tensor, Tensor]:
     """offsets_F1 and slots (int32): feature f owns slots[offsets[f] : offsets[f + 1]], slot numbers ascending.
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saetools.kernels.backend import Impl, resolve
+from saetools.kernels.backend import Impl, operation, resolve
 from saetools.kernels.by_feature import by_feature
 from saetools.kernels.decode import reference, stock
 
@@ -13,6 +13,7 @@ DENSE_BELOW = 6
 """With fewer than this many features per kept one (F / K) a dense product beats the gather (see `bench.py ops`)."""
 
 
+@operation
 def decode(
     values: Tensor,
     indices: Tensor,
@@ -66,6 +67,7 @@ def gather_sum(values_M: Tensor, indices_M: Tensor, offsets_N1: Tensor, W_FD: Te
     return stock.gather_sum(values_M, indices_M, offsets_N1, W_FD)
 
 
+@operation
 def scatter_rows(
     values_M: Tensor, indices_M: Tensor, rows_M: Tensor, x_ND: Tensor, n_features: int, chosen: str
 ) -> Tensor:

@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor
 
-from saetools.kernels.backend import Impl, resolve
+from saetools.kernels.backend import Impl, operation, resolve
 from saetools.kernels.decode_loss import reference, stock
 from saetools.kernels.sparse import Sparse
 from saetools.kernels.workspace import Workspace
 
 
 @torch.no_grad()
+@operation
 def decode_loss(
     x_ND: Tensor,
     code: Sparse,

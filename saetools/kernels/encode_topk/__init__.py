@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from saetools.kernels.backend import Impl, bf16_units, resolve
+from saetools.kernels.backend import Impl, bf16_units, operation, resolve
 from saetools.kernels.encode_topk import reference, stock
 from saetools.kernels.encode_topk.by_score import encode_by_score
 from saetools.kernels.workspace import Workspace
@@ -16,6 +16,7 @@ TRITON_MAX_K, TRITON_MAX_FEATURES = 1024, 1 << 20
 """What a Triton program can hold of a row: 32 k candidates, and one maximum for every 32 features."""
 
 
+@operation
 def encode_topk(
     x_ND: Tensor,
     W_FD: Tensor,

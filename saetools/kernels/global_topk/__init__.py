@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from saetools.kernels.backend import Impl, resolve
+from saetools.kernels.backend import Impl, operation, resolve
 from saetools.kernels.encode_topk import Precision, preferred_precision
 from saetools.kernels.global_topk import reference, stock
 from saetools.kernels.score import Score
@@ -12,6 +12,7 @@ from saetools.kernels.workspace import Workspace
 
 
 @torch.no_grad()
+@operation
 def global_topk(
     x_ND: Tensor,
     W_FD: Tensor,

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from saetools.kernels.backend import Impl, bf16_units, resolve
+from saetools.kernels.backend import Impl, bf16_units, operation, resolve
 from saetools.kernels.gram import Gram, most_atoms
 from saetools.kernels.matching_pursuit import reference, stock
 from saetools.kernels.workspace import Workspace
@@ -17,6 +17,7 @@ SCREENED_GAIN = 13
 """How many times as many steps a Gram matrix must serve before it pays, where steps are screened in bf16 (measured)."""
 
 
+@operation
 def matching_pursuit(
     x_ND: Tensor,
     W_FD: Tensor,

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from saetools.kernels.backend import Impl, resolve
+from saetools.kernels.backend import Impl, operation, resolve
 from saetools.kernels.gram import Gram, most_atoms
 from saetools.kernels.matching_pursuit import Rule
 from saetools.kernels.omp import reference, stock
@@ -15,6 +15,7 @@ CHUNK_ELEMENTS = 1 << 22
 """Atoms' elements gathered at once on the way back."""
 
 
+@operation
 def omp(
     x_ND: Tensor,
     W_FD: Tensor,

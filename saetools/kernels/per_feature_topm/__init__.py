@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from saetools.kernels.backend import Impl, resolve
+from saetools.kernels.backend import Impl, operation, resolve
 from saetools.kernels.per_feature_topm import reference, stock
 from saetools.kernels.score import Score
 from saetools.kernels.sparse import Sparse
@@ -14,6 +14,7 @@ TRITON_MAX_ROWS = 16_384
 
 
 @torch.no_grad()
+@operation
 def per_feature_topm(
     x_ND: Tensor,
     W_FD: Tensor,

@@ -2,10 +2,11 @@
 
 from torch import Tensor
 
-from saetools.kernels.backend import Impl, resolve
+from saetools.kernels.backend import Impl, operation, resolve
 from saetools.kernels.swap_rows import reference
 
 
+@operation
 def swap_rows_(table: Tensor, slots_N: Tensor, incoming: Tensor, taken: Tensor, *, impl: Impl = "auto") -> None:
     """taken = table[slots]; table[slots] = incoming.
 
