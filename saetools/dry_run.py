@@ -98,7 +98,9 @@ def _unit_calibration(d_model: int) -> Calibration:
 
 
 def _step(trainer: Trainer, n_rows: int, d_model: int) -> Callable[[], Any]:
-    block = ActivationBatch(torch.randn(n_rows, d_model), torch.zeros(n_rows, 2, dtype=torch.int64))
+    block = ActivationBatch(
+        torch.randn(n_rows, d_model, dtype=torch.float32), torch.zeros(n_rows, 2, dtype=torch.int64)
+    )
     return lambda: [*trainer.consume(block), *trainer.settle()]
 
 

@@ -49,6 +49,7 @@ FENCES = {
     "dash": ("dashboard/",),
     "umap": ("features/places.py",),
 }
+OF_DEFAULT_DTYPE = {f"torch.{name}" for name in ("zeros", "ones", "empty", "rand", "randn", "eye", "linspace")}
 FORBIDDEN_NAMES = {"utils.py", "helpers.py", "common.py", "misc.py"}
 MAX_LINES = 400
 
@@ -109,6 +110,8 @@ def test_no_forbidden_calls(path: Path) -> None:
             called = ast.unparse(node.func)
             if relative(path) != "formats/pt_sandbox.py":
                 assert called not in {"torch.load", "pickle.load", "pickle.loads", "yaml.load"}, f"line {node.lineno}"
+                told = path.name == "cases.py" or any(keyword.arg in ("dtype", None) for keyword in node.keywords)
+                assert told or called not in OF_DEFAULT_DTYPE, f"line {node.lineno}: torch's default may be another"
 
 
 @pytest.mark.parametrize(

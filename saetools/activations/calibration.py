@@ -63,7 +63,7 @@ def calibrate_all(sources: Sequence[Batches], n_rows: int) -> list[Calibration]:
     found = []
     for source, pieces in zip(sources, taken, strict=True):
         rows = ActivationBatch.concatenate(pieces) if pieces else None
-        x_ND, grad_ND = (rows.x_ND, rows.fields.get(GRAD)) if rows else (torch.empty(0, 0), None)
+        x_ND, grad_ND = (rows.x_ND, rows.fields.get(GRAD)) if rows else (torch.empty(0, 0, dtype=torch.float32), None)
         found.append(measure(x_ND, grad_ND, source.drops_outliers))
     return found
 

@@ -135,9 +135,9 @@ class Dictionary(nn.Module):
         W_enc_FD, W_dec_FD = tied_start(config.n_features, d_model, seed)
         if self.has_encoder:
             self.W_enc_FD = nn.Parameter(W_enc_FD)
-            self.b_enc_F = nn.Parameter(torch.zeros(config.n_features))
+            self.b_enc_F = nn.Parameter(torch.zeros(config.n_features, dtype=torch.float32))
         self.W_dec_FD = nn.Parameter(W_dec_FD)
-        self.b_dec_D = nn.Parameter(torch.zeros(d_model))
+        self.b_dec_D = nn.Parameter(torch.zeros(d_model, dtype=torch.float32))
         self.register_buffer("total_variance", torch.ones((), dtype=torch.float64))
 
     # --- what every kind defines ---------------------------------------------------------------------------
@@ -214,7 +214,7 @@ class Dictionary(nn.Module):
         """
         self.take_constants_(calibration)
         with torch.no_grad():
-            self.b_dec_D.copy_(torch.tensor(calibration.b_dec_start))
+            self.b_dec_D.copy_(torch.tensor(calibration.b_dec_start, dtype=torch.float32))
             if self.has_encoder and self.trained_by == "gradient":
                 x_ND = starting_rows(self.d_model)
                 recon_ND = self.starting_recon(x_ND + self.b_dec_D) - self.b_dec_D

@@ -99,7 +99,7 @@ class FeatureChoice(Dictionary, kind="feature_choice"):
 
     def __init__(self, config: Config, d_model: int, seed: int = 0) -> None:
         super().__init__(config, d_model, seed)
-        self.register_buffer("threshold_F", torch.zeros(config.n_features))
+        self.register_buffer("threshold_F", torch.zeros(config.n_features, dtype=torch.float32))
 
     def encode_chunk(self, x_ND: Tensor, fields: Mapping[str, Tensor]) -> SparseCode:
         return threshold_code(self.pre(x_ND), self.threshold_F)

@@ -41,8 +41,8 @@ class Gated(Dictionary, kind="gated"):
 
     def __init__(self, config: Config, d_model: int, seed: int = 0) -> None:
         super().__init__(config, d_model, seed)
-        self.log_gain_F = nn.Parameter(torch.zeros(config.n_features))
-        self.b_magnitude_F = nn.Parameter(torch.zeros(config.n_features))
+        self.log_gain_F = nn.Parameter(torch.zeros(config.n_features, dtype=torch.float32))
+        self.b_magnitude_F = nn.Parameter(torch.zeros(config.n_features, dtype=torch.float32))
 
     def encode_chunk(self, x_ND: Tensor, fields: Mapping[str, Tensor]) -> SparseCode:
         return SparseCode.from_dense(self.encode_reference(x_ND))

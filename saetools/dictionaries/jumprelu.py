@@ -46,7 +46,7 @@ class JumpReLU(Dictionary, kind="jumprelu"):
     def __init__(self, config: Config, d_model: int, seed: int = 0) -> None:
         super().__init__(config, d_model, seed)
         start = config.first_threshold * sqrt(d_model)
-        self.threshold_F = nn.Parameter(torch.full((config.n_features,), start))
+        self.threshold_F = nn.Parameter(torch.full((config.n_features,), start, dtype=torch.float32))
 
     def encode_chunk(self, x_ND: Tensor, fields: Mapping[str, Tensor]) -> SparseCode:
         return SparseCode.from_dense(self.encode_reference(x_ND))

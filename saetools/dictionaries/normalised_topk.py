@@ -54,7 +54,7 @@ class NormalisedTopK(Dictionary, kind="normalised_topk"):
     def __init__(self, config: Dictionary.Config, d_model: int, seed: int = 0) -> None:
         super().__init__(config, d_model, seed)
         self.requires_grad_(False)
-        self.register_buffer("b_pre_D", torch.zeros(d_model))
+        self.register_buffer("b_pre_D", torch.zeros(d_model, dtype=torch.float32))
         own = {"W_enc_FD": self.W_enc_FD, "W_dec_FD": self.W_dec_FD, "b_enc_F": self.b_enc_F, "b_dec_D": self.b_dec_D}
         start = with_mean_and_bias({name: t[:-CARRIERS] if "F" in name[-2:] else t for name, t in own.items()})
         for name, tensor in start.items():

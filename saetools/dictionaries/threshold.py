@@ -80,7 +80,7 @@ class BatchThreshold(Dictionary):
 
     def __init__(self, config: Dictionary.Config, d_model: int, seed: int = 0) -> None:
         super().__init__(config, d_model, seed)
-        self.register_buffer("threshold", torch.zeros(()))
+        self.register_buffer("threshold", torch.zeros((), dtype=torch.float32))
 
     def encode_chunk(self, x_ND: Tensor, fields: Mapping[str, Tensor]) -> SparseCode:
         return threshold_code(self.pre(x_ND), self.threshold)

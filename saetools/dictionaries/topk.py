@@ -55,7 +55,7 @@ class TopK(Dictionary, kind="topk"):
     def __init__(self, config: Config, d_model: int, seed: int = 0) -> None:
         super().__init__(config, d_model, seed)
         if config.inference == "threshold":
-            self.register_buffer("threshold", torch.zeros(()))
+            self.register_buffer("threshold", torch.zeros((), dtype=torch.float32))
             self.scaled_with_x = (*self.scaled_with_x, "threshold")
 
     def encode_chunk(self, x_ND: Tensor, fields: Mapping[str, Tensor]) -> SparseCode:

@@ -58,8 +58,8 @@ class Variational(Dictionary, kind="variational"):
         super().__init__(config, d_model, seed)
         self.batch_coupled = config.sample != "none"  # noise belongs to the place in the batch
         if config.sample == "learned":
-            self.W_var_FD = nn.Parameter(torch.zeros(config.n_features, d_model))
-            self.b_var_F = nn.Parameter(torch.full((config.n_features,), LOGVAR_START))
+            self.W_var_FD = nn.Parameter(torch.zeros(config.n_features, d_model, dtype=torch.float32))
+            self.b_var_F = nn.Parameter(torch.full((config.n_features,), LOGVAR_START, dtype=torch.float32))
 
     def encode_chunk(self, x_ND: Tensor, fields: Mapping[str, Tensor]) -> SparseCode:
         values_NK, indices_NK = topk_code(self.pre(x_ND), self.config.k)

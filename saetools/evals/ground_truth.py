@@ -101,7 +101,7 @@ class GroundTruth(Evaluation, name="ground_truth"):
         cosine_G = paired.cosine_G.double()
         generator = torch.Generator().manual_seed(torch_seed(subject.seed, "ground truth chance"))
         n_learned, signed = int(learned_FD.any(dim=1).sum()), subject.dictionary.signed  # some places may hold no atom
-        random_FD = torch.randn(n_learned, learned_FD.shape[1], generator=generator)
+        random_FD = torch.randn(n_learned, learned_FD.shape[1], generator=generator, dtype=torch.float32)
         chance = hungarian_match(random_FD, truth_GD, signed).cosine_P
         best_F, atom_F = best_matches(learned_FD, truth_GD, signed)
         alive_F = counts.fired_F > 0
@@ -193,7 +193,7 @@ class _Paired:
             learned_FD = learned_FD.index_copy(0, match.a_P[opposed_P], -learned_FD[match.a_P[opposed_P]])
         feature_G = torch.full((len(truth_GD),), -1).index_put((match.b_P,), match.a_P)
         atom_F = torch.full((len(learned_FD),), -1).index_put((match.a_P,), match.b_P)
-        cosine_G = torch.zeros(len(truth_GD)).index_put((match.b_P,), match.cosine_P)
+        cosine_G = torch.zeros(len(truth_GD), dtype=torch.float32).index_put((match.b_P,), match.cosine_P)
         return _Paired(feature_G, atom_F, cosine_G, learned_FD, truth_GD)
 
     def values(self, code: SparseCode) -> Tensor:
@@ -201,7 +201,7 @@ class _Paired:
         row_M, feature_M, value_M = (column.cpu() for column in code.flat())
         atom_M = self.atom_F[feature_M]
         kept = atom_M >= 0
-        values_NG = torch.zeros(len(code), len(self.feature_G))
+        values_NG = torch.zeros(len(code), len(self.feature_G), dtype=torch.float32)
         return values_NG.index_put((row_M[kept], atom_M[kept]), value_M[kept].abs().float())
 
     def leans(self, child_C: Tensor, parent_C: Tensor) -> Tensor:

@@ -88,7 +88,10 @@ def default_measures(config: LayerMatchingConfig, seed: int) -> dict[str, Measur
 def itda_tokens(x_ND: Tensor, k: int, min_cosine: float) -> set[tuple[int, int]]:
     """The tokens (0, row) that an ITDA dictionary of any size takes for atoms, reading x_ND once from its start."""
     made = ITDA(ITDA.configure(n_features=len(x_ND), k=min(k, len(x_ND)), min_cosine=min_cosine), x_ND.shape[1])
-    where_N2, state = torch.stack([torch.zeros(len(x_ND)), torch.arange(len(x_ND))], 1).long(), made.initial_state()
+    where_N2, state = (
+        torch.stack([torch.zeros(len(x_ND), dtype=torch.int64), torch.arange(len(x_ND))], 1),
+        made.initial_state(),
+    )
     for rows in torch.arange(len(x_ND)).split(ITDA_BATCH):
         state = made.update(x_ND[rows].float(), where_N2[rows], state).new_state
     return {(document, row) for document, row in made.where_F2[: int(made.n_atoms)].tolist()}
@@ -132,7 +135,7 @@ def _rows(
     hosts: tuple[Host, Host], tokens: TokenPlan, points: Sequence[str], config: LayerMatchingConfig
 ) -> list[list[Tensor]]:
     """For each host, x_ND at each point, of the same tokens: those of least hash, in the order of their hashes."""
-    kept_N, rows = np.zeros(0), [[torch.zeros(0)] * len(points) for _ in hosts]
+    kept_N, rows = np.zeros(0), [[torch.zeros(0, dtype=torch.float32)] * len(points) for _ in hosts]
     read = 0
     for batch in tokens.batches(0):
         keep = batch.keep_BT & (read + batch.keep_BT.cumsum().reshape(batch.keep_BT.shape) <= config.n_read_tokens)

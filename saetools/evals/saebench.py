@@ -72,7 +72,7 @@ class SAEBenchAdapter(nn.Module):
         atoms_FD = dictionary.directions()
         self.W_enc = nn.Parameter((atoms_FD if encoder_FD is None else encoder_FD).T.clone(), requires_grad=False)
         self.W_dec = nn.Parameter(atoms_FD.clone(), requires_grad=False)
-        b_enc_F = dict(dictionary.named_parameters()).get("b_enc_F", torch.zeros(len(atoms_FD)))
+        b_enc_F = dict(dictionary.named_parameters()).get("b_enc_F", torch.zeros(len(atoms_FD), dtype=torch.float32))
         self.b_enc = nn.Parameter(b_enc_F.detach().clone().to(atoms_FD), requires_grad=False)
         self.b_dec = nn.Parameter(dictionary.b_dec_D.detach().clone(), requires_grad=False)
         self.device, self.dtype = self.W_dec.device, self.W_dec.dtype

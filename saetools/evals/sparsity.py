@@ -60,7 +60,9 @@ class _Tally:
         n_features, d_model = subject.dictionary.config.n_features, subject.spec.d_model
         self.evaluation, self.config, self.seed = evaluation, evaluation.config, subject.seed
         self.is_constructed = subject.dictionary.trained_by == "construction"
-        self.in_use_F = subject.dictionary.in_use_F().cpu() if self.is_constructed else torch.ones(n_features).bool()
+        self.in_use_F = (
+            subject.dictionary.in_use_F().cpu() if self.is_constructed else torch.ones(n_features, dtype=torch.bool)
+        )
         self.firings = DocumentSums(n_features + 1)  # of each feature, tokens
         self.l0_counts = torch.zeros(n_features + 1, dtype=torch.int64)  # tokens with so many features
         self.l0_sums = DocumentSums(3)  # tokens, L0, L0^2

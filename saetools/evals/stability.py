@@ -81,7 +81,7 @@ class Stability(Evaluation, name="stability"):
     def _per_feature(self, own_FD: Tensor, other_FD: Tensor, either_sign: bool) -> tuple[np.ndarray, ...]:
         """For each feature: cosine of its partner (nan without one), whether it is shared, its greatest cosine."""
         match = hungarian_match(own_FD, other_FD, either_sign)
-        partner_F = torch.full((len(own_FD),), torch.nan).index_put((match.a_P,), match.cosine_P)
+        partner_F = torch.full((len(own_FD),), torch.nan, dtype=torch.float32).index_put((match.a_P,), match.cosine_P)
         nearest_F, _ = best_matches(own_FD, other_FD, either_sign)
         return partner_F.numpy(), (partner_F >= self.config.shared_at).double().numpy(), nearest_F.numpy()
 

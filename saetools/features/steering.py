@@ -126,7 +126,9 @@ class FeatureEdit:
             assert code is not None
             row_M, feature_M, value_M = code.flat()
             own = feature_M == self.feature
-            a_N = torch.zeros(len(x_ND), device=x_ND.device).index_add_(0, row_M[own], value_M[own].float())
+            a_N = torch.zeros(len(x_ND), dtype=torch.float32, device=x_ND.device).index_add_(
+                0, row_M[own], value_M[own].float()
+            )
             return base_ND + ((self.value if self.how == "clamp" else 0.0) - a_N)[:, None] * d_D
         added_ND = base_ND + self.value * d_D
         if self.how == "add":

@@ -239,6 +239,6 @@ def _for_dictionary_learning(dictionary: Dictionary) -> tuple[str, dict[str, Any
         return "BatchTopKSAE", {"k": k}, linear | {"b_dec": b_dec_D} | counts
     if kind in PER_ROW:
         k = setting(dictionary, "k")
-        counts = {"k": torch.tensor(k, dtype=torch.int32), "threshold": torch.tensor(-1.0)}
+        counts = {"k": torch.tensor(k, dtype=torch.int32), "threshold": torch.tensor(-1.0, dtype=torch.float32)}
         return "AutoEncoderTopK", {"k": k}, linear | {"b_dec": b_dec_D} | counts
     return "AutoEncoder", {}, linear | {"bias": b_dec_D}

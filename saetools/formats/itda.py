@@ -41,7 +41,9 @@ class ITDAFormat(Format, name="ITDA", layout=f"{ATOMS}, {PLACES} and {CONFIG} (n
         if not isinstance(config, dict):
             raise FormatError(f"{path / CONFIG} holds no mapping.")
         atoms, places = (read_pt(path / name, how.allow_pt, cls.name).tensors for name in (ATOMS, PLACES))
-        dictionary = from_itda(config, atoms | {"where": places.get("", torch.zeros(0))}, path, how)
+        dictionary = from_itda(
+            config, atoms | {"where": places.get("", torch.zeros(0, dtype=torch.float32))}, path, how
+        )
         said = {"host": config.get("lm_name"), "layer": config.get("layer")}
         return placed(dictionary, how, {"layout": cls.name, **said})
 

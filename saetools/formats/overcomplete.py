@@ -106,7 +106,7 @@ def _atoms(content: PtContent, path: Path) -> Tensor:
             "used, which these tensors do not say. Call .eval() and save the whole model: torch.save(sae, file)."
         )
     unit_FD = found / (found.norm(dim=1, keepdim=True) + 1e-8)
-    return unit_FD * tensors.get(MULTIPLIER, torch.zeros(())).float().exp()
+    return unit_FD * tensors.get(MULTIPLIER, torch.zeros((), dtype=torch.float32)).float().exp()
 
 
 def _encoder(content: PtContent, atoms_FD: Tensor, path: Path, how: Reading) -> dict[str, Tensor]:

@@ -133,7 +133,11 @@ def from_saelens(
     weights = {"W_enc_FD": found["W_enc"].T, "W_dec_FD": found["W_dec"], "b_dec_D": found["b_dec"]}
     # versions that do not say had no such option, and subtracted
     centred = require(config, "apply_b_dec_to_input", (True, False), "It says whether b_dec is subtracted.", where)
-    shift_F = torch.zeros(sizes["F"]) if centred in (True, None) else bias_of_centre(found["W_enc"].T, found["b_dec"])
+    shift_F = (
+        torch.zeros(sizes["F"], dtype=torch.float32)
+        if centred in (True, None)
+        else bias_of_centre(found["W_enc"].T, found["b_dec"])
+    )
     if architecture == "gated":
         weights |= {
             "b_enc_F": found["b_gate"] + shift_F,

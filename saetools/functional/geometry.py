@@ -32,7 +32,7 @@ def angles(atoms_FD: Tensor, n_babel: int, weight_F: Tensor | None = None) -> An
     """
     unit_FD = unit(atoms_FD)
     n_features = len(unit_FD)
-    weight_F = torch.ones(n_features) if weight_F is None else weight_F
+    weight_F = torch.ones(n_features, dtype=torch.float32) if weight_F is None else weight_F
     weight_F = weight_F.to(unit_FD.device, torch.float64)
     n_babel = min(n_babel, n_features - 1)
     nearest, babel_M = [], torch.zeros(n_babel, dtype=torch.float64)

@@ -120,7 +120,7 @@ class CapturedStep:
         """
         dictionary = self.dictionary
         numbers = torch.Generator(dictionary.device).manual_seed(0)  # the device's own does not move
-        x_ND = torch.randn(n_rows, dictionary.d_model, generator=numbers, device=dictionary.device)
+        x_ND = torch.randn(n_rows, dictionary.d_model, generator=numbers, device=dictionary.device, dtype=torch.float32)
         since_F = torch.zeros(dictionary.config.n_features, dtype=torch.int64, device=dictionary.device)
         settings = replace(self._settings(progress), variance=1.0)  # not calibrated yet, maybe
         for room in (0, min(LEAST_ROOM, len(since_F))) if settings.aux_weight > 0 else (0,):
@@ -199,7 +199,7 @@ class CapturedStep:
         learnt = cast("ThresholdState", state)
         for record in records:
             if record.applied:
-                learnt = learnt.observe(torch.tensor(record.least))
+                learnt = learnt.observe(torch.tensor(record.least, dtype=torch.float32))
         return learnt
 
     def _again(self, x_ND: Tensor, lr: float) -> StepRecord:
@@ -281,11 +281,11 @@ class CapturedStep:
             losses[self.plan.auxiliary] = record.auxk
         loss = record.reconstruction + self._device.settings.aux_weight * record.auxk
         return StepResult(
-            loss=torch.tensor(loss),
-            losses={name: torch.tensor(value) for name, value in losses.items()},
+            loss=torch.tensor(loss, dtype=torch.float32),
+            losses={name: torch.tensor(value, dtype=torch.float32) for name, value in losses.items()},
             l0=torch.tensor(record.l0, dtype=torch.float64),
             n_dead=torch.tensor(record.n_dead),
-            grad_norm=torch.tensor(record.norm),
+            grad_norm=torch.tensor(record.norm, dtype=torch.float32),
             applied=torch.tensor(record.applied),
             state=self._state,
         )

@@ -116,7 +116,7 @@ class FusedStep:
             losses=forward.losses,
             l0=(selected.code.values != 0).sum().double() / max(len(x_ND), 1),
             n_dead=dead_F(state.tokens_since_fired_F, progress.dead_after_tokens).sum(),
-            grad_norm=torch.tensor(norm),
+            grad_norm=torch.tensor(norm, dtype=torch.float32),
             applied=torch.tensor(applied),
             state=state,
         )

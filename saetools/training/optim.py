@@ -34,7 +34,7 @@ class Adam:
             list(self.first.values()),
             list(self.second.values()),
             [],
-            [torch.tensor(float(self.n_steps), device=p.device) for p in self.parameters.values()],
+            [torch.tensor(float(self.n_steps), dtype=torch.float32, device=p.device) for p in self.parameters.values()],
             fused=True,
             amsgrad=False,
             beta1=self.betas[0],

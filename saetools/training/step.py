@@ -119,7 +119,7 @@ def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> 
     """sum_i weight_i * loss_i over the losses of non-zero weight; the names of both must be the same."""
     assert set(losses) == set(weights), f"losses {sorted(losses)} and weights {sorted(weights)} differ"
     terms = [weight * losses[name] for name, weight in weights.items() if weight != 0]
-    return torch.stack(terms).sum() if terms else torch.zeros(())
+    return torch.stack(terms).sum() if terms else torch.zeros((), dtype=torch.float32)
 
 
 class PlainStep:

@@ -20,6 +20,8 @@ from saetools.functional.initialise import starting_rows, starting_scale
 from saetools.functional.statistics import firing_counts_F, l0_N
 from saetools.records import PointSpec
 from saetools.safeio import load_safetensors
+from saetools.training.optim import Adam
+from saetools.training.step import Impl, make_step, trained_parameters
 
 D = 16
 SCALE = 0.37
@@ -256,6 +258,40 @@ def test_half_precision(config: Dictionary.Config, dtype: torch.dtype) -> None:
     code = dictionary.encode(rows())
     assert code.values.dtype == dtype
     assert (dictionary.decode(code) - recon).norm() < 0.2 * recon.norm()
+
+
+def learnt(config: Dictionary.Config, impl: Impl) -> list[Tensor]:
+    """What a fresh dictionary learns of a few batches, and its codes and reconstructions then."""
+    dictionary = make_dictionary(config, D)
+    found, x_ND, state = [], rows(dtype=torch.float32), dictionary.initial_state()
+    dictionary.calibrate_(measure(x_ND))
+    if dictionary.trained_by == "construction":
+        found += dictionary.update(x_ND, torch.arange(128).view(64, 2), state).losses.values()
+    elif dictionary.trained_by == "gradient":
+        optimizer = Adam(trained_parameters(dictionary))
+        step = make_step(dictionary, optimizer, 1.0, impl)
+        for number in range(3):
+            result = step(x_ND, x_ND, fields(), state, Progress(number, 3, 192, 100), 1e-3)
+            state = result.state
+            found += [result.loss, result.grad_norm]
+        dictionary.absorb_(state)
+    with torch.no_grad():
+        code = dictionary.encode(x_ND, fields())
+        return [*found, *dictionary.state_dict().values(), code.values, dictionary.decode(code)]
+
+
+@pytest.mark.parametrize("impl", ["auto", "plain"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_torchs_default_dtype_changes_no_bit(config: Dictionary.Config, impl: Impl, dtype: torch.dtype) -> None:
+    """Notebooks set it for the models that they load."""
+    expected, before = learnt(config, impl), torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        found = learnt(config, impl)
+    finally:
+        torch.set_default_dtype(before)
+    assert [t.dtype for t in found] == [t.dtype for t in expected]
+    assert all(map(torch.equal, found, expected))
 
 
 @pytest.mark.parametrize("n", [0, 1])

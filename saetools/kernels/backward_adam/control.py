@@ -150,6 +150,6 @@ class Control:
         values = torch.tensor([0, 1, 0, 0, 0, 0, 1, 0, 1], dtype=torch.float32, device=device)
         powers = torch.tensor([b1**rule.n_steps, b2**rule.n_steps, b1, b2], dtype=torch.float64, device=device)
         counts = torch.tensor([rule.n_steps, 0], device=device)
-        lr = torch.full((n_ahead,), rule.lr, device=device)
-        zero = torch.zeros(1, device=device)
+        lr = torch.full((n_ahead,), rule.lr, dtype=torch.float32, device=device)
+        zero = torch.zeros(1, dtype=torch.float32, device=device)
         return Control(values, counts, powers, lr, zero, zero.int())

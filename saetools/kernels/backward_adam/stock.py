@@ -51,7 +51,7 @@ def backward_adam(
         list(first),
         list(second),
         [],
-        [torch.tensor(float(rule.n_steps), device=p.device) for p in weights],
+        [torch.tensor(float(rule.n_steps), dtype=torch.float32, device=p.device) for p in weights],
         fused=True,
         amsgrad=False,
         beta1=rule.betas[0],

@@ -110,7 +110,7 @@ def decode_loss(
     """As the reference."""
     (N, D), G = x_ND.shape, len(weights_G)
     pull_NGD = workspace.get("decode.pull", (N, G, D), x_ND.dtype, x_ND.device)
-    loss_NGB = torch.empty(N, G, n_blocks(D), device=x_ND.device)
+    loss_NGB = torch.empty(N, G, n_blocks(D), dtype=torch.float32, device=x_ND.device)
     out = (pull_NGD, loss_NGB)
     decode_loss_into(x_ND, values_M, indices_M, offsets_N1, W_FD, b_D, group_M, weights_G, out)
     pull_rows = rows_M * G + group_M.long()

@@ -240,7 +240,10 @@ def keep(
     tallies = torch.cumsum(tallies, dim=1, dtype=torch.int32)
     rank = workspace.get("global.rank", (room + 1,), torch.int32, device)
     if out is None:
-        out = torch.empty(n_kept, device=device), torch.empty(n_kept, dtype=torch.int32, device=device)
+        out = (
+            torch.empty(n_kept, dtype=torch.float32, device=device),
+            torch.empty(n_kept, dtype=torch.int32, device=device),
+        )
     values, indices = (t.zero_() for t in out)
     _emit[(n_blocks,)](
         c.keys_M, c.indices_M, c.values_M, c.n, threshold, tallies[0], tallies[1], n_blocks, rank, indices, values,
@@ -321,7 +324,7 @@ def bound_of(guess: float, device: torch.device) -> Tensor | None:
     """The key of a positive guess; None for others."""
     if not 0 < guess < math.inf:
         return None
-    return torch.full((1,), guess, device=device).view(torch.int32).clamp_(min=1)
+    return torch.full((1,), guess, dtype=torch.float32, device=device).view(torch.int32).clamp_(min=1)
 
 
 def global_topk(

@@ -147,9 +147,9 @@ class DeviceStep:
             self.choice = BatchChoice.make(n_rows, F, k, self.dtype.itemsize, s.chunk_bytes, device)
         self.rows: Tensor | int = k if self.choice is None else self.choice.rows_M  # of slots
         self.loss_NGB = empty(n_rows, 1, n_blocks(D), dtype=torch.float32)
-        self.ones = torch.ones(1, device=device)
-        self.sum, self.aux_loss = (torch.zeros((), device=device) for _ in range(2))
-        self.ring = torch.zeros(2 * s.n_ahead, N_STATS, device=device)
+        self.ones = torch.ones(1, dtype=torch.float32, device=device)
+        self.sum, self.aux_loss = (torch.zeros((), dtype=torch.float32, device=device) for _ in range(2))
+        self.ring = torch.zeros(2 * s.n_ahead, N_STATS, dtype=torch.float32, device=device)
         self.side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.branch = Branch(device)
         self.workspace = Workspace()
@@ -347,7 +347,7 @@ class DeviceStep:
         since_F = self.since_F.clone()
         if self.side is None:
             return Mark(self.n_launched, self.ring.clone(), since_F, None)
-        ring = torch.empty(self.ring.shape, pin_memory=True)
+        ring = torch.empty(self.ring.shape, dtype=torch.float32, pin_memory=True)
         self.side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.side):
             ring.copy_(self.ring, non_blocking=True)
