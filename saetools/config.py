@@ -112,7 +112,7 @@ class TrainingConfig(FrozenConfig):
     warmup_steps: int | None = Field(None, ge=0, description="None: min(1000, 5 % of the steps)")
     decay_fraction: float = Field(0.2, ge=0, le=1, description="last part of the run with linear decay to 0")
     clip_norm: float = Field(1.0, gt=0, description="global norm to which gradients are clipped")
-    init_from: Path | None = Field(None, description="dictionary directory or run to start from")
+    init_from: Path | None = Field(None, description="dictionary or run of the same kind and sizes to start from")
     checkpoint_every_tokens: int | None = Field(None, gt=0, description="None: a tenth of n_tokens")
     keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints kept")
     impl: Literal["auto", "fused", "plain"] = Field("auto", description="training step: fused kernels or autograd")

@@ -85,25 +85,35 @@ def _new_dictionary(config: Any, source: RowSource) -> Dictionary:
 
 
 def _started(config: Any, source: RowSource) -> Dictionary:
-    """The dictionary of `training.init_from`, its units changed to rows scaled by this run's calibration."""
+    """The weights of `training.init_from`, their units changed to rows scaled by this run's calibration.
+
+    Its settings are this run's: a dictionary can go on with another k or penalty, as long as its weights fit.
+    """
     path = config.training.init_from
-    dictionary = load(path, dtype=torch.float32)
-    if dictionary.d_model != source.spec.d_model:
+    trained, dictionary = load(path, dtype=torch.float32), _blank_dictionary(config, source)
+    if trained.d_model != dictionary.d_model:
         raise MismatchError(
-            f"training.init_from {path} is a dictionary of width {dictionary.d_model}; the rows of this run have width "
-            f"{source.spec.d_model}. Choose a dictionary of the same point."
+            f"training.init_from {path} is a dictionary of width {trained.d_model}; the rows of this run have width "
+            f"{dictionary.d_model}. Choose a dictionary of the same point."
         )
-    own, asked = (_settings(c) for c in (dictionary.config, config.dictionary))
-    if own != asked:
-        keys = ["kind"] if own["kind"] != asked["kind"] else [key for key in asked if own[key] != asked[key]]
+    own, asked = (_settings(d.config) for d in (trained, dictionary))
+    keys = ["kind"] if own["kind"] != asked["kind"] else [key for key in asked if own[key] != asked[key]]
+    differing = "; ".join(f"its {key} is {own[key]}, and dictionary.{key} is {asked[key]}" for key in keys)
+    if own["kind"] != asked["kind"] or _shapes(trained) != _shapes(dictionary):
         raise MismatchError(
-            f"training.init_from {path} is of another config than this run asks for: "
-            + "; ".join(f"its {key} is {own[key]}, and dictionary.{key} is {asked[key]}" for key in keys)
-            + ". Make the dictionary section equal to it."
+            f"training.init_from {path} has weights that do not fit the dictionary of this run: {differing}. A run "
+            f"starts from one of the same kind and sizes; other settings may differ."
         )
+    if differing:
+        _logger.warning("training.init_from %s was trained with other settings: %s", path, differing)
+    dictionary.load_state_dict(trained.state_dict())
     dictionary.fold_scale_(1 / source.calibration.scale)
     dictionary.take_constants_(source.calibration)
     return dictionary
+
+
+def _shapes(dictionary: Dictionary) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in dictionary.state_dict().items()}
 
 
 def _settings(config: Dictionary.Config) -> dict[str, Any]:

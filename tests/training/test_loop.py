@@ -374,9 +374,23 @@ def test_init_from_starts_where_the_other_stands(
     train([config], lambda calibration: RowsSource(rows, calibration=calibration or other_units))
     first, last = records(tmp_path / "run")[0], records(straight)[-1]
     assert first["loss/reconstruction"] == pytest.approx(last["loss/reconstruction"] * 9 / 18, rel=0.2)
-    with pytest.raises(MismatchError, match=r"asks for: its k is 4, and dictionary\.k is 3\. Make"):
-        train_tiny(tmp_path / "other", **start, **{"dictionary.k": 3})
+    with pytest.raises(
+        MismatchError, match=r"do not fit .*: its n_features is 48, and dictionary\.n_features is 50\. A run"
+    ):
+        train_tiny(tmp_path / "other", **start, **{"dictionary.n_features": 50})
     assert not (tmp_path / "other").exists()
+
+
+def test_init_from_goes_on_with_other_settings(
+    train_tiny: Callable, straight: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = {"training.init_from": str(straight), "training.n_tokens": 2560}
+    train_tiny(tmp_path / "run", **start, **{"dictionary.k": 3})
+    assert "other settings: its k is 4, and dictionary.k is 3" in caplog.text
+    dictionary, before = load(tmp_path / "run"), load(straight)
+    assert dictionary.config.k == 3
+    cosines = (dictionary.directions() * before.directions()).sum(1)
+    assert float(cosines.median()) > 0.9
 
 
 def test_init_from_knows_a_kind_by_each_of_its_names(train_tiny: Callable, tmp_path: Path) -> None:
@@ -384,7 +398,9 @@ def test_init_from_knows_a_kind_by_each_of_its_names(train_tiny: Callable, tmp_p
     train_tiny(tmp_path / "first", **short, **{"dictionary.kind": "batch_topk"})
     start = {**short, "training.init_from": str(tmp_path / "first")}
     train_tiny(tmp_path / "second", **start, **{"dictionary.kind": "mutual_choice"})
-    with pytest.raises(MismatchError, match=r"asks for: its kind is mutual_choice, and dictionary\.kind is topk\."):
+    with pytest.raises(
+        MismatchError, match=r"do not fit .*: its kind is mutual_choice, and dictionary\.kind is topk\."
+    ):
         train_tiny(tmp_path / "third", **start, **{"dictionary.kind": "topk"})
 
 
