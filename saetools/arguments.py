@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from saetools.config import RunConfigBase, run_config_class
 from saetools.errors import ConfigError, nearest
+from saetools.field_table import field_table
 from saetools.records import FrozenModel
 
 DictionaryConfigs = Mapping[str, type[FrozenModel]]
@@ -70,14 +71,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def help_text(program: str, dictionary_configs: DictionaryConfigs, kind: str = "topk") -> str:
     """All fields with their descriptions and defaults; the dictionary section for one kind."""
-    import jsonargparse
-
-    parser = _parser(run_config_class(dictionary_configs[kind]), program)
-    for action in parser._actions:
-        if action.metavar == "CONFIG":  # jsonargparse's `--training FILE`, which no command takes
-            action.help = jsonargparse.SUPPRESS
-    # Descriptions are Python's; here None is written as it is typed, and as the defaults beside it are.
-    return str(parser.format_help()).replace("None:", "null:")
+    return field_table(run_config_class(dictionary_configs[kind]), program)
 
 
 def unknown_argument(argument: str, command: str, dictionary_configs: DictionaryConfigs) -> str:
@@ -127,12 +121,10 @@ def _for_kind(values: dict[str, Any], kind: str, known: DictionaryConfigs) -> di
 
 
 @lru_cache(8)
-def _parser(config_class: type[RunConfigBase], program: str | None = None) -> Any:
+def _parser(config_class: type[RunConfigBase]) -> Any:
     import jsonargparse
 
     parser = jsonargparse.ArgumentParser(
-        prog=program,
-        usage="%(prog)s [config ...] [--section.field VALUE ...]",
         exit_on_error=False,
         add_help=False,
         default_env=False,

@@ -103,24 +103,24 @@ class ActivationsConfig(FrozenConfig):
 
 
 class TrainingConfig(FrozenConfig):
-    """Optimization. None stands for the rule in the description."""
+    """Optimization. None (null in YAML) stands for the rule in the description."""
 
     n_tokens: int = Field(1_000_000, gt=0, description="kept rows to train on")
     batch_rows: int = Field(2048, gt=0, description="rows per optimizer step")
-    lr: float | None = Field(None, gt=0, description="peak learning rate; None: 2e-4 / sqrt(F / 2^14)")
+    lr: float | None = Field(None, gt=0, description="peak learning rate; null: 2e-4 / sqrt(F / 2^14)")
     schedule: Literal["linear_decay", "constant"] = Field("linear_decay", description="after warm-up")
-    warmup_steps: int | None = Field(None, ge=0, description="None: min(1000, 5 % of the steps)")
+    warmup_steps: int | None = Field(None, ge=0, description="null: min(1000, 5 % of the steps)")
     decay_fraction: float = Field(0.2, ge=0, le=1, description="last part of the run with linear decay to 0")
     clip_norm: float = Field(1.0, gt=0, description="global norm to which gradients are clipped")
     init_from: Path | None = Field(None, description="dictionary or run of the same kind and sizes to start from")
-    checkpoint_every_tokens: int | None = Field(None, gt=0, description="None: a tenth of n_tokens")
+    checkpoint_every_tokens: int | None = Field(None, gt=0, description="null: a tenth of n_tokens")
     keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints kept")
     impl: Literal["auto", "fused", "plain"] = Field("auto", description="training step: fused kernels or autograd")
     compute: Literal["auto", "bf16", "fp32"] = Field(
         "auto",
         description="matrix products of a step (sums, weights, updates: float32); auto: bf16 in hardware, if fused",
     )
-    dead_after_tokens: int | None = Field(None, gt=0, description="None: min(10 million, 5 % of n_tokens)")
+    dead_after_tokens: int | None = Field(None, gt=0, description="null: min(10 million, 5 % of n_tokens)")
 
 
 class EvaluationConfig(FrozenConfig):
@@ -155,7 +155,7 @@ class RunSection(FrozenConfig):
     dir: Path = Field(description="run directory")
     seed: int = Field(0, ge=0, description="decides initial weights, document order and shuffling")
     device: Device = Field("auto", description="auto: cuda, else cpu; mps: the host there, dictionaries on the CPU")
-    threads: int | None = Field(None, gt=0, description="CPU threads of torch and numba; None: all cores")
+    threads: int | None = Field(None, gt=0, description="CPU threads of torch and numba; null: all cores")
 
 
 class RunConfigBase(FrozenConfig):

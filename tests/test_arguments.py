@@ -1,5 +1,6 @@
 """The command line: overrides, switching kinds, and errors that name the nearest key."""
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -166,6 +167,15 @@ def test_help_lists_every_field_with_its_description() -> None:
     text = help_text("saetools train", KINDS)
     for expected in ("--training.n_tokens", "--dictionary.k", "kept rows to train on", "--run.dir"):
         assert expected in text
-    assert "print_config" not in text, "an option of jsonargparse's own, which no command has"
-    assert "CONFIG" not in text, "a file per section is jsonargparse's own too"
-    assert "None:" not in text, "what a user types, and the defaults beside it, is null"
+    words = " ".join(text.split())
+    assert "--training.lr NUMBER|null peak learning rate; null: 2e-4 / sqrt(F / 2^14) (> 0, default: null)" in words
+    assert "--host.dtype {float32,bfloat16,float16} dtype in which the host runs (default: float32)" in words
+    assert "--evaluation.run [TEXT,...]" in words and '(default: ["reconstruction", ' in words
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_help_is_written_as_one_types_it(kind: str) -> None:
+    """No words of Python's, and none of jsonargparse's own options, which no command takes."""
+    text = help_text("saetools train", KINDS, kind)
+    assert not re.search(r"None|True|False|Annotated|Optional|Literal|<class|print_config|CONFIG", text)
+    assert text.count("  --dictionary.") == len(KINDS[kind].model_fields)

@@ -59,8 +59,8 @@ class MatchingPursuit(Dictionary, kind="matching_pursuit"):
             "pursuit", description="as each step found them, or fitted anew after each step (OMP; reselects nothing)"
         )
         tolerance: float = Field(0.0, ge=0, description="norm of the residual at which a row stops, in sqrt(V)")
-        inference_steps: int | None = Field(None, gt=0, description="most steps of encoding; None: k, as in training")
-        inference_tolerance: float | None = Field(None, ge=0, description="tolerance of encoding; None: as in training")
+        inference_steps: int | None = Field(None, gt=0, description="most steps of encoding; null: k, as in training")
+        inference_tolerance: float | None = Field(None, ge=0, description="tolerance of encoding; null: as in training")
 
         @property
         def selects_once(self) -> bool:

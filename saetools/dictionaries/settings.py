@@ -24,7 +24,7 @@ class WithAuxK(Dictionary.Config):
     """The auxiliary loss that revives dead features."""
 
     aux_weight: float = Field(1 / 32, ge=0, description="weight of AuxK (Gao et al.: 1/32); 0 trains without")
-    k_aux: int | None = Field(None, gt=0, description="dead features per row in AuxK; None: d_model / 2")
+    k_aux: int | None = Field(None, gt=0, description="dead features per row in AuxK; null: d_model / 2")
 
     def k_aux_for(self, d_model: int) -> int:
         """The number of dead features that AuxK uses per row, where so many are dead."""

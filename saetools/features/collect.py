@@ -23,7 +23,7 @@ from saetools.text.packing import TokenPlan
 class CollectSettings(FrozenModel):
     """How much is kept of each feature."""
 
-    n_tokens: int | None = Field(None, gt=0, description="rows to read, rounded up to whole windows; None: all")
+    n_tokens: int | None = Field(None, gt=0, description="rows to read, rounded up to whole windows; null: all")
     n_top: int = Field(20, ge=0, description="top contexts per feature")
     n_random: int = Field(25, ge=0, description="random contexts per feature in which it fires, shown by fifths")
     n_uniform: int = Field(5, ge=0, description="random places of the corpus, the same for all features")

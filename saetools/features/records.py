@@ -158,7 +158,7 @@ class StoreInfo(FrozenModel):
     kind: str = Field(description="kind of the dictionary")
     n_features: int
     n_tokens: int = Field(description="tokens (rows) that the statistics are over")
-    n_asked: int | None = Field(None, description="tokens that were asked for; None: all there are, or not recorded")
+    n_asked: int | None = Field(None, description="tokens that were asked for; null: all there are, or not recorded")
     spec: PointSpec
     corpus: str = Field("", description="fingerprint of the rows")
     seed: int = Field(0, description="of the random samples")
