@@ -16,6 +16,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from saetools.errors import FormatError
 
+PIECE, CONTEXT = 32, 8
+"""Tokens that are decoded together, one more at a time, and those before them that are decoded with them."""
+
 
 class HfTokenize:
     """The fast tokenizer of a Hugging Face directory, without special tokens of its own accord."""
@@ -69,7 +72,7 @@ class HfTokenize:
         earlier ones add nothing (an empty text).
         """
         if not self._is_byte_level:
-            return self.token_texts_reference(ids)
+            return self._token_texts_by_pieces(ids)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         texts = [decoder.decode(self._bytes_of(token)) for token in ids]
         if texts:
@@ -83,6 +86,32 @@ class HfTokenize:
             ends.append(max(ends[-1], _common_length(self.decode(ids[:n]), whole)))
         ends.append(len(whole))
         return [whole[begin:end] for begin, end in pairwise(ends)][: len(ids)]
+
+    def _token_texts_by_pieces(self, ids: Sequence[int]) -> list[str]:
+        """`token_texts_reference`, but that of what came before a piece only a few tokens are decoded again.
+
+        A piece begins where the text before it is whole: no character waits for further bytes. Where that does not
+        give the decoding of all, the reference does it.
+        """
+        whole, ends, first = self.decode(ids), [0], 0
+        while first < len(ids):
+            before = max(first - CONTEXT, 0)
+            known, begin = len(self.decode(ids[before:first])), ends[first]
+            complete = first
+            for n in range(first + 1, min(first + PIECE, len(ids)) + 1):
+                text = self.decode(ids[before:n])[known:]
+                end = begin + len(text)
+                if whole.startswith(text, begin):
+                    complete = n
+                else:
+                    end = begin + _common_length(text, whole[begin:end])
+                ends.append(max(ends[-1], end))
+            if complete == first:
+                return self.token_texts_reference(ids)
+            first, ends = complete, ends[: complete + 1]
+        if ends[-1] != len(whole):
+            return self.token_texts_reference(ids)
+        return [whole[begin:end] for begin, end in pairwise(ends)]
 
     @cached_property
     def _is_byte_level(self) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from saetools.errors import FormatError
@@ -16,6 +16,15 @@ TINY = HfTokenize(tiny_tokenizer())
 SPACED = Tokenizer(models.WordLevel({"▁one": 0, "▁two": 1, "s": 2, "[UNK]": 3}, unk_token="[UNK]"))
 SPACED.pre_tokenizer, SPACED.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
 WORDS = HfTokenize(PreTrainedTokenizerFast(tokenizer_object=SPACED))
+PIECES = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdef()\n", "é"]
+FALLBACK = Tokenizer(
+    models.BPE({piece: i for i, piece in enumerate(PIECES)}, [], unk_token="<unk>", byte_fallback=True)
+)
+FALLBACK.normalizer = normalizers.Replace(" ", "▁")
+FALLBACK.decoder = decoders.Sequence(
+    [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+)
+BYTES = HfTokenize(PreTrainedTokenizerFast(tokenizer_object=FALLBACK, unk_token="<unk>"))  # as of Llama 2 and Gemma
 
 
 @settings(max_examples=300, deadline=None)
@@ -41,6 +50,31 @@ def test_valid_text_comes_back_and_both_ways_agree(text: str) -> None:
 def test_tokenizers_that_are_not_byte_level(ids: list[int]) -> None:
     assert "".join(WORDS.token_texts(ids)) == WORDS.decode(ids)
     assert len(WORDS.token_texts(ids)) == len(ids)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text("abc é日𝒳\n()", max_size=150))
+def test_pieces_of_a_long_text_give_what_whole_prefixes_give(text: str) -> None:
+    for tokenize in (WORDS, BYTES):
+        (ids,) = tokenize.encode([text])
+        assert tokenize.token_texts(ids) == tokenize.token_texts_reference(ids)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, len(PIECES) - 1), max_size=80))
+def test_pieces_of_any_tokens(ids: list[int]) -> None:
+    """Bytes that are no text among them."""
+    assert BYTES.token_texts(ids) == BYTES.token_texts_reference(ids)
+
+
+@pytest.mark.parametrize("tokenize", [WORDS, BYTES], ids=["words", "bytes"])
+def test_the_work_of_a_long_text_grows_with_its_length_alone(tokenize, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labelled evaluations ask for whole documents: of 33,000 tokens every prefix took five minutes."""
+    (ids,) = tokenize.encode(["one 日 two" * 200])
+    decoded, decode = [], tokenize.decode
+    monkeypatch.setattr(tokenize, "decode", lambda part: decoded.append(len(part)) or decode(part))
+    assert "".join(tokenize.token_texts(ids)) == decode(ids)
+    assert sum(decoded) < 50 * len(ids)
 
 
 def test_a_split_character_belongs_to_the_token_that_completes_it() -> None:
