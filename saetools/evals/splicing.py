@@ -16,13 +16,11 @@ from torch import Tensor
 
 from saetools.evals.base import HostSubject, NotApplicableError, Subject
 from saetools.evals.sample import DRAW
+from saetools.features.ablation import LOGIT_BYTES
 from saetools.features.sampling import uniform
 from saetools.lm.base import Edit
 from saetools.text.base import TokenBatch
 from saetools.text.packing import TokenPlan
-
-LOGIT_BYTES = 128 << 20
-"""Logits of one forward pass at most (float32); windows are run a few at a time where the vocabulary is large."""
 
 MAX_TOKENS = 8192
 """Tokens of one forward pass at most, where the vocabulary is small."""

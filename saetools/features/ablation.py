@@ -12,6 +12,9 @@ from saetools.features.steering import FeatureEdit
 from saetools.features.write import Entry
 from saetools.lm.base import Host
 
+LOGIT_BYTES = 128 << 20
+"""Logits of one forward pass at most (float32); windows are run a few at a time where the vocabulary is large."""
+
 
 @torch.no_grad()
 def loss_effects(host: Host, dictionary: Dictionary, point: str, ids_BT: Tensor, feature: int) -> Tensor:
@@ -21,10 +24,11 @@ def loss_effects(host: Host, dictionary: Dictionary, point: str, ids_BT: Tensor,
     feature's code and d its decoder row; what the dictionary does not explain stays.
     """
     edit = FeatureEdit(dictionary, feature, "ablate", positions=slice(int(host.prepend_bos), None))
-    with_BT, without_BT = (
-        _losses(host.logits(ids_BT, edits), ids_BT) for edits in (None, {host.canonical(point): edit})
-    )
-    return torch.nn.functional.pad(without_BT - with_BT, (1, 0)).cpu()
+    edits, effects = {host.canonical(point): edit}, []
+    for part_BT in ids_BT.split(max(1, LOGIT_BYTES // (4 * ids_BT.shape[1] * host.unembedding()[0].shape[0]))):
+        with_BT = _losses(host.logits(part_BT), part_BT)
+        effects.append(_losses(host.logits(part_BT, edits), part_BT) - with_BT)
+    return torch.nn.functional.pad(torch.cat(effects), (1, 0)).cpu()
 
 
 def with_loss_effects(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from toy import SPEC, SignedDictionary, ToyHost, ToyPlan, ToySource
 
+from saetools.features import ablation
 from saetools.features.ablation import loss_effects, with_loss_effects
 from saetools.features.collect import CollectSettings, collect
 from saetools.features.entries import Description, describe
@@ -54,6 +55,18 @@ def test_a_feature_that_helps_has_a_positive_effect(dictionary: SignedDictionary
     assert effect_T[4] < 0 < effect_T[2] and effect_T[[0, 1, 3]].abs().max() == 0
     assert loss_effects(host, dictionary, POINT, ids_BT, 1).abs().max() == 0, "a silent feature has no effect"
     assert loss_effects(host, dictionary, POINT, torch.tensor([[1, 2]]), 0).abs().max() == 0, "BOS is left as it is"
+
+
+def test_logits_of_a_large_vocabulary_are_held_for_a_few_windows_at_a_time(
+    dictionary: SignedDictionary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 windows of 1,024 tokens over 256,000 entries, in one pass with and one without, would be 40 GB."""
+    host, ids_BT, rows = CircuitHost(), torch.tensor([[0, 1, 2, 1, 3], [0, 2, 1, 2, 2], [0, 3, 3, 1, 2]]), []
+    whole, logits = loss_effects(host, dictionary, POINT, ids_BT, 0), host.logits
+    monkeypatch.setattr(host, "logits", lambda ids, edits=None: rows.append(len(ids)) or logits(ids, edits))
+    monkeypatch.setattr(ablation, "LOGIT_BYTES", 4 * 5 * len(host.W_U_VD))
+    assert torch.equal(loss_effects(host, dictionary, POINT, ids_BT, 0), whole)
+    assert rows == [1] * 6
 
 
 def test_examples_carry_the_effects_of_their_tokens(dictionary: SignedDictionary) -> None:
