@@ -90,6 +90,9 @@ class FeatureEdit:
                 f"there is no feature {self.feature!r}: the dictionary has features 0 to {n_features - 1}."
             )
         try:
+            if self.positions is not None and not isinstance(self.positions, slice):
+                # an iterator would be empty at the first pass, and a list could change under the hook
+                object.__setattr__(self, "positions", tuple(map(index, self.positions)))
             self._columns(1)
         except (TypeError, ValueError) as error:
             raise ConfigError(
@@ -113,8 +116,8 @@ class FeatureEdit:
         """int64: the places that this window has, of those wanted."""
         if self.positions is None or isinstance(self.positions, slice):
             return torch.arange(n_positions)[self.positions or slice(None)]
-        places = [index(p) for p in self.positions]
-        return torch.tensor([p % n_positions for p in places if -n_positions <= p < n_positions], dtype=torch.long)
+        places = [p % n_positions for p in self.positions if -n_positions <= p < n_positions]
+        return torch.tensor(places, dtype=torch.long)
 
     def _edited(self, x_ND: Tensor) -> Tensor:
         d_D = self.dictionary.directions()[self.feature].to(torch.float32)

@@ -87,6 +87,17 @@ def test_only_the_positions_wanted(dictionary, x_BTD, positions, touched):
     assert x_BTD.equal(before)
 
 
+def test_every_pass_edits_the_positions_that_were_given(dictionary, x_BTD):
+    """An iterator had edited nothing at all, and a list that grew moved the edit."""
+    given = [0, 3]
+    for positions in (given, iter(given), map(int, "03")):
+        edit = FeatureEdit(dictionary, 2, "add", positions=positions)
+        given.append(4)
+        for _ in range(2):
+            assert (edit(x_BTD) != x_BTD).any(-1).any(0).nonzero()[:, 0].tolist() == [0, 3]
+        given.pop()
+
+
 def test_dtype_of_the_host_is_kept(dictionary, x_BTD):
     assert FeatureEdit(dictionary, 2, "add")(x_BTD.bfloat16()).dtype == torch.bfloat16
 
