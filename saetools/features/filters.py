@@ -15,6 +15,11 @@ BOUNDED = {name: name for name in SORTABLE} | {"max": "max_value", "fires": "cou
 SPACED = re.compile(rf"(?<!\S)({'|'.join(BOUNDED)})\s*(<=|>=|<|>)\s*(?=[-.\d])")
 """A bound written with spaces, up to its number."""
 
+MOST_WORDS = 200
+"""Of a search: SQLite's expressions nest a thousand deep at most."""
+LONGEST_NUMBER = 19
+"""Digits from which on a number is no feature's: SQLite holds no greater ones, and Python none of 4,300 digits."""
+
 FOLDED = "folded"
 """A function of the store's connection: SQLite's own lower() knows no letters but those of ASCII."""
 
@@ -27,7 +32,6 @@ class Filter:
     #                 that stand in the top token or logit; one number is that feature; density>0.01, max<=5 and the
     #                 like hold of a column
     features: Sequence[int] | None = None
-    list_name: str | None = None
 
 
 def conditions(wanted: Filter, has_annotations: bool) -> tuple[str, list[Any]]:
@@ -37,12 +41,10 @@ def conditions(wanted: Filter, has_annotations: bool) -> tuple[str, list[Any]]:
     if wanted.features is not None:
         clauses.append("features.feature IN (SELECT value FROM json_each(?))")
         values.append(json.dumps([int(feature) for feature in wanted.features]))
-    if wanted.list_name is not None:
-        listed = "features.feature IN (SELECT feature FROM notes.lists WHERE name = ?)"
-        clauses.append(listed if has_annotations else "? IS NULL")
-        values.append(wanted.list_name)
-    words = []
-    for word in SPACED.sub(r"\1\2", wanted.text).split():
+    words, given = [], SPACED.sub(r"\1\2", wanted.text).split()
+    if len(given) > MOST_WORDS:
+        raise DataError(f"a search has at most {MOST_WORDS} words and bounds, not {len(given):,}.")
+    for word in given:
         found = BOUND.fullmatch(word)
         if found and found[1] in BOUNDED:
             clauses.append(f"features.{BOUNDED[found[1]]} {found[2]} ?")
@@ -51,7 +53,7 @@ def conditions(wanted: Filter, has_annotations: bool) -> tuple[str, list[Any]]:
             words.append(word)
     if len(words) == 1 and words[0].isdecimal():
         clauses.append("features.feature = ?")
-        values.append(min(int(words[0]), 2**63 - 1))
+        values.append(int(words[0]) if len(words[0]) < LONGEST_NUMBER else -1)
     elif words:
         clause, bound_words = _words(words, has_annotations)
         clauses.append(clause)

@@ -5,7 +5,7 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
@@ -91,19 +91,25 @@ class FeatureStore:
                 f"{path} is not a feature store: it has no {DATABASE}. `saetools dashboard RUN` makes one."
             )
         place = path.stat().st_ino
-        shards: dict[str, BinaryIO] = {file.name: file.open("rb", buffering=0) for file in path.glob(SHARDS)}
-        _verify(path)
-        with _sqlite_errors(database):
-            address = f"{database.resolve().as_uri()}?mode=ro&immutable=1"
-            connection = sqlite3.connect(address, uri=True, check_same_thread=False)
-            connection.create_function(FOLDED, 1, str.casefold, deterministic=True)
-            row = connection.execute("SELECT value FROM meta WHERE key = 'info'").fetchone()
-        try:
-            info = StoreInfo.model_validate_json(row[0] if row else "")
-        except ValidationError as error:
-            raise FormatError(f"{database} is of another version: {error.errors()[0]['msg']}. Make it anew.") from None
-        if path.stat().st_ino != place:
-            raise RunError(f"{path} was made anew while it was being opened. Open it again.")
+        with ExitStack() as opened:  # closes what was opened where the store is none
+            shards: dict[str, BinaryIO] = {
+                file.name: opened.enter_context(file.open("rb", buffering=0)) for file in path.glob(SHARDS)
+            }
+            _verify(path)
+            with _sqlite_errors(database):
+                address = f"{database.resolve().as_uri()}?mode=ro&immutable=1"
+                connection = sqlite3.connect(address, uri=True, check_same_thread=False)
+                opened.callback(connection.close)
+                connection.create_function(FOLDED, 1, str.casefold, deterministic=True)
+                row = connection.execute("SELECT value FROM meta WHERE key = 'info'").fetchone()
+            try:
+                info = StoreInfo.model_validate_json(row[0] if row else "")
+            except ValidationError as error:
+                cause = error.errors()[0]["msg"]
+                raise FormatError(f"{database} is of another version: {cause}. Make it anew.") from None
+            if path.stat().st_ino != place:
+                raise RunError(f"{path} was made anew while it was being opened. Open it again.")
+            opened.pop_all()
         return FeatureStore(path, connection, shards, info)
 
     def close(self) -> None:
@@ -144,16 +150,14 @@ class FeatureStore:
     ) -> TablePage:
         """Some rows of the table of features. `sort` is a column of `schema.SORTABLE` or `label`, `-` for descending.
 
-        Undefined values come last either way; equal ones in the order of features. Raises DataError at an unknown
-        column.
+        Undefined values, and features without a label, come last either way; equal ones in the order of features.
+        Raises DataError at an unknown column.
         """
         column, descending = sort.removeprefix("-"), sort.startswith("-")
         where, values = conditions(filter or Filter(), self._has_annotations)
-        name = "coalesce(labels.label, '')" if column == "label" else f"features.{checked_column(column)}"
         join = "LEFT JOIN notes.labels AS labels USING (feature)" if self._has_annotations else ""
         label = "coalesce(labels.label, '')" if join else "''"
-        if not join:
-            name = name.replace("coalesce(labels.label, '')", "features.feature")
+        name = f"nullif({label}, '')" if column == "label" else f"features.{checked_column(column)}"
         order = f"{name} DESC NULLS LAST" if descending else f"{name} ASC NULLS LAST"
         columns = ", ".join(f"features.{part}" for part in SUMMARY)
         rows = self._rows(

@@ -1,9 +1,11 @@
 """What is written is read, without torch; damage is noticed; tables equal sorting in Python."""
 
 import math
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from toy import SPEC, WORDS, SignedDictionary, ToyHost, ToyPlan, ToySource
@@ -91,11 +93,38 @@ def test_columns_are_in_the_order_of_features(
 
 
 @pytest.mark.parametrize(
-    "text", ['"', "''; DROP TABLE features", "a OR b", "NEAR(", "*", "\0", "(", "日本", "-", "9" * 30, "\ud800"]
+    "text",
+    ['"', "''; DROP TABLE features", "a OR b", "NEAR(", "*", "\0", "(", "日本", "-", "9" * 30, "9" * 5000, "\ud800"],
 )
 def test_any_text_may_be_searched(store: FeatureStore, text: str) -> None:
     assert store.table(filter=Filter(text=text)).total >= 0
     assert store.table().total == 12
+
+
+def test_what_is_too_long_to_search_is_refused(store: FeatureStore) -> None:
+    """SQLite ends such expressions, which was told as a directory without room."""
+    for word in ("+", "a", "max<3"):
+        with pytest.raises(DataError, match="at most 200 words"):
+            store.table(filter=Filter(text=f"{word} " * 201))
+        assert store.table(filter=Filter(text=f"{word} " * 200)).total >= 0
+
+
+def test_features_without_a_label_come_last_by_label(
+    written: tuple[Path, StoreInfo, list[Entry]], tmp_path: Path
+) -> None:
+    """In the order of features; so do all before there are any labels."""
+    _, info, entries = written
+    write_store(tmp_path / "s", info, entries)
+    with closing(FeatureStore.open(tmp_path / "s")) as store:
+        order = list(range(12))
+        for sort in ("label", "-label"):
+            assert [row.feature for row in store.table(sort).rows] == order
+        store.annotate(7, "beta")
+        store.annotate(2, "alpha")
+        store.annotate(3, "", "a note alone")
+        rest = [feature for feature in order if feature not in (2, 7)]
+        assert [row.feature for row in store.table("label").rows] == [2, 7, *rest]
+        assert [row.feature for row in store.table("-label").rows] == [7, 2, *rest]
 
 
 def test_search_finds_contexts_and_labels(written: tuple[Path, StoreInfo, list[Entry]], store: FeatureStore) -> None:
@@ -118,7 +147,7 @@ def test_search_finds_contexts_and_labels(written: tuple[Path, StoreInfo, list[E
     store.annotate(4, "")
     assert store.annotation(4) == ("", "") and not store.table(filter=Filter(text="zebra")).rows
     store.set_list("odd", [1, 3, 1])
-    assert [row.feature for row in store.table("feature", Filter(list_name="odd")).rows] == [1, 3]
+    assert [row.feature for row in store.table("feature", Filter(features=store.lists()["odd"])).rows] == [1, 3]
     store.set_list("odd", [])
     assert store.lists() == {}
 
@@ -206,8 +235,10 @@ def test_unknown_features_and_damage_are_named(written: tuple[Path, StoreInfo, l
             store.examples(feature)
     database = path / "features.sqlite"
     database.write_bytes(database.read_bytes()[:-4096])
-    with pytest.raises(FormatError, match=r"features\.sqlite"):
+    before = psutil.Process().num_fds()
+    with pytest.raises(FormatError, match=r"features\.sqlite") as caught:
         FeatureStore.open(path)
+    assert caught.tb is not None and psutil.Process().num_fds() == before, "while the error is looked at, too"
     with pytest.raises(FormatError, match="not a feature store"):
         FeatureStore.open(tmp_path)
 
