@@ -1,5 +1,6 @@
 """Frozen records that travel between rooms as JSON: no torch here."""
 
+from pathlib import PurePath
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -44,6 +45,16 @@ class PointSpec(FrozenModel):
     def identity(self) -> dict[str, Any]:
         """What of it decides the vectors: weights known by their revision are the same under any name."""
         return self.model_dump(exclude={"host"} if self.revision else None)
+
+    @property
+    def host_name(self) -> str:
+        """The host as others may read it: not where a directory lies on this machine.
+
+        >>> PointSpec(host="/home/me/gpt2", point="blocks.2.hook_out", d_model=768).host_name
+        'gpt2'
+        """
+        path = PurePath(self.host)
+        return path.name if path.is_absolute() else self.host
 
     @property
     def hooked_point(self) -> str:

@@ -35,7 +35,7 @@ def labels_json(store: FeatureStore) -> str:
     info = store.info
     entries = [
         {
-            "modelId": info.spec.host,
+            "modelId": info.spec.host_name,
             "layer": f"{info.spec.point}-{info.kind}",
             "index": str(feature),
             "description": label,

@@ -162,12 +162,12 @@ def _tab(name: str, chosen: bool) -> str:
 
 
 def facts(store: FeatureStore) -> list[tuple[str, str]]:
-    """What the header of every page says of the store; not where a host lies on this machine."""
+    """What the header of every page says of the store."""
     info = store.info
     return [
         ("dictionary", info.kind),
         ("features", f"{info.n_features:,}"),
-        ("host", Path(info.spec.host).name if Path(info.spec.host).is_absolute() else info.spec.host),
+        ("host", info.spec.host_name),
         ("point", info.spec.point),
         ("tokens read", f"{info.n_tokens:,}"),
     ]

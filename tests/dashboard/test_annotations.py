@@ -64,6 +64,13 @@ def test_lists_are_exported_beside_labels(store: FeatureStore) -> None:
     assert rows[1][3] == "all; odd" and rows[N_FEATURES - 1][1:] == ["", "", "odd"] and rows[2][3] == ""
 
 
+def test_json_does_not_say_where_the_host_lies(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = store.info.spec.model_copy(update={"host": "/home/somebody/models/mine"})
+    monkeypatch.setattr(store, "info", store.info.model_copy(update={"spec": spec}))
+    text = labels_json(store)
+    assert "somebody" not in text and {entry["modelId"] for entry in json.loads(text)} == {"mine"}
+
+
 def test_json_reads_back(store: FeatureStore) -> None:
     entries = json.loads(labels_json(store))
     jsonschema.validate(entries, NEURONPEDIA)

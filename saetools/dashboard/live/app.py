@@ -14,7 +14,7 @@ from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 from saetools.dashboard.export import facts
 from saetools.dashboard.inline import asset, plotly_script
 from saetools.dashboard.live import browse, model_tabs, panels_tabs
-from saetools.dashboard.live.guard import Guard, check_address, names_of, policy, reachable
+from saetools.dashboard.live.guard import Guard, check_address, names_of, policy, reachable, token_query
 from saetools.dashboard.live.subject import Subject
 from saetools.errors import RunError
 
@@ -104,7 +104,7 @@ def serve(
     server = listen(make_guarded(subject, host, token), host, port)
     name = reachable(host)
     shown = f"http://{f'[{name}]' if ':' in name else name}:{server.server_port}/"
-    started(f"{shown}?token={token}" if token else shown)
+    started(f"{shown}{token_query(token)}" if token else shown)
     try:
         server.serve_forever()
     finally:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, unquote
 
 from saetools.errors import ConfigError
 
@@ -23,7 +23,9 @@ Wsgi = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 
 def check_address(host: str, token: str | None) -> None:
-    """ConfigError where the app would listen to other machines without a token."""
+    """ConfigError where the app would listen to other machines without a token, or the token is empty."""
+    if token == "":
+        raise ConfigError("the token is empty, and so would protect nothing. Give one, or `auto`, which makes one.")
     if host not in LOOPBACK and not token:
         raise ConfigError(
             f"the dashboard would listen on {host}, where other machines reach it. Give a token (--token auto makes "
@@ -52,6 +54,11 @@ def reachable(host: str) -> str:
 def new_token() -> str:
     """A token that nobody guesses: 192 random bits."""
     return secrets.token_urlsafe(24)
+
+
+def token_query(token: str) -> str:
+    """`?token=...`, whatever signs the token has."""
+    return f"?token={quote(token, safe='')}"
 
 
 def policy(script_hashes: Iterable[str]) -> str:
@@ -91,7 +98,7 @@ class Guard:
         if refusal is not None:
             return _answer(start_response, *refusal)
         if self.token is not None and _query_token(environ) is not None:
-            cookie = f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"
+            cookie = f"{COOKIE}={quote(self.token, safe='')}; HttpOnly; SameSite=Strict; Path=/"
             return _answer(start_response, "303 See Other", "", [("Location", "/"), ("Set-Cookie", cookie)])
 
         def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
@@ -104,13 +111,13 @@ class Guard:
         if _name(own) not in self.hosts | _came_to(environ):
             return "421 Misdirected Request", "this server is not known by that name"
         origin = environ.get("HTTP_ORIGIN")
-        if origin is not None and urlsplit(origin).netloc != own:
+        if origin is not None and origin.partition("://")[2] != own:
             return "403 Forbidden", "requests from other sites are refused"
         if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
             if environ.get("CONTENT_TYPE", "").split(";")[0].strip() != "application/json":
                 return "403 Forbidden", "only JSON is accepted"
             length = environ.get("CONTENT_LENGTH") or ""
-            if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
+            if not length.isdecimal() or len(length) > 9 or int(length) > MAX_BODY_BYTES:
                 return "413 Content Too Large", "requests have at most 4 MiB"
         if self.token is not None and not self._is_known(environ):
             return "401 Unauthorized", "open the address with ?token=... that the server printed"
@@ -156,7 +163,7 @@ def _cookie_token(environ: Environ) -> str | None:
         cookie = SimpleCookie(environ.get("HTTP_COOKIE", ""))
     except CookieError:
         return None
-    return cookie[COOKIE].value if COOKIE in cookie else None
+    return unquote(cookie[COOKIE].value) if COOKIE in cookie else None
 
 
 def _answer(

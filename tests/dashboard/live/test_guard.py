@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from saetools.dashboard.live.guard import Guard, check_address, new_token, policy
+from saetools.dashboard.live.guard import Guard, check_address, new_token, policy, token_query
 from saetools.errors import ConfigError
 
 CSP = policy(["'sha256-x'"])
@@ -46,7 +46,9 @@ def test_foreign_names_are_misdirected(host: str) -> None:
     assert status.startswith("421") and body != b"inside"
 
 
-@pytest.mark.parametrize("origin", ["http://evil.test", "null", "http://127.0.0.1:9999", "http://localhost:8050", ""])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.test", "null", "http://127.0.0.1:9999", "http://localhost:8050", "", "http://["]
+)
 def test_foreign_origins_are_forbidden(origin: str) -> None:
     assert ask(method="POST", CONTENT_TYPE="application/json", CONTENT_LENGTH="2", HTTP_ORIGIN=origin)[0].startswith(
         "403"
@@ -58,7 +60,7 @@ def test_posts_are_small_json_of_our_own_pages() -> None:
     assert ask(method="POST", **own)[0] == "200 OK"
     for content in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""):
         assert ask(method="POST", **own | {"CONTENT_TYPE": content})[0].startswith("403")
-    for length in (str(5 << 20), "", "-1", "x"):
+    for length in (str(5 << 20), "", "-1", "x", "9" * 5000):
         assert ask(method="POST", **own | {"CONTENT_LENGTH": length})[0].startswith("413")
 
 
@@ -74,6 +76,23 @@ def test_a_token_is_asked_for_and_becomes_a_cookie() -> None:
     cookie = headers["Set-Cookie"].split(";")[0]
     assert ask(token, HTTP_COOKIE=cookie)[0] == "200 OK"
     assert new_token() != token and len(token) >= 32
+
+
+@pytest.mark.parametrize("token", ["two words", 'a;b "c"', "a+b&c#d", "100%41", "\u00e4\u65e5", "x\r\ny: z"])
+def test_a_token_of_any_signs(token: str) -> None:
+    """As printed in the address, and as a browser gives the cookie back."""
+    query = token_query(token)
+    assert query.isascii() and query.isprintable()
+    status, headers, _ = ask(token, QUERY_STRING=query.removeprefix("?"))
+    assert status.startswith("303") and headers["Set-Cookie"].isascii() and headers["Set-Cookie"].isprintable()
+    assert ask(token, HTTP_COOKIE=headers["Set-Cookie"].split(";")[0])[0] == "200 OK"
+
+
+def test_an_empty_token_is_refused() -> None:
+    """Of a shell variable that is not set: nobody could have come in."""
+    for host in ("127.0.0.1", "0.0.0.0"):
+        with pytest.raises(ConfigError, match="token is empty"):
+            check_address(host, "")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.2", "::", "example.org"])
