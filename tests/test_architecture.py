@@ -142,13 +142,13 @@ def test_importing_the_package_does_not_import_torch() -> None:
     run_python("import sys, saetools; assert 'torch' not in sys.modules and saetools.__version__")
 
 
+# A package that is not installed is one that the search of the path does not find. To raise from a finder instead would
+# also stop those who only ask whether it is there, as torch built for CUDA asks for triton.
 BLOCKER = """
-import sys
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in {blocked!r}:
-            raise ImportError('blocked: ' + name)
-sys.meta_path.insert(0, Blocker())
+from importlib.machinery import PathFinder
+def find_all_but(name, path=None, target=None, find_spec=PathFinder.find_spec):
+    return None if name.split('.')[0] in {blocked!r} else find_spec(name, path, target)
+PathFinder.find_spec = staticmethod(find_all_but)
 """
 
 

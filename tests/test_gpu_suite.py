@@ -17,7 +17,7 @@ BLOCKED = "transformer_lens transformers datasets wandb plotly pydantic jsonargp
 PLAYED = (
     BLOCKER.format(blocked=set(BLOCKED.split()))
     + """
-import os, time
+import os, sys, time
 os.environ["TRITON_INTERPRET"] = "1"
 import torch
 from scripts import gpu_baselines, gpu_checks, gpu_measure, gpu_step_checks, gpu_suite, gpu_timings, gpu_tuning

@@ -15,6 +15,7 @@ from saetools.dashboard.export import Contents, export_page
 from saetools.dashboard.inline import fill, inline_json
 from saetools.errors import DataError
 from saetools.features.store import FeatureStore, Filter
+from tests.test_architecture import BLOCKER
 
 ROOT = Path(__file__).parents[2]
 BLOCKED = ("torch", "transformer_lens", "transformers", "datasets", "dash", "numba")
@@ -30,13 +31,7 @@ def page_path(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def test_no_torch_is_needed(store_path: Path, tmp_path: Path) -> None:
-    code = f"""
-import sys
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in {BLOCKED!r}:
-            raise ImportError('blocked: ' + name)
-sys.meta_path.insert(0, Blocker())
+    code = f"""{BLOCKER.format(blocked=set(BLOCKED))}
 from saetools.dashboard.export import Contents, export_page
 from saetools.features.store import FeatureStore
 export_page(Contents(FeatureStore.open({str(store_path)!r}), n_features=3), {str(tmp_path / "page.html")!r})

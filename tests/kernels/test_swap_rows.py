@@ -10,7 +10,7 @@ IMPLS = ["reference", "torch", "auto", *(["numba"] if have_numba() else [])]
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("case", cases.cases(), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", list(cases.cases()), ids=lambda case: case.name)
 def test_cases(case: cases.Case, impl: Impl) -> None:
     cases.verify_case(case, impl)
 
