@@ -40,6 +40,7 @@ def parse_run(
     """
     config_path = source if isinstance(source, Path) else None
     values = read_yaml(source) if isinstance(source, Path) else dict(source or {})
+    _check_sections(values, config_path)
     kind = _kind(values, overrides, dictionary_configs)
     values = _for_kind(values, kind, dictionary_configs)
     return _parse(run_config_class(dictionary_configs[kind]), kind, values, overrides, config_path)
@@ -67,6 +68,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         found = "is empty" if values is None else f"holds a {type(values).__name__}"
         raise ConfigError(f"{path} {found}; a config is a mapping of sections to fields.")
     return values
+
+
+def _check_sections(values: Mapping[str, Any], config_path: Path | None) -> None:
+    """Refuse a section that is no mapping, as `host: gpt2`: an override within it would take its place unsaid."""
+    for name, value in values.items():
+        if name in {*RunConfigBase.model_fields, "dictionary"} and not isinstance(value, Mapping):
+            where = f"{config_path}: " if config_path else ""
+            raise ConfigError(f"{where}{name}: {WRITTEN['model_type']}; got {value!r}.")
 
 
 def help_text(program: str, dictionary_configs: DictionaryConfigs, kind: str = "topk") -> str:
@@ -108,7 +117,7 @@ def _for_kind(values: dict[str, Any], kind: str, known: DictionaryConfigs) -> di
     """`values` with a dictionary section of `kind`: fields that only the YAML's own kind has are left out, aloud."""
     section = dict(values.get("dictionary") or {})
     previous = section.get("kind", kind)
-    if previous == kind or previous not in known:
+    if previous == kind or not isinstance(previous, str) or previous not in known:
         return values
     old, new = (set(known[name].model_fields) for name in (previous, kind))
     dropped = sorted(set(section) & (old - new))
@@ -225,7 +234,10 @@ def _merged(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
         target = merged
         for section in sections:
             target = target.setdefault(section, {})
-        target[name] = yaml.safe_load(text)
+        try:
+            target[name] = yaml.safe_load(text)
+        except yaml.YAMLError:  # `[a`: a text, whatever its field is
+            target[name] = text
     return merged
 
 

@@ -76,6 +76,8 @@ def test_an_override_keeps_the_kind_of_the_yaml(tmp_path: Path) -> None:
         (["--run.seed"], "--run.seed has no value"),
         (["foo"], "unexpected argument 'foo'"),
         (["--dictionary.n_features", "0"], "dictionary.n_features: input should be greater than 0"),
+        (["--evaluation.run", "[sparsity"], "evaluation.run: input should be a list: [a, b]; got '[sparsity'"),
+        (["--training.lr", "{"], "--training.lr: input should be a valid number"),
         (["--evaluation.run", "sparsity"], "evaluation.run: input should be a list: [a, b]; got 'sparsity'"),
         (["--training.n_tokens", "1e6"], "training.n_tokens: input should be a whole number in digits: 1000000 or"),
         (["--activations.source", "disk"], "activations.source: input should be 'live', 'cached', 'rows' or 'planted'"),
@@ -121,6 +123,25 @@ def test_wrong_yaml(tmp_path: Path, text: str, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_run(path, [], KINDS)
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "override"),
+    [("host: gpt2", "--host.dtype=bfloat16"), ("training: 5", "--training.lr=1"), ("corpus:", "--corpus.split=x")],
+)
+def test_a_section_that_is_no_mapping_is_not_replaced_by_an_override(config: Path, section: str, override: str) -> None:
+    config.write_text(f"{config.read_text()}{section}\n")
+    name, _, value = section.partition(":")
+    with pytest.raises(
+        ConfigError, match=rf"a\.yaml: {name}: input should be a mapping of fields.*; got .?{value[1:]}"
+    ):
+        parse_run(config, [override], KINDS)
+
+
+def test_a_dictionary_section_that_is_no_mapping(config: Path) -> None:
+    config.write_text("dictionary: topk\nrun: {dir: x}\n")
+    with pytest.raises(ConfigError, match="dictionary: input should be a mapping of fields"):
+        parse_run(config, ["--dictionary.kind", "topk", "--dictionary.n_features", "9"], KINDS)
 
 
 NAMES = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1)
