@@ -3,13 +3,14 @@
     pre   = (x - b_dec) W_enc^T + b_enc                                            [N, F]
     g     = grad / gradient_rms    grad = dL/dx: field `grad` of the stream, raw; gradient_rms: its calibration's
     score = ReLU(pre) (1 + beta |g W_dec^T|)         or, with `score: product`, ReLU(pre) |g W_dec^T|
-    code  = ReLU(pre) at the k largest scores of each row, 0 elsewhere              never weighted by the gradient
+    code  = ReLU(pre) at the k largest scores > 0 of each row, 0 elsewhere          never weighted by the gradient
     recon = code W_dec + b_dec                                                      [N, D], unit rows of W_dec
     loss  = ||target - recon||^2 / V + aux_weight * AuxK
 
 ReLU(pre_i) <dL/dx, d_i> is the first-order change of the loss when feature i is removed. Scores are constants for
-autograd. Streams carry gradients where `activations.gradients` is true, and rows files that have a `grad`; L is then
-the sum of the losses of all later tokens, not their mean, so that |g| does not depend on the length of a window.
+autograd. With `product` a row whose gradient is 0, as that of the last token of a window, has no code. Streams carry
+gradients where `activations.gradients` is true, and rows files that have a `grad`; L is then the sum of the losses of
+all later tokens, not their mean, so that |g| does not depend on the length of a window.
 Encoding uses gradients where they are given (`encode(x, {"grad": dL/dx})`, raw) and is TopK where they are not. With
 beta = 0 it is TopK; so it is on rows without gradients, which is said once and recorded in `gradient_share`, the
 fraction of the rows trained on that came with gradients.
@@ -91,7 +92,7 @@ class Gradient(Dictionary, kind="gradient"):
     def encode_reference(self, x_ND: Tensor, fields: Mapping[str, Tensor] | None = None) -> Tensor:
         pre_NF = self.pre(x_ND)
         scores_NF = self._scores(pre_NF, self._gradient(x_ND, fields or {}))
-        return pre_NF.relu() * topk_mask_reference(scores_NF, self.config.k)
+        return pre_NF.relu() * (topk_mask_reference(scores_NF, self.config.k) & (scores_NF > 0))
 
     def loss_terms(
         self, x_ND: Tensor, target_ND: Tensor, fields: Mapping[str, Tensor], state: State, progress: Progress
@@ -131,7 +132,7 @@ class Gradient(Dictionary, kind="gradient"):
         grad_ND = self._gradient(x_ND, fields)
         state = self._observed(state, len(x_ND), grad_ND)
         _, batch = super().fused_batch(x_ND, fields, state, progress)
-        if grad_ND is None or not self.selects_by_gradient:
+        if grad_ND is None:
             return state, batch
         base = 0.0 if self.config.score == "product" else 1.0
         beta = 1.0 if self.config.score == "product" else self.config.beta
@@ -154,9 +155,9 @@ class Gradient(Dictionary, kind="gradient"):
         return state.observe(n_rows, grad_ND is not None)
 
     def _gradient(self, x_ND: Tensor, fields: Mapping[str, Tensor]) -> Tensor | None:
-        """g of each row, in the dtype of the rows; None where there is no gradient."""
+        """g of each row, in the dtype of the rows; None where there is no gradient, or where it does not matter."""
         grad_ND = fields.get(FIELD)
-        if grad_ND is None:
+        if grad_ND is None or not self.selects_by_gradient:
             return None
         if grad_ND.shape != x_ND.shape:
             raise MismatchError(
@@ -174,8 +175,10 @@ class Gradient(Dictionary, kind="gradient"):
         return active_NF * (effects_NF if self.config.score == "product" else 1 + self.config.beta * effects_NF)
 
     def _select(self, pre_NF: Tensor, grad_ND: Tensor | None) -> SparseCode:
-        indices_NK = topk_indices(self._scores(pre_NF, grad_ND), self.config.k)
-        values_NK = pre_NF.gather(1, indices_NK).relu()
+        scores_NF = self._scores(pre_NF, grad_ND)
+        indices_NK = topk_indices(scores_NF, self.config.k)
+        chosen_NK = ~(scores_NF.gather(1, indices_NK) <= 0)  # of a score that is no number too, so that it shows
+        values_NK = pre_NF.gather(1, indices_NK).relu().where(chosen_NK, 0)
         return SparseCode(values_NK, indices_NK.where(values_NK > 0, 0).int(), self.config.n_features)
 
 

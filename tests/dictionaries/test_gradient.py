@@ -12,6 +12,9 @@ from saetools.dictionaries.base import Dictionary, Progress, Terms, make_diction
 from saetools.dictionaries.gradient import Gradient, warn_once
 from saetools.dictionaries.topk import TopK
 from saetools.errors import MismatchError
+from saetools.training.fused import FusedStep
+from saetools.training.optim import Adam
+from saetools.training.step import trained_parameters
 
 X = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
 G = torch.randn(50, 6, generator=torch.Generator().manual_seed(1)) * 1e-3
@@ -43,6 +46,26 @@ def test_scores_choose_and_activations_are_kept(score: str, beta: float) -> None
     scores = active * (effects if score == "product" else 1 + beta * effects)
     expected = active * torch.zeros_like(active).scatter(1, scores.topk(3, dim=1).indices, 1)
     torch.testing.assert_close(terms_of(dictionary, {"grad": G}).code.to_dense(), expected)
+
+
+@pytest.mark.parametrize("score", ["weighted", "product"])
+def test_a_row_without_effect_has_one_code_by_every_road(score: str) -> None:
+    """The gradient of a window's last token is 0: by the product no feature of it has a score."""
+    dictionary, grad = calibrated(score=score), G.clone()
+    grad[7] = 0
+    step = FusedStep(dictionary, Adam(trained_parameters(dictionary)), 1.0)
+    fused = step(X, X, {"grad": grad}, dictionary.initial_state(), Progress(0, 10, 1000, 1000), 0.0)
+    codes = [dictionary.encode(X, {"grad": grad}).to_dense(), terms_of(dictionary, {"grad": grad}).code.to_dense()]
+    for code in codes:
+        torch.testing.assert_close(code, dictionary.encode_reference(X, {"grad": grad}))
+        assert (code != 0).sum(1).double().mean() == fused.l0
+    assert bool(codes[0][7].any()) == (score == "weighted")
+
+
+def test_gradients_that_do_not_matter_are_not_looked_at() -> None:
+    dictionary = make_dictionary(Gradient.configure(n_features=20, k=3, beta=0), 6)
+    code = dictionary.encode(X, {"grad": torch.full_like(G, torch.inf)})
+    assert torch.equal(code.to_dense(), dictionary.encode(X).to_dense())
 
 
 def test_inference_with_and_without_gradients() -> None:
