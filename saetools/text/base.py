@@ -4,9 +4,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
+
+from saetools.errors import DataError
 
 Split = Literal["train", "heldout"]
 
@@ -63,6 +66,13 @@ def split_of(document_id: str) -> Split:
     """The split of a document: held-out for 15 % of ids, by sha256(id) mod 1000."""
     digest = hashlib.sha256(document_id.encode("utf-8", "surrogatepass")).digest()
     return "heldout" if int.from_bytes(digest[:8], "big") % 1000 < HELDOUT_PER_MILLE else "train"
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    """What to say of a document's file that was found when the corpus was opened."""
+    return DataError(
+        f"{path} cannot be read: {error.strerror or error}. A corpus must stay as it is while it is in use."
+    )
 
 
 def sha256_of(value: object) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saetools.atomic import hash_file
-from saetools.text.base import Document, ListedCorpus, Split, sha256_of, split_of
+from saetools.text.base import Document, ListedCorpus, Split, sha256_of, split_of, unreadable
 
 
 class TextFilesCorpus(ListedCorpus):
@@ -26,6 +26,8 @@ class TextFilesCorpus(ListedCorpus):
             text = self._paths[document_id].read_text(encoding="utf-8")
         except UnicodeDecodeError:
             text = ""
+        except OSError as error:
+            raise unreadable(self._paths[document_id], error) from error
         return Document(document_id, text if text.strip() else "")
 
     def fingerprint(self) -> str:

@@ -11,7 +11,7 @@ import tokenize
 from functools import cached_property
 from pathlib import Path
 
-from saetools.text.base import Document, ListedCorpus, Split, split_of
+from saetools.text.base import Document, ListedCorpus, Split, split_of, unreadable
 
 SKIPPED_DIRECTORIES = frozenset(
     {
@@ -58,6 +58,8 @@ class StdlibCorpus(ListedCorpus):
                 text = file.read()
         except (SyntaxError, UnicodeDecodeError):
             text = ""
+        except OSError as error:
+            raise unreadable(self.root / document_id, error) from error
         return Document(document_id, text if text.strip() else "")
 
     def fingerprint(self) -> str:

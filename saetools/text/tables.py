@@ -5,7 +5,7 @@ Ids are `<table>:<row>`; the tables themselves come from `text/hub.py`.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, TypeGuard, overload
 
 import numpy as np
 
@@ -115,7 +115,7 @@ class StreamCorpus:
             for row, columns in enumerate(open_stream()):
                 if row == 0:
                     _check_column(list(columns), self._text_field, self._source)
-                document_id, text = f"{name}:{row}", columns[self._text_field]
+                document_id, text = f"{name}:{row}", columns.get(self._text_field)  # later rows may lack it
                 if split_of(document_id) == split and _is_text(text, document_id, self._text_field):
                     yield Document(document_id, text)
 
@@ -131,7 +131,7 @@ def _check_column(columns: Sequence[str] | None, text_field: str, source: str) -
         )
 
 
-def _is_text(value: object, document_id: str, text_field: str) -> bool:
+def _is_text(value: object, document_id: str, text_field: str) -> TypeGuard[str]:
     """Whether there is text that is not blank; null counts as blank, any other type is a DataError."""
     if value is None:
         return False

@@ -13,6 +13,7 @@ from saetools.errors import DataError
 from saetools.text.base import Corpus, ListedCorpus, Split, split_of
 from saetools.text.corpora import make_corpus
 from saetools.text.stdlib import StdlibCorpus
+from saetools.text.tables import StreamCorpus
 
 TEXTS = [f"document {number}\nof some lines" for number in range(40)]
 
@@ -89,6 +90,22 @@ def test_txt_files_are_documents(tmp_path: Path) -> None:
     assert documents(corpus) == {f"{number:02}.txt": text for number, text in enumerate(TEXTS)}
     (one,) = documents(make_corpus(CorpusConfig(name=str(tmp_path / "07.txt")))).items()
     assert one == ("07.txt", TEXTS[7])
+
+
+def test_a_file_that_went_away_is_named(tmp_path: Path) -> None:
+    (tmp_path / "some.txt").write_text("text")
+    corpora = [make_corpus(CorpusConfig(name=str(tmp_path))), StdlibCorpus(tmp_path)]
+    with pytest.raises(DataError, match=r"some.txt cannot be read: No such file"):
+        (tmp_path / "some.txt").unlink()
+        corpora[0].document("some.txt")
+    with pytest.raises(DataError, match=r"gone.py cannot be read: No such file"):
+        corpora[1].document("gone.py")
+
+
+def test_streamed_rows_that_lack_the_column_are_blank() -> None:
+    rows = [{"text": "one"}, {"other": "two"}, {"text": "three"}]
+    corpus = StreamCorpus({"a": lambda: rows}, "text", "a", "content")
+    assert documents(corpus) == {"a:0": "one", "a:2": "three"}
 
 
 @pytest.mark.parametrize("streaming", [False, True])
