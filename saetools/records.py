@@ -80,7 +80,7 @@ class Calibration(FrozenModel):
 
     scale: float = Field(description="factor on raw rows")
     total_variance: float = Field(description="V = E||y - E y||^2 of scaled rows y")
-    median_norm: float = Field(description="median Euclidean norm of raw rows")
+    median_norm: float = Field(description="median Euclidean norm of raw rows; where most are zero, of the others")
     b_dec_start: tuple[float, ...] = Field(description="geometric median of scaled rows, length d_model")
     n_rows: int = Field(description="rows measured, outliers left out where the source drops them")
     gradient_rms: float | None = Field(

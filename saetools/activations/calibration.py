@@ -72,7 +72,8 @@ def measure(x_ND: Tensor, grad_ND: Tensor | None = None, drops_outliers: bool = 
     """The record of raw rows x, and of their gradients where they have some; every sum in float64.
 
     scale = sqrt(D / E||x||^2), so that E||scale x||^2 = D; V = scale^2 E||x - E x||^2; median_norm = median ||x||
-    of raw rows; b_dec_start = scale * geometric median of x; gradient_rms = sqrt(E g^2) over all entries.
+    of raw rows (of those that are not zero, where most are zero); b_dec_start = scale * geometric median of x;
+    gradient_rms = sqrt(E g^2) over all entries.
 
     With `drops_outliers` the median is that of all rows, everything else of those that it keeps: the means of squares
     of a host with a few massive activations would be theirs, and say nothing of the rows that are trained on.
@@ -80,8 +81,11 @@ def measure(x_ND: Tensor, grad_ND: Tensor | None = None, drops_outliers: bool = 
     if len(x_ND) == 0:
         raise DataError("There are no rows to calibrate on: the source gave none. Give it documents with tokens.")
     squares_N = torch.cat([chunk.square().sum(1) for chunk in _float64(x_ND)])
-    median_norm = float(np.median(squares_N.sqrt().numpy()))
-    keep_N = squares_N.sqrt() <= OUTLIER_FACTOR * median_norm
+    norms_N = squares_N.sqrt()
+    median_norm = float(np.median(norms_N.numpy()))
+    if median_norm == 0 and bool(norms_N.any()):  # as of an expert that few tokens reach: all others would be outliers
+        median_norm = float(np.median(norms_N[norms_N > 0].numpy()))
+    keep_N = norms_N <= OUTLIER_FACTOR * median_norm
     if drops_outliers and not bool(keep_N.all()):
         x_ND, squares_N = x_ND[keep_N], squares_N[keep_N]
         grad_ND = None if grad_ND is None else grad_ND[keep_N]

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,6 +54,16 @@ def test_zero_rows_and_equal_rows_are_refused(make_list_source):
         measure(torch.ones(5, 3))
     with pytest.raises(DataError, match="all equal"):
         measure(torch.zeros(5, 3))
+
+
+def test_where_most_rows_are_zero_the_others_are_no_outliers():
+    x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+    norms = x.norm(dim=1)
+    x = x.where((torch.arange(100) % 5 == 0)[:, None], 0)
+    record = measure(x, drops_outliers=True)
+    assert record == measure(x) and record.n_rows == 100
+    assert record.median_norm == pytest.approx(float(np.median(norms[::5].numpy())), rel=1e-6)
+    assert len(drop_outliers(ActivationBatch(x, torch.arange(200).view(100, 2)), record)) == 100
 
 
 def test_several_points_are_calibrated_by_one_pass(host, make_plan):
