@@ -54,6 +54,8 @@ from saetools.rng import torch_seed
 DECAY = 0.99
 REFIT_STEPS = 100
 GAIN, MAX_EXCESS = 0.1, 10
+LEAST = torch.finfo(torch.float32).tiny
+"""Of thresholds: that of a feature long dead sinks, and from 0 no factor would lift it once the feature fires again."""
 START = 1e-3
 """Phase 2 begins with at least this threshold, in sqrt(V), where phase 1 left none (`mutual_fraction` 0)."""
 
@@ -237,4 +239,5 @@ def moved_thresholds(state: FeatureChoiceState, above_F: Tensor, n_rows: int) ->
     """
     budget_F = state.share_F * n_rows
     excess_F = (above_F - budget_F) / budget_F.clamp_min(1)
-    return replace(state, threshold_F=state.threshold_F * (GAIN * excess_F.clamp_max(MAX_EXCESS)).exp())
+    moved_F = state.threshold_F * (GAIN * excess_F.clamp_max(MAX_EXCESS)).exp()
+    return replace(state, threshold_F=moved_F.clamp_min(LEAST))

@@ -77,6 +77,19 @@ def test_thresholds_begin_with_that_of_phase_1_and_move_by_the_rule() -> None:
     torch.testing.assert_close((moved / begun.threshold_F).log(), expected)
 
 
+def test_a_threshold_comes_back_however_long_its_feature_was_dead() -> None:
+    dictionary = make_dictionary(FeatureChoice.configure(n_features=4, k=1), 6)
+    state = replace(
+        dictionary.initial_state(), share_F=torch.full((4,), 0.25).double(), threshold_F=torch.ones(4).double()
+    )
+    for _ in range(9000):
+        state = moved_thresholds(state, torch.zeros(4, dtype=torch.int64), 64)
+    assert (state.threshold_F.float() > 0).all()
+    for _ in range(900):
+        state = moved_thresholds(state, torch.full((4,), 32), 64)
+    assert (state.threshold_F > 1).all()
+
+
 def test_a_run_made_longer_goes_back_to_phase_1() -> None:
     """The thresholds of the shorter run's phase 2 stood for inference, and as the start of the new phase 2."""
     dictionary = make_dictionary(FeatureChoice.configure(n_features=12, k=3, budgets="uniform"), 6)
