@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from saetools.activations.base import ActivationBatch
-from saetools.activations.rows import RowsFile
 from saetools.activations.sources import estimate_bytes
 from saetools.dictionaries.base import make_dictionary
 from saetools.pipeline import Data
@@ -62,9 +61,7 @@ def describe(config: Any) -> list[tuple[str, str]]:
 def _rows(config: Any, data: Data) -> tuple[int, float | None]:
     """(width of the rows, rows per second of the host or None where rows are only read)."""
     settings = config.activations
-    if settings.source == "rows":
-        return RowsFile(settings.path).d_model, None
-    if settings.source in ("cached", "planted"):
+    if settings.source != "live":
         return data.source("train").spec.d_model, None
     host = data.host
     point = host.canonical(settings.point)

@@ -241,7 +241,12 @@ def local_source(source: Path | str) -> Path:
     from saetools.formats.hub import kept
     from saetools.formats.load import HUB
 
-    return kept(str(source), KEPT) if str(source).startswith(HUB) else Path(source)
+    return kept(str(source), KEPT) if str(source).startswith(HUB) else _named(Path(source))
+
+
+def _named(source: Path) -> Path:
+    """The path, in full where it has no name of its own, as `.`: neither above nor beside that is anything found."""
+    return source if source.name not in ("", "..") else source.resolve()
 
 
 def run_directory(source: Path) -> Path:
@@ -250,6 +255,7 @@ def run_directory(source: Path) -> Path:
     A dictionary of ours and a checkpoint stay as they were written: what is found of a bare one goes to NAME.results
     beside it, of a checkpoint to RUN/checkpoint_results/STEP. Of another library's file, to a directory of its name.
     """
+    source = _named(source)
     if source.is_file():
         return source.with_suffix("")
     around = source if is_checkpoint(source) else source.parent
@@ -295,7 +301,7 @@ def config_of(source: Path | str, overrides: Sequence[str] = ()) -> Any:
 
     Raises FormatError where there is none, as for another library's.
     """
-    source = Path(source)
+    source = _named(Path(source))
     for directory in (source, *source.parents[:3]):
         if (directory / CONFIG_FILE).exists():
             return read_config(directory, overrides)

@@ -277,6 +277,12 @@ def test_dry_run_writes_nothing(rows: Path, tmp_path: Path, capsys: pytest.Captu
     assert "20,000 in 79 steps" in out and "estimated time" in out and not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_refuses_what_the_run_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = ["--dictionary.kind=topk", "--dictionary.n_features=8", "--dictionary.k=2", f"--run.dir={tmp_path}"]
+    assert main(["train", *values, "--activations.source=rows", "--dry-run"]) == 2
+    assert "activations.source rows needs activations.path" in capsys.readouterr().err
+
+
 def test_fields_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--fields", "topk"]) == 0 and main(["doctor"]) == 0
     assert "--training.n_tokens" in capsys.readouterr().out

@@ -15,6 +15,7 @@ import pytest
 
 import saetools
 from saetools.cli import main
+from saetools.pipeline import config_of, local_source, run_directory
 from tests.lm.second_device import DEVICE as SECOND
 from tests.lm.second_device import SecondDevice
 
@@ -246,6 +247,15 @@ def test_a_dictionary_of_another_point_is_refused(
 ) -> None:
     assert main(["evaluate", str(live), "--activations.point", "blocks.1.hook_out"]) == 2
     assert "does not fit these vectors: point is 'blocks.0.hook_out'" in capsys.readouterr().err
+
+
+def test_from_within_a_directory(live: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(live / "dictionary")
+    assert run_directory(Path()) == run_directory(Path("..")) == local_source("..") == live.resolve()
+    assert config_of(".") == config_of(live / "dictionary")
+    shutil.copytree(live / "dictionary", tmp_path / "bare")
+    monkeypatch.chdir(tmp_path / "bare")
+    assert run_directory(local_source(".")) == tmp_path.resolve() / "bare.results"
 
 
 def test_an_empty_corpus(common: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

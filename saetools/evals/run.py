@@ -39,6 +39,7 @@ from saetools.evals.base import (
 )
 from saetools.evals.cost import Cost
 from saetools.evals.rows import RowEvaluation, run_together
+from saetools.safeio import read_json
 
 EVAL_FILE, KEPT = "eval.json", "evaluations"
 FORMULAS = ("activations", "dictionaries", "evals", "features", "functional", "kernels", "lm", "text")
@@ -159,7 +160,7 @@ def run_evaluations(
 
 def read_records(path: Path) -> list[EvalRecord]:
     """The records of an `eval.json`."""
-    return [EvalRecord.model_validate(entry) for entry in json.loads(path.read_text())]
+    return [EvalRecord.model_validate(entry) for entry in read_json(path)]
 
 
 def _write(path: Path, records: Sequence[EvalRecord]) -> None:
