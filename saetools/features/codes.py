@@ -11,7 +11,7 @@ A shard holds, in the ragged layout of SparseCode, without stored zeros:
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, ValidationError
@@ -20,7 +20,7 @@ from torch import Tensor
 from saetools.activations.base import ActivationBatch
 from saetools.atomic import committed_directory, write_json, write_tensors
 from saetools.dictionaries.base import Dictionary, SparseCode
-from saetools.errors import DataError, FormatError
+from saetools.errors import ConfigError, DataError, FormatError, nearest
 from saetools.records import FrozenModel, PointSpec
 from saetools.safeio import load_safetensors, read_json, verify_directory
 
@@ -42,7 +42,7 @@ class ShardInfo(FrozenModel):
 class CodesInfo(FrozenModel):
     """What a directory of codes is: the content of codes.json."""
 
-    version: int = Field(1, description="version of this layout")
+    version: Literal[1] = Field(1, description="version of this layout")
     source: str = Field(description="where the dictionary was loaded from")
     kind: str = Field(description="kind of the dictionary")
     n_features: int = Field(description="F")
@@ -83,9 +83,11 @@ def write_codes(
     """Encode rows and write their codes, atomically: the directory is there whole or not at all.
 
     `rows` says where they are from; `document_name`: the name of a document by its number. `progress` is told the
-    number of rows of each batch. Raises RunError where `path` exists or cannot be written, DataError where a value is
-    beyond `dtype`.
+    number of rows of each batch. Raises RunError where `path` exists or cannot be written, ConfigError for another
+    `dtype` than float32, bfloat16 and float16, DataError where a value is beyond it.
     """
+    if dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r} of codes.{nearest(dtype, DTYPES)} Known: {', '.join(DTYPES)}.")
     shards: list[ShardInfo] = []
     documents: dict[int, str] = {}
     with committed_directory(path) as directory:
@@ -111,13 +113,17 @@ def write_codes(
 
 
 def _narrowed(values_M: Tensor, dtype: str) -> Tensor:
-    """The values in a dtype; DataError where a finite one would become infinite there."""
+    """The values in a dtype; DataError where a finite one would become infinite there.
+
+    What would become 0, and with it silent, is the least number of the dtype.
+    """
     narrow_M = values_M.to(DTYPES[dtype])
     over_M = narrow_M.isinf() & values_M.isfinite()
     if over_M.any():
         largest = float(values_M[over_M].abs().max())
         raise DataError(f"a code has the value {largest:.4g}, which {dtype} does not hold. Take bfloat16 or float32.")
-    return narrow_M
+    least = torch.finfo(narrow_M.dtype).tiny * torch.finfo(narrow_M.dtype).eps
+    return torch.where(narrow_M != 0, narrow_M, (values_M.sign() * least).to(narrow_M.dtype))
 
 
 def read_info(path: Path | str) -> CodesInfo:

@@ -13,7 +13,7 @@ from saetools.dictionaries.base import Dictionary
 from saetools.errors import DataError, MismatchError
 from saetools.features.coactivation import Coactivation
 from saetools.features.contexts import Contexts, WindowTexts
-from saetools.features.firings import Firings
+from saetools.features.firings import Firings, flat_code
 from saetools.features.moments import Moments
 from saetools.records import FrozenModel
 from saetools.text.base import TokenBatch
@@ -86,12 +86,10 @@ def collect(dictionary: Dictionary, source: RowSource, plan: TokenPlan | None, s
             if left is not None and len(rows) >= left:
                 rows, tokens = _up_to(left, rows, tokens)
             code = dictionary.encode(_on(dictionary, rows.x_ND), dict(rows.fields))
-            *places, values_M = code.flat()
-            row_M, feature_M, value_M = (column.cpu().numpy() for column in (*places, values_M.float()))
-            where_N2 = rows.where_N2.cpu().numpy()
-            gathered.add(Firings.of((row_M, feature_M, value_M), where_N2, tokens), tokens)
+            flat = flat_code(code)
+            gathered.add(Firings.of(flat, rows.where_N2.cpu().numpy(), tokens), tokens)
             if gathered.coactivation is not None:
-                gathered.coactivation.add(row_M, feature_M, value_M, len(code))
+                gathered.coactivation.add(*flat, len(code))
             if settings.n_tokens is not None and gathered.moments.n_rows >= settings.n_tokens:
                 break
     finally:

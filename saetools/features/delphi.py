@@ -2,13 +2,14 @@
 
     <directory>/<point>/<first>_<last>.safetensors     for each of n_splits ranges of features, both ends included
         locations    [M, 3] uint16, or uint32 where too small: (window, column, feature - first)
-        activations  [M] float16, float32 where a value would overflow
+        activations  [M] float16, float32 where a value would become infinite or 0
         tokens       [windows, T] int64
     <directory>/<point>/config.json
 
 Windows are ours: BOS and padding have no latents. Layout read in EleutherAI/delphi, latents/cache.py (commit 078745e).
 """
 
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from saetools import atomic
 from saetools.activations.base import RowSource
 from saetools.dictionaries.base import Dictionary
 from saetools.errors import DataError
-from saetools.features.firings import Firings
+from saetools.features.firings import Firings, flat_code
 from saetools.text.packing import TokenPlan
 
 
@@ -29,15 +30,15 @@ def export_delphi(
 ) -> Path:
     """Write the latents of the first host batches, until n_tokens rows are in; the directory of the point.
 
-    All firings are held: about 16 bytes each, n_tokens * L0 of them. Raises DataError without rows.
+    Files of latents that were there are removed: delphi reads whatever ranges it finds. All firings are held: about 16
+    bytes each, n_tokens * L0 of them. Raises DataError without rows.
     """
     firings, tokens, n_rows = [], [], 0
     stream = source.batches(0)
     try:
         for (_, rows), batch in zip(stream, plan.batches(0), strict=False):
             code = dictionary.encode(rows.x_ND.to(dictionary.device, torch.float32))
-            row_M, feature_M, value_M = (column.cpu().numpy() for column in code.flat())
-            firings.append(Firings.of((row_M, feature_M, value_M), rows.where_N2.cpu().numpy(), batch))
+            firings.append(Firings.of(flat_code(code), rows.where_N2.cpu().numpy(), batch))
             tokens.append(batch.ids_BT)
             n_rows += len(rows)
             if n_rows >= n_tokens:
@@ -47,15 +48,24 @@ def export_delphi(
     if not n_rows:
         raise DataError("The held-out split gave no rows, so there are no latents to export. Add held-out documents.")
     folder = atomic.make_directory(directory / source.spec.point)
+    for before in folder.glob("*.safetensors"):
+        if re.fullmatch(r"\d+_\d+", before.stem):
+            before.unlink()
     location_M3, joined_M = _joined(firings, len(tokens[0]))
     ids = torch.from_numpy(np.concatenate(tokens))
-    bounds = np.linspace(0, dictionary.config.n_features, n_splits + 1).astype(int)
+    n_features = dictionary.config.n_features
+    bounds = np.linspace(0, n_features, min(n_splits, n_features) + 1).astype(int)
     for first, end in pairwise(bounds.tolist()):
         inside = (location_M3[:, 2] >= first) & (location_M3[:, 2] < end)
         part = location_M3[inside] - [0, 0, first]
         columns = {"locations": _small(part), "activations": _half(joined_M[inside]), "tokens": ids}
         atomic.write_tensors(folder / f"{first}_{end - 1}.safetensors", columns)
-    about = {"model_name": source.spec.host, "n_tokens": n_rows, "cache_ctx_len": ids.shape[1], "n_splits": n_splits}
+    about = {
+        "model_name": source.spec.host,
+        "n_tokens": n_rows,
+        "cache_ctx_len": ids.shape[1],
+        "n_splits": len(bounds) - 1,
+    }
     atomic.write_json(folder / "config.json", {**about, "batch_size": len(tokens[0]), "dataset_split": plan.split})
     return folder
 
@@ -75,5 +85,6 @@ def _small(location_M3: np.ndarray) -> torch.Tensor:
 
 
 def _half(value_M: np.ndarray) -> torch.Tensor:
-    fits = np.abs(value_M).max(initial=0) <= np.finfo(np.float16).max
-    return torch.from_numpy(value_M.astype(np.float16 if fits else np.float32))
+    with np.errstate(over="ignore"):
+        half_M = value_M.astype(np.float16)
+    return torch.from_numpy(half_M if np.isfinite(half_M).all() and half_M.all() else value_M)

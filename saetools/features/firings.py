@@ -6,10 +6,17 @@ from functools import cached_property
 import numpy as np
 
 from saetools.errors import MismatchError
+from saetools.functional.statistics import Code
 from saetools.text.base import TokenBatch
 
 Flat = tuple[np.ndarray, np.ndarray, np.ndarray]
 """(row_M, feature_M, value_M) of the slots of a code that are not zero, rows ascending."""
+
+
+def flat_code(code: Code) -> Flat:
+    """The slots of a code as arrays; values of any dtype as float32."""
+    row_M, feature_M, value_M = code.flat()
+    return row_M.cpu().numpy(), feature_M.cpu().numpy(), value_M.float().cpu().numpy()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import torch
 
 from saetools.dictionaries.base import Dictionary
 from saetools.errors import DataError
+from saetools.features.firings import flat_code
 from saetools.features.records import PromptFirings
 from saetools.lm.base import Host
 
@@ -41,7 +42,7 @@ def fire_on_prompt(dictionary: Dictionary, host: Host, point: str, text: str, n_
     ids_BT = torch.tensor([[*bos, *ids]], device=host.device)
     x_ND = host.activations(ids_BT, [point])[point][0, len(bos) :]
     code = dictionary.encode(x_ND.to(dictionary.device, torch.float32))
-    row_M, feature_M, value_M = (column.cpu().numpy() for column in code.flat())
+    row_M, feature_M, value_M = flat_code(code)
     order = np.argsort(-np.abs(value_M), kind="stable")
     features: dict[int, list[tuple[int, float]]] = {}
     for row, feature, value in zip(row_M[order].tolist(), feature_M[order].tolist(), value_M[order].tolist()):

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from saetools.activations.base import ActivationBatch
+from saetools.atomic import committed_directory, write_json
 from saetools.dictionaries.base import dictionary_class, make_dictionary
-from saetools.errors import DataError, FormatError, RunError
+from saetools.errors import ConfigError, DataError, FormatError, RunError
 from saetools.features import codes
 from saetools.features.codes import read_codes, read_info, write_codes
 
@@ -49,6 +50,30 @@ def test_half_precision(tmp_path: Path) -> None:
         write_codes(tmp_path / "large", dictionary, large, "made here", dtype="float16")
     assert not (tmp_path / "large").exists()
     write_codes(tmp_path / "large", dictionary, large, "made here", dtype="bfloat16")
+
+
+def test_what_fires_weakly_fires_in_half_precision(tmp_path: Path) -> None:
+    """float16 ends at 6e-8: smaller codes were stored as zeros, which mean that nothing fires."""
+    dictionary = make_dictionary(dictionary_class("topk").examples()[0], D)
+    small = [replace(batch, x_ND=batch.x_ND * 1e-9) for batch in batches()]
+    for dtype in ("float32", "float16", "bfloat16"):
+        info = write_codes(tmp_path / dtype, dictionary, small, "made here", dtype=dtype)
+        (part,) = read_codes(tmp_path / dtype)
+        assert info.n_values == int((part.code.values != 0).sum()) > 0
+        expected = torch.cat([dictionary.encode(batch.x_ND).to_ragged().values for batch in small])
+        assert (part.code.values.float() - expected).abs().max() < 6e-8
+
+
+def test_unknown_dtypes_and_versions(tmp_path: Path) -> None:
+    dictionary = make_dictionary(dictionary_class("topk").examples()[0], D)
+    with pytest.raises(ConfigError, match=r"unknown dtype 'float64'.*float16"):
+        write_codes(tmp_path / "c", dictionary, batches(), "made here", dtype="float64")
+    assert list(tmp_path.iterdir()) == []
+    with committed_directory(tmp_path / "later") as directory:
+        info = codes.CodesInfo(source="", kind="topk", n_features=3, spec=None, rows="", documents={}, shards=())
+        write_json(directory / "codes.json", info.model_dump(mode="json") | {"version": 2})
+    with pytest.raises(FormatError, match="version"):
+        read_info(tmp_path / "later")
 
 
 def test_nothing_half_written_and_damage_named(tmp_path: Path) -> None:
