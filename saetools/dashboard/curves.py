@@ -33,8 +33,9 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise FormatError(f"cannot read the curves of a run, {path}: {error.strerror or error}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        cause = (error.strerror if isinstance(error, OSError) else None) or error
+        raise FormatError(f"cannot read the curves of a run, {path}: {cause}.") from error
     lines = text.split("\n")[:-1]
     try:
         return [json.loads(line) for line in lines]

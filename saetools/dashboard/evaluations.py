@@ -181,7 +181,7 @@ def curves(named: Named) -> Iterator[Panel]:
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Every n-th point, and the last, so that at most MAX_POINTS are drawn."""
-    step = -(-len(points) // MAX_POINTS)
+    step = -(-(len(points) - 1) // (MAX_POINTS - 1))
     return points if step < 2 else [*points[:-1:step], points[-1]]
 
 

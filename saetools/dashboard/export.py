@@ -41,13 +41,15 @@ class Contents:
     seed: int = 0
 
     def rows(self) -> tuple[TableRow, ...]:
-        """Lines of the table. DataError where there are none."""
+        """Lines of the table. DataError where there are none, or for features that the store does not have."""
         chosen = self.features
         if chosen is None:
             chosen = sample_of_firing(self.store.columns("count")["count"], self.n_features, self.seed)
         rows = self.store.table("feature", Filter(features=chosen), limit=len(chosen)).rows
         if not rows:
             raise DataError("there is no feature to show: none of the store fires, or none was asked for.")
+        if unknown := {*map(int, chosen)} - {row.feature for row in rows}:
+            raise DataError(f"there is no feature {min(unknown)}: the store has 0 to {self.store.info.n_features - 1}.")
         return rows
 
     def selection(self, n_shown: int) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
 import saetools
@@ -26,7 +26,7 @@ from saetools.activations.base import digest
 from saetools.activations.kept_rows import KeptRows
 from saetools.config import EvaluationConfig
 from saetools.dictionaries.base import Dictionary
-from saetools.errors import ConfigError, nearest
+from saetools.errors import ConfigError, FormatError, nearest
 from saetools.evals.base import (
     EvalRecord,
     Evaluation,
@@ -44,6 +44,7 @@ from saetools.safeio import read_json
 EVAL_FILE, KEPT = "eval.json", "evaluations"
 FORMULAS = ("activations", "dictionaries", "evals", "features", "functional", "kernels", "lm", "text")
 """Rooms whose code decides figures of given weights on given text."""
+RECORDS = TypeAdapter(list[EvalRecord])
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,13 @@ def run_evaluations(
 
 
 def read_records(path: Path) -> list[EvalRecord]:
-    """The records of an `eval.json`."""
-    return [EvalRecord.model_validate(entry) for entry in read_json(path)]
+    """The records of an `eval.json`. FormatError where it is missing, damaged or of another version."""
+    try:
+        return RECORDS.validate_python(read_json(path))
+    except ValidationError as error:
+        raise FormatError(
+            f"{path} does not hold the figures of evaluations: {error.errors()[0]['msg']}. --fresh makes them anew."
+        ) from None
 
 
 def _write(path: Path, records: Sequence[EvalRecord]) -> None:

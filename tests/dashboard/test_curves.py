@@ -24,6 +24,9 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
         read_metrics(path)
     with pytest.raises(FormatError, match="cannot read"):
         read_metrics(tmp_path / "none")
+    path.write_bytes(b"\xff\xfe\n")
+    with pytest.raises(FormatError, match="cannot read"):
+        read_metrics(path)
 
 
 def test_curves_hold_the_numbers() -> None:

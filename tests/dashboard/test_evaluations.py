@@ -45,6 +45,15 @@ def test_trade_offs_are_drawn_with_their_intervals() -> None:
     assert panel.figure.layout.title.text == "fvu over L0"
 
 
+@pytest.mark.parametrize("n", [1, 2, 33, 34, 65, 66, 67, 99, 1000])
+def test_curves_are_thinned_but_keep_their_ends(n: int) -> None:
+    series = {"quantile": list(range(n)), "l0": [1.0] * n}
+    (panel,) = curves({"a": [record("l0_mean", 3.0, series=series)]})
+    x = panel.data[0]["x"]
+    assert len(x) == n if n <= 33 else 16 < len(x) <= 33
+    assert x[0] == 0 and x[-1] == float(f"{n - 1:.5g}")
+
+
 def test_scores_stand_beside_their_floors() -> None:
     probe, co_firing = scores(NAMED)
     assert probe.rows[0] == ("a", 0.8, 0.7, 0.9, 0.6)

@@ -54,6 +54,8 @@ def test_a_sample_is_seeded_and_alive(store_path: Path, tmp_path: Path) -> None:
     assert shown(features=[DEAD, 2]) == [2, DEAD]
     with pytest.raises(DataError, match="no feature to show"):
         export_page(Contents(store, features=[]), tmp_path / "page.html")
+    with pytest.raises(DataError, match=rf"no feature {N_FEATURES}: the store has 0 to {N_FEATURES - 1}"):
+        export_page(Contents(store, features=[1, N_FEATURES]), tmp_path / "page.html")
 
 
 def test_inline_json_holds_no_markup_and_reads_back() -> None:

@@ -23,7 +23,7 @@ from saetools.arguments import parse_run
 from saetools.config import EvaluationConfig
 from saetools.dictionaries.itda import ITDA
 from saetools.dictionaries.topk import TopK
-from saetools.errors import ConfigError
+from saetools.errors import ConfigError, FormatError
 from saetools.evals.base import Subject, available_evaluations, make_evaluation
 from saetools.evals.comparison import comparison_table
 from saetools.evals.run import default_evaluations, read_records, run_evaluations, sources_fingerprint
@@ -48,6 +48,15 @@ def test_all_figures_are_written_and_shown(tmp_path):
     assert "one pass for reconstruction, sparsity" in by_name(records)["cost_sparsity"].note
     shown = table(records)
     assert all(name in shown for name in MAIN) and all(len(line) <= 110 for line in shown.splitlines()[:20])
+
+
+@pytest.mark.parametrize("text", ["", "{}", "5", '[{"name": "fvu"}]', '[{"nam', "\u00e4"])
+def test_damaged_figures_are_named(tmp_path, text):
+    (tmp_path / "eval.json").write_text(text, encoding="latin-1")
+    with pytest.raises(FormatError, match=r"eval\.json"):
+        read_records(tmp_path / "eval.json")
+    with pytest.raises(FormatError, match=r"none\.json"):
+        read_records(tmp_path / "none.json")
 
 
 def test_together_equals_alone():
