@@ -306,6 +306,7 @@ def test_encode_a_rows_file(run: Path, rows: Path, tmp_path: Path, capsys: pytes
 
     from saetools.features.codes import read_codes, read_info
 
+    bad = tmp_path / "bad.safetensors"
     assert main(["encode", str(run), "--rows", str(rows), "--out", str(tmp_path / "c"), "--n-rows", "5000"]) == 0
     assert "5,000 rows" in capsys.readouterr().out
     info = read_info(tmp_path / "c")
@@ -315,6 +316,9 @@ def test_encode_a_rows_file(run: Path, rows: Path, tmp_path: Path, capsys: pytes
     save_file({"x": torch.zeros(3, 5)}, tmp_path / "narrow.safetensors")
     assert main(["encode", str(run), "--rows", str(tmp_path / "narrow.safetensors"), "--out", str(tmp_path / "d")]) == 2
     assert "rows of width 5" in capsys.readouterr().err and not (tmp_path / "d").exists()
+    save_file({"x": torch.ones(3, 16).index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(torch.nan))}, bad)
+    assert main(["encode", str(run), "--rows", str(bad), "--out", str(tmp_path / "d")]) == 2
+    assert "Row 1 of `x`" in capsys.readouterr().err and not (tmp_path / "d").exists()
     for what in (["--rows", str(rows)], ["--corpus", "stdlib"]):
         for n in ("0", "-3"):
             assert main(["encode", str(run), *what, "--out", str(tmp_path / "d"), f"--n-rows={n}"]) == 2

@@ -58,12 +58,24 @@ class RowsFile:
         """Whether the file says of each row which (document, position) it is."""
         return self._where is not None
 
-    def read(self, first: int, end: int) -> ActivationBatch:
-        """Rows first .. end - 1 as they are in the file; `where` is (row // 1000, row) where the file has none."""
+    def read(self, first: int, end: int, gradients: bool = True) -> ActivationBatch:
+        """Rows first .. end - 1 as they are in the file, with its gradients unless told not to.
+
+        `where` is (row // 1000, row) where the file has none.
+        Raises DataError at a row that is not finite.
+        """
         where = places(first, end) if self._where is None else self._where(first, end).to(torch.int64)
-        return ActivationBatch(
-            self._x(first, end), where, {name: read(first, end) for name, read in self._fields.items()}
-        )
+        fields = {name: read(first, end) for name, read in self._fields.items() if gradients}
+        rows = ActivationBatch(self._x(first, end), where, fields)
+        for name, value_ND in {_X_NAME: rows.x_ND, **rows.fields}.items():
+            self.check_finite(value_ND, name, first, "is not finite; remove it from the file")
+        return rows
+
+    def check_finite(self, value_ND: Tensor, name: str, first: int, cause: str) -> None:
+        """DataError naming the first row that is not finite (counted from `first`), and the cause."""
+        finite_N = torch.isfinite(value_ND).all(dim=1)
+        if not bool(finite_N.all()):
+            raise DataError(f"Row {first + int((~finite_N).nonzero()[0])} of `{name}` in {self.path} {cause}.")
 
     @cached_property
     def content_hash(self) -> str:
@@ -147,11 +159,11 @@ class RowsSource:
 
     def _batch(self, i: int) -> ActivationBatch:
         first = self.first + i * self.batch_rows
-        raw = self.file.read(first, min(first + self.batch_rows, self.end))
+        raw = self.file.read(first, min(first + self.batch_rows, self.end), self._gradients)
         rounded = ActivationBatch(
             self._round(raw.x_ND, "x", first),
             raw.where_N2,
-            {name: self._round(value, name, first) for name, value in raw.fields.items() if self._gradients},
+            {name: self._round(value, name, first) for name, value in raw.fields.items()},
         )
         kept = rounded
         if self.drops_outliers and self._calibration is not None:
@@ -161,16 +173,10 @@ class RowsSource:
 
     def _round(self, value_ND: Tensor, name: str, first: int) -> Tensor:
         rounded = value_ND.to(TORCH_DTYPES[self.dtype])
-        finite_N = torch.isfinite(rounded).all(dim=1)
-        if bool(finite_N.all()):
-            return rounded
-        row = int((~finite_N).nonzero()[0])
-        cause = (
-            f"overflows in {self.dtype}; set activations.dtype to bfloat16 or float32"
-            if bool(torch.isfinite(value_ND[row]).all())
-            else "is not finite; remove it from the file"
-        )
-        raise DataError(f"Row {first + row} of `{name}` in {self.file.path} {cause}.")
+        if rounded is not value_ND:
+            cause = f"overflows in {self.dtype}; set activations.dtype to bfloat16 or float32"
+            self.file.check_finite(rounded, name, first, cause)
+        return rounded
 
 
 def _range_of(file: RowsFile, split: Split, whole: bool) -> tuple[int, int]:
