@@ -147,7 +147,7 @@ def committed_directory(path: Path | str, replace: bool = False) -> Iterator[Pat
         os.mkdir(temporary)
         yield temporary
         write_manifest(temporary)
-        _exchange(temporary, path)
+        _exchange(temporary, path, replace)
         _fsync_directory(path.parent)
     except OSError as error:
         raise _explained(error, path) from error
@@ -214,11 +214,16 @@ def _write_all(handle: int, data: memoryview) -> None:
         data = data[written:]
 
 
-def _exchange(temporary: Path, path: Path) -> None:
-    """Rename temporary to path; an old path is put aside first and deleted after, or put back on failure."""
+def _exchange(temporary: Path, path: Path, replace: bool) -> None:
+    """Rename temporary to path; an old path is put aside first and deleted after, or put back on failure.
+
+    Not `replace`, RunError where somebody has made the path since it was looked for.
+    """
     if not path.exists():
         os.rename(temporary, path)
         return
+    if not replace:
+        raise RunError(f"{path} was made while its content was computed. Remove it or choose another directory.")
     old = _temporary_sibling(path, "old")
     os.rename(path, old)
     try:

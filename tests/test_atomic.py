@@ -97,6 +97,13 @@ def test_an_existing_directory_is_refused_unless_replaced(tmp_path: Path) -> Non
     assert verify_directory(tmp_path / "made") == ["c.txt"]
 
 
+def test_a_directory_that_was_made_meanwhile_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="made while"), atomic.committed_directory(tmp_path / "d"):
+        (tmp_path / "d").mkdir()
+        (tmp_path / "d" / "mine").touch()
+    assert (tmp_path / "d" / "mine").exists() and [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
 def test_unwritable_directory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot write"):
