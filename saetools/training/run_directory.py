@@ -78,6 +78,8 @@ class RunDirectory:
                 f"{self.path} is in use by {_owner_text(owner)}. Wait until it ends, stop it, or set run.dir to "
                 f"another directory."
             ) from None
+        except OSError as error:
+            raise RunError(f"{lock.lock_file} cannot be locked: {error.strerror or error}. Check its owner.") from error
         try:
             atomic.write_json(owner, {"pid": os.getpid(), "host": platform.node()})
             yield

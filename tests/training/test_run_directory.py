@@ -59,6 +59,12 @@ def test_the_same_process_cannot_have_it_twice(tmp_path: Path) -> None:
         pass
 
 
+def test_a_lock_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()  # as one that belongs to somebody else
+    with pytest.raises(RunError, match="lock cannot be locked"), RunDirectory(tmp_path).locked():
+        pass
+
+
 def test_a_directory_in_which_nothing_was_written_is_removed(tmp_path: Path) -> None:
     with pytest.raises(KeyError), RunDirectory(tmp_path / "run").locked():
         raise KeyError
