@@ -302,14 +302,16 @@ window.dash_clientside.saetools = (() => {
   };
 
   /** The feature of a number, or the first that a search finds among those listed, in the order of the table. */
-  const openFound = (text) => {
+  const openFound = (text, meanwhile = () => false) => {
     if (/^\d{1,15}$/.test(text)) return go(Number(text));
     const column = grid && grid.getColumnState().find(({ sort }) => sort);
     const sort = column ? (column.sort === "desc" ? "-" : "") + column.colId : "-density";
     return fetch("/find", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ text, sort, features: listed }) })
       .then((answer) => answer.json())
-      .then(({ feature }) => { if (feature !== null) go(feature); });
+      .then(({ feature }) => { if (feature !== null && !meanwhile()) go(feature); });
   };
+  /** The feature of the address, or else the first of the table, unless one was chosen meanwhile. */
+  const begin = () => (location.hash ? follow(location.hash) : openFound("", () => wanted !== null));
   window.SaeShell.listenKeys(step, choose, openFound);
 
   /** A link to a feature, or its number in the address: its view, whatever tab is open. */
@@ -330,7 +332,7 @@ window.dash_clientside.saetools = (() => {
   const start = () => {
     when("sae-search-box", drawSearch);
     when("table", () => window.dash_ag_grid.getApiAsync("table").then(listenGrid));
-    when("sae-feature", () => follow(location.hash));
+    when("sae-feature", begin);
     return 1;
   };
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { window.SaeFeature.redraw(document); if (map) map.redraw(); });

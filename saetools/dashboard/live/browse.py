@@ -15,7 +15,7 @@ from saetools.errors import SaetoolsError
 from saetools.features.store import FeatureStore, Filter
 
 NUMBERS = {"function": "params.value == null ? '' : d3.format('.3~g')(params.value)"}
-WIDTHS = {"feature": 76, "peak_token": 112, "label": 92, "density": 104, "max_value": 66, "mean": 72, "kurtosis": 88}
+WIDTHS = {"feature": 72, "peak_token": 104, "label": 92, "density": 106, "max_value": 62, "mean": 68, "kurtosis": 84}
 
 
 def table_layout(store: FeatureStore) -> html.Div:

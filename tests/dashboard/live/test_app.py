@@ -154,9 +154,11 @@ def test_every_tab_works(watched: Any, address: str, subject: Subject) -> None:
     page.goto(address)
     page.wait_for_selector(ROW)
     page.wait_for_selector("#sae-density svg")
-    assert page.locator("#sae-feature-title").inner_text() == "Choose a feature"
+    page.wait_for_selector("#sae-feature .sae-token")  # of the first in the table
+    first = page.locator("#sae-feature-title").inner_text()
+    assert first == f"Feature {subject.store.table('-density', limit=1).rows[0].feature}"
     page.click(f"{ROW}[row-index='2']")
-    page.wait_for_selector("#sae-feature .sae-token")
+    page.wait_for_selector(f"#sae-feature-title:not(:text-is({first!r}))")
     first = page.locator("#sae-feature-title").inner_text()
     page.locator("#sae-feature-title").click()
     page.keyboard.press("j")
