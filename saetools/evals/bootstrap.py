@@ -33,13 +33,13 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 class DocumentSums:
     """float64 sums of C columns over the rows of each document, in memory bounded whatever the number of documents.
 
-    Documents are numbered; those whose numbers agree modulo the number of groups (4096, or what fits into 64 MiB)
-    share a group, so that up to so many consecutive documents each have their own, and beyond that groups of documents
-    are resampled, which is as valid.
+    Documents are numbered; those whose numbers agree modulo the number of groups (4096, or what fits into 64 MiB, but
+    16 at least) share a group, so that up to so many consecutive documents each have their own, and beyond that groups
+    of documents are resampled, which is as valid.
     """
 
     def __init__(self, n_columns: int) -> None:
-        self.n_groups = max(2, min(MAX_GROUPS, MAX_BYTES // (8 * n_columns)))
+        self.n_groups = max(2 * LEAST_ITEMS, min(MAX_GROUPS, MAX_BYTES // (8 * n_columns)))
         self.sums_GC = torch.zeros(self.n_groups, n_columns, dtype=torch.float64)
         self.n_rows_G = torch.zeros(self.n_groups, dtype=torch.int64)
 

@@ -34,9 +34,14 @@ def hungarian_match(a_AD: Tensor, b_BD: Tensor, either_sign: bool = False) -> Ma
 
 @torch.no_grad()
 def best_matches(a_AD: Tensor, b_BD: Tensor, either_sign: bool = False) -> tuple[Tensor, Tensor]:
-    """(cosine_A, index_A): for each row of a the row of b of greatest cosine; several may share one. Blockwise."""
+    """(cosine_A, index_A): for each row of a the row of b of greatest cosine; several may share one. Blockwise.
+
+    (0, -1) where b has no row.
+    """
+    if not len(b_BD):
+        return torch.zeros(len(a_AD), dtype=torch.float32), torch.full((len(a_AD),), -1)
     unit_BD, parts = unit(b_BD), []
-    for block in unit(a_AD).split(max(1, BLOCK_BYTES // (4 * max(len(unit_BD), 1)))):
+    for block in unit(a_AD).split(max(1, BLOCK_BYTES // (4 * len(unit_BD)))):
         cosine_AB = block @ unit_BD.T
         parts.append((cosine_AB.abs() if either_sign else cosine_AB).max(1))
     return torch.cat([part.values for part in parts]).cpu(), torch.cat([part.indices for part in parts]).cpu()
@@ -51,7 +56,7 @@ def random_atoms_like(atoms_FD: Tensor, seed: int) -> Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     unit_FD = unit(atoms_FD).cpu()
-    moment_DD = unit_FD.double().T @ unit_FD.double() / len(unit_FD)
+    moment_DD = unit_FD.double().T @ unit_FD.double() / max(len(unit_FD), 1)
     value_D, vector_DD = torch.linalg.eigh(moment_DD)
     root_DD = (vector_DD * value_D.clamp_min(0).sqrt()) @ vector_DD.T
     return unit(torch.randn(unit_FD.shape, generator=generator, dtype=torch.float32) @ root_DD.float())

@@ -55,6 +55,15 @@ def test_documents_not_tokens_are_resampled():
     assert interval(1) == pytest.approx(of_documents, rel=1e-12), "groups without a document are not drawn"
 
 
+def test_a_million_features_do_not_make_documents_few():
+    """A sum of each took all of the room, so that seven groups were left and said to be seven documents."""
+    sums = DocumentSums(2**20 + 1)
+    documents = torch.arange(40)
+    sums.add_counts(documents, documents, documents)
+    low, high = sums.interval(lambda totals: totals[:, :40].sum(1), 0, 10)
+    assert sums.too_few() is None and low < 40 < high
+
+
 def test_many_documents_share_groups_and_keep_the_totals():
     sums = DocumentSums(2)
     documents = torch.randint(0, 10**9, (20_000,))

@@ -73,6 +73,14 @@ def test_other_widths_and_no_others(gaussian):
     assert "other dictionaries" in Stability().missing(row_subject(dictionary(torch.randn(5, 6)), gaussian))
 
 
+def test_another_without_any_atom(gaussian):
+    """One whose construction found nothing yet."""
+    empty = ITDA(ITDA.configure(n_features=8, k=1), 40)
+    for own, other in ((dictionary(torch.randn(60, 40)), empty), (empty, dictionary(torch.randn(60, 40)))):
+        found = by_name(Stability().run(replace(row_subject(own, gaussian), others={"other": other})))
+        assert found["matched_cosine"].value is None and not found["shared_features"].value
+
+
 def test_places_without_an_atom_are_not_features_that_are_missing():
     made = []
     for _ in range(2):
