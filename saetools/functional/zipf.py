@@ -10,17 +10,20 @@ MIN_FIRINGS = 10
 
 @dataclass(frozen=True)
 class ZipfFit:
-    """density of the feature of rank r (1 = most often) ~ scale * (r + offset)^-exponent."""
+    """density of the feature of rank r (1 = most often) ~ exp(log_scale - exponent ln(r + offset)).
+
+    Densities that fall exponentially are fitted by large offsets and exponents, of which the scale itself overflows.
+    """
 
     exponent: float
     offset: float
-    scale: float
+    log_scale: float
     rms_log_error: float  # root mean square of ln(density / fitted density) over the ranks fitted
     n_ranks: int  # ranks fitted
 
     def density(self, rank: np.ndarray) -> np.ndarray:
         """The fitted density of each rank."""
-        return self.scale * (rank + self.offset) ** -self.exponent
+        return np.exp(self.log_scale - self.exponent * np.log(rank + self.offset))
 
 
 def zipf_mandelbrot_fit(counts_F: np.ndarray, n_rows: int, min_firings: int = MIN_FIRINGS) -> ZipfFit | None:
@@ -50,4 +53,4 @@ def zipf_mandelbrot_fit(counts_F: np.ndarray, n_rows: int, min_firings: int = MI
     offset = min((0.0, float(np.expm1(found.x))), key=lambda q: line(q)[0])
     _, slope, intercept = line(offset)
     error = y - intercept - slope * np.log(rank + offset)
-    return ZipfFit(-slope, offset, float(np.exp(intercept)), float(np.sqrt(np.mean(error**2))), len(counts))
+    return ZipfFit(-slope, offset, intercept, float(np.sqrt(np.mean(error**2))), len(counts))

@@ -30,6 +30,13 @@ def test_without_a_law_shares_are_equal() -> None:
     assert zipf_shares(torch.zeros(8).double(), 2, 1000).tolist() == [0.25] * 8
 
 
+def test_shares_of_densities_that_fall_exponentially() -> None:
+    density_F = 0.2 * torch.exp(-torch.arange(1, 1001, dtype=torch.float64) / 50)
+    shares_F = zipf_shares(density_F, 8.0, 10**6)
+    assert shares_F.isfinite().all() and float(shares_F.sum()) == pytest.approx(8)
+    assert (shares_F.diff() <= 0).all() and shares_F[0] > 100 * shares_F[500]
+
+
 def test_cap() -> None:
     shares = capped_to_sum(np.array([100.0, 10.0, 1.0, 1.0]), 3.0)
     assert shares[:2].tolist() == [1.0, 1.0] and shares.sum() == pytest.approx(3)

@@ -16,6 +16,17 @@ def test_exact_law(exponent, offset):
     np.testing.assert_allclose(fit.density(rank), counts / 1e9, rtol=1e-2)
 
 
+@pytest.mark.parametrize(("tau", "n"), [(20, 200), (50, 1000), (300, 3000)])
+def test_densities_that_fall_exponentially(tau, n):
+    """Offset and exponent become so large that the scale is beyond float64; densities were infinite or nan."""
+    rank = np.arange(1, n + 1)
+    counts = np.round(2e5 * np.exp(-rank / tau))
+    fit = zipf_mandelbrot_fit(counts, 10**6)
+    density = fit.density(rank[: fit.n_ranks])
+    error = np.log(density / (counts[: fit.n_ranks] / 1e6))
+    assert np.sqrt(np.mean(error**2)) == pytest.approx(fit.rms_log_error, rel=1e-6) and fit.rms_log_error < 0.2
+
+
 def test_rare_features_do_not_bend_the_fit():
     rank = np.arange(1, 301)
     counts = 1e5 * rank**-1.0
