@@ -43,9 +43,9 @@ def auxk(
 
     With `signed` (dictionaries of signed codes) the largest |pre| are taken with their sign.
     No bias in the decode of e'; selecting among the dead alone equals masking the living with -inf. 0 where nothing
-    is dead or where the residual does not vary (a single row). The gradient reaches rows of both matrices and both
-    biases. Source: Gao et al. 2024 (arXiv 2406.04093), appendix A.2; normalisation and decode without bias as in
-    saprmarks/dictionary_learning; the factor min(A / k_aux, 1) as in EleutherAI/sparsify.
+    is dead or where the residual does not vary but for rounding (a single row, equal rows). The gradient reaches rows
+    of both matrices and both biases. Source: Gao et al. 2024 (arXiv 2406.04093), appendix A.2; normalisation and decode
+    without bias as in saprmarks/dictionary_learning; the factor min(A / k_aux, 1) as in EleutherAI/sparsify.
     """
     n_dead, error_ND = W_enc_AD.shape[0], residual_ND.detach()
     if n_dead == 0:
@@ -57,8 +57,9 @@ def auxk(
         code_NA = pre_NA if signed else pre_NA.relu()
     loss = mean_of_rows(squared_error_N(error_ND - code_NA @ W_dec_AD))
     variance = mean_of_rows(squared_error_N(error_ND - error_ND.sum(0) / max(len(error_ND), 1)))
+    least = 100 * torch.finfo(loss.dtype).eps ** 2 * mean_of_rows(squared_error_N(error_ND))
     normalised = loss / variance.clamp_min(torch.finfo(loss.dtype).tiny)
-    return min(n_dead / k_aux, 1.0) * torch.where(variance > 0, normalised, 0.0)
+    return min(n_dead / k_aux, 1.0) * torch.where(variance > least, normalised, 0.0)
 
 
 def power_penalty(values: Tensor, n_rows: int, total_variance: Tensor, power: float = 1.0) -> Tensor:

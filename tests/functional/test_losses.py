@@ -65,6 +65,11 @@ def test_auxk_without_dead_features_or_variance_is_zero() -> None:
     one_row = auxk(x[:1], residual[:1], W_enc, random(3), random(5), random(3, 5), 2)
     one_row.backward()
     assert one_row.item() == 0 and W_enc.grad.abs().max() == 0
+    for n in (3, 5, 7):
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            equal = (residual[:1].expand(n, -1), random(3, 5), random(3), random(5), random(3, 5))
+            loss = auxk(x[:n].to(dtype), *(t.to(dtype) for t in equal), 2)
+            assert loss.item() == 0, "the mean of equal rows is not quite theirs: the loss was 1e15"
 
 
 def test_power_penalty() -> None:

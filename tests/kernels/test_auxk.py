@@ -36,6 +36,7 @@ def test_nothing_to_do() -> None:
         (x, residual, *weights, none),
         (x[:1], residual[:1], *weights, case.dead_A),
         (x[:0], residual[:0], *weights, case.dead_A),
+        (x[:7], residual[:1].expand(7, -1), *weights, case.dead_A),  # the mean of equal rows is not quite theirs
     ):
         loss, extra = auxk(*arguments, 4, 1.0)
         assert float(loss) == 0 and extra is None

@@ -346,6 +346,18 @@ def small_step(held: bool) -> DeviceStep:
     return DeviceStep(*start(20, age=2 * N), settings, 4, row_dtype=torch.float32, tiles=(tile, tile))
 
 
+@pytest.mark.parametrize("n", [3, 4, 7])
+def test_auxk_of_equal_rows_is_nothing(n: int) -> None:
+    """Their variance is the rounding of two sums, by which the loss was divided."""
+    settings = replace(SETTINGS, capacity=10)
+    step = DeviceStep(*start(20, age=2 * N), settings, n, row_dtype=torch.float32)
+    step.set_rates([1e-3])
+    step.load(batch(0)[:1].expand(n, -1).contiguous())
+    step.launch()
+    record = step.read()[-1]
+    assert record.applied and record.auxk == 0
+
+
 @pytest.mark.parametrize("selection", ["per_row", "global"])
 def test_a_dense_product_decodes_as_gathers_do(selection: str) -> None:
     """In row chunks of two; to the rounding of the code to bf16."""

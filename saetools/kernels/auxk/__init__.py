@@ -39,8 +39,8 @@ def auxk(
     loss = min(A / k_aux, 1) * mean_n ||residual - e'||^2 / mean_n ||residual - mean_n residual||^2
 
     x_ND: rows less b_dec; the gradient with respect to b_dec is that of the shift of x alone. The residual is a
-    constant. (0, None) where nothing is dead or the residual does not vary. Definition and source: Gao et al. 2024
-    (arXiv 2406.04093), appendix A.2; as `functional.losses.auxk`, which the contract suite compares.
+    constant. (0, None) where nothing is dead or the residual does not vary but for rounding. Definition and source:
+    Gao et al. 2024 (arXiv 2406.04093), appendix A.2; as `functional.losses.auxk`, which the contract suite compares.
     """
     nothing = torch.zeros((), dtype=x_ND.dtype, device=x_ND.device), None
     n_dead, N = len(dead_A), max(len(x_ND), 1)
@@ -48,7 +48,8 @@ def auxk(
         return nothing
     centred_ND = residual_ND - residual_ND.mean(0)
     variance = float(centred_ND.square().sum(1).sum(dtype=torch.float64)) / N
-    if variance == 0:
+    square = float(residual_ND.square().sum(1).sum(dtype=torch.float64)) / N
+    if variance <= 100 * torch.finfo(residual_ND.dtype).eps ** 2 * square:
         return nothing
     rows = W_enc_FD[dead_A], b_enc_F[dead_A], W_dec_FD[dead_A]
     chosen = resolve(impl, x_ND, *rows, triton=n_dead <= TRITON_CAPACITY)

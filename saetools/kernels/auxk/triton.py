@@ -58,9 +58,10 @@ def _scalars(
             both = (rows < n_columns)[:, None] & (d < D)[None, :]
             total += tl.sum(tl.load(columns_ptr + rows[:, None] * D + d[None, :], mask=both, other=0.0), axis=0)
         square += tl.sum(total * total, axis=0)
-    variance = tl.load(main_ptr) - square / N
+    whole = tl.load(main_ptr)
+    variance = whole - square / N  # of equal rows the rounding of both
     n_dead = tl.load(n_ptr).to(tl.float32)
-    factor = tl.where((variance > 0) & (n_dead > 0), tl.minimum(n_dead / k_aux, 1.0) / variance, 0.0)
+    factor = tl.where((variance > 1e-6 * whole) & (n_dead > 0), tl.minimum(n_dead / k_aux, 1.0) / variance, 0.0)
     error = tl.load(error_ptr)
     tl.store(aux_ptr, tl.where(factor > 0, factor * error * error, 0.0))
     tl.store(control_ptr + 6, -2.0 * factor * weight)
