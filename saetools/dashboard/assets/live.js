@@ -139,7 +139,10 @@ window.dash_clientside.saetools = (() => {
     if (!points) return same();
     const select = (features) => window.dash_clientside.set_props("list-filter", { data: features });
     if (map) map.rename(points.tokens); // labels are what can have changed: place and selection stay
-    else map = window.SaeMap.draw(by("sae-map"), points, { select, open: go, has: options.has });
+    else {
+      map = window.SaeMap.draw(by("sae-map"), points, { select, open: go, has: options.has });
+      if (wanted !== null) map.mark(wanted);
+    }
     return points.names;
   };
 

@@ -254,7 +254,12 @@ window.SaeMap = (() => {
     new ResizeObserver(repaint).observe(canvas);
     paint();
     root.dataset.points = String(n);
-    return { mark: (feature) => { state.current = feature; repaint(); }, rename: (tokens) => { points.tokens = tokens; }, redraw: repaint };
+    const mark = (feature) => {
+      state.current = feature;
+      canvas.dataset.current = String(feature);
+      repaint();
+    };
+    return { mark, rename: (tokens) => { points.tokens = tokens; }, redraw: repaint };
   };
 
   return { draw };

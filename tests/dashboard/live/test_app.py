@@ -165,6 +165,8 @@ def test_every_tab_works(watched: Any, address: str, subject: Subject) -> None:
     page.wait_for_selector(f"#sae-feature-title:not(:text-is({first!r}))")
     page.click("#tabs >> text=Map")
     page.wait_for_selector("#sae-map[data-points]")
+    shown = page.locator("#sae-feature-title").text_content().removeprefix("Feature ")
+    page.wait_for_selector(f".sae-map-canvas[data-current='{shown}']")  # has its ring, though the map came later
     page.locator(".sae-map-canvas").focus()
     page.keyboard.press("s")
     n_alive = subject.store.info.n_features - 1
