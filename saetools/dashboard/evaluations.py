@@ -51,6 +51,7 @@ CURVES: tuple[tuple[str, str, str, str, str, str, str], ...] = (
 )
 """figure, x and y in its series, title, axes, logarithmic axes."""
 MAX_POINTS = 33
+INTERVALS = "95 % intervals over held-out documents."
 LOGARITHMIC: dict[str, Any] = {"type": "log", "dtick": 1}
 
 
@@ -58,16 +59,21 @@ def comparison_page(named: Named, path: Path | str, title: str = "Comparison of 
     """Write the page of the dictionaries in `named` (name -> records of its eval.json)."""
     facts = [("dictionaries", str(len(named))), *_common_facts(named)]
     sections = [
-        Section("Trade-offs", ("95 % intervals over held-out documents.",), tuple(trade_offs(named))),
+        Section("Trade-offs", (INTERVALS,) if _has_intervals(named) else (), tuple(trade_offs(named))),
         Section(
             "Scores and their floors",
             ("Filled: the dictionary, with its 95 % interval. Hollow: the same for random atoms, or by chance.",),
             tuple(scores(named)),
         ),
         Section("Curves", (), tuple(curves(named))),
-        Section("Every figure", ("95 % intervals in brackets.",), (), (figure_table(named),)),
+        Section("Every figure", ("95 % intervals in brackets, where there are any.",), (), (figure_table(named),)),
     ]
     report_page(title, facts, [section for section in sections if section.panels or section.tables], path)
+
+
+def _has_intervals(named: Named) -> bool:
+    found = (_find(records, figure) for records in named.values() for figure in TRADE_OFFS)
+    return any(record is not None and record.spread is not None for record in found)
 
 
 def trade_offs(named: Named, groups: Mapping[str, str] | None = None) -> Iterator[Panel]:
@@ -95,7 +101,9 @@ def trade_offs(named: Named, groups: Mapping[str, str] | None = None) -> Iterato
                     }
                 )
         if data:
-            shape = _with_legend(layout("mean L0", figure, {"fixedrange": False}, {"rangemode": "normal"}), len(data))
+            signed = any((y.value or 0) < 0 for _, _, y in shown)  # else no axis of shares begins below 0
+            y_axis = {"rangemode": "normal" if signed else "nonnegative"}
+            shape = _with_legend(layout("mean L0", figure, {"fixedrange": False}, y_axis), len(data))
             rows = tuple((name, _round(x.value), _round(y.value)) for name, x, y in shown)
             yield Panel(f"{figure} over L0", data, shape, ("dictionary", "L0", figure), rows)
 
@@ -164,7 +172,7 @@ def curves(named: Named) -> Iterator[Panel]:
                 data.append(
                     {
                         "type": "scatter",
-                        "mode": "lines",
+                        "mode": "lines" if len(points) > 1 else "markers",
                         "name": plain(name),
                         "x": [_round(x) for x, _ in points],
                         "y": [_round(y) for _, y in points],
@@ -246,7 +254,8 @@ def _errors(records: Sequence[EvalRecord]) -> dict[str, Any]:
 
 def _marker(place: int) -> dict[str, Any]:
     colour, symbol = COLOURS[place % len(COLOURS)], SYMBOLS[place // len(COLOURS) % len(SYMBOLS)]
-    return {"type": "scatter", "mode": "markers", "marker": {"color": colour, "symbol": symbol, "size": 10}}
+    marker = {"color": colour, "symbol": symbol, "size": 10}
+    return {"type": "scatter", "mode": "markers", "marker": marker, "cliponaxis": False}
 
 
 def _with_legend(shape: dict[str, Any], n: int) -> dict[str, Any]:

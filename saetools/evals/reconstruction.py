@@ -9,9 +9,9 @@
 
 Numerators and denominators are summed over the whole set, never averaged over batches. `fvu` carries a curve over the
 position in the host's window (octaves: 0, 1, 2-3, 4-7, ...), each with the variance of the whole set as denominator
-per row. SAEBench (custom evals/core, "corrected" formula) subtracts the squared mean of *squares*: it is not a
-fraction of variance and changes with the units of x; never compare it with the others. relative_bias is gamma of
-Rajamanoharan et al. 2024 (arXiv 2404.16014), section 4.
+per row; rows that are of no documents have none. SAEBench (custom evals/core, "corrected" formula) subtracts the
+squared mean of *squares*: it is not a fraction of variance and changes with the units of x; never compare it with the
+others. relative_bias is gamma of Rajamanoharan et al. 2024 (arXiv 2404.16014), section 4.
 
 Cost: one encode and decode of each row. Cannot tell: whether the error matters to the model (see loss_recovered), or
 whether features mean anything: a linear map of rank D has fvu 0.
@@ -47,6 +47,8 @@ class _Tally:
     def __init__(self, evaluation: Reconstruction, subject: Subject) -> None:
         self.evaluation, self.seed, self.d_model = evaluation, subject.seed, subject.spec.d_model
         self.window = _window_tokens(subject)
+        of_documents = subject.heldout.document_id(0) != subject.heldout.document_id(1)
+        self.has_positions = self.window is not None or of_documents  # else they are numbers of rows
         self.sums = DocumentSums(len(SCALARS) + 2 * self.d_model)
         self.by_octave = torch.zeros(N_OCTAVES, 2, dtype=torch.float64)  # rows, error
 
@@ -87,7 +89,7 @@ class _Tally:
         variance = float(variation(totals, self.d_model)[0] / _column(totals, "rows")[0])
         used = [i for i in range(N_OCTAVES) if self.by_octave[i, 0] > 0]
         rows, error = (self.by_octave[used, i].tolist() for i in (0, 1))
-        if np.isnan(variance):
+        if np.isnan(variance) or not self.has_positions:
             return {}
         return {
             "first_position": [float(2 ** (i - 1)) if i else 0.0 for i in used],

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from small_hosts import CONTEXT, by_name, host_subject, row_subject, scaled_copy
 
+from saetools.activations.rows import RowsSource
 from saetools.dictionaries.topk import TopK
 from saetools.errors import DataError
+from saetools.evals.base import Subject
 from saetools.evals.reconstruction import Reconstruction, octave
 from saetools.evals.sparsity import Sparsity
 
@@ -73,6 +76,19 @@ def test_the_curve_over_positions_averages_to_the_whole(gaussian):
     assert record.series["first_position"] == [0, 1, 2, 4, 8]
     assert tokens.sum() == 1000
     assert (tokens * fvu).sum() / 1000 == pytest.approx(record.value, rel=1e-9)
+
+
+def test_rows_of_no_documents_have_no_curve_over_positions(tmp_path):
+    """A bare file's `where` counts its rows; with documents of its own it has positions."""
+    rows = torch.randn(2000, 5)
+    np.save(tmp_path / "bare.npy", rows.numpy())
+    where = torch.stack([torch.arange(2000) // 100, torch.arange(2000) % 100], 1)
+    save_file({"x": rows, "where": where}, tmp_path / "placed.safetensors")
+    dictionary = TopK(TopK.configure(n_features=12, k=2), 5)
+    for name, curve in (("bare.npy", None), ("placed.safetensors", [0, 1, 2, 4, 8, 16, 32, 64])):
+        source = RowsSource(tmp_path / name, split="heldout")
+        found = by_name(Reconstruction(n_tokens=200).run(Subject(dictionary, source.spec, source)))
+        assert (found["fvu"].series or {}).get("first_position") == curve, name
 
 
 def test_positions_are_those_in_the_window():
