@@ -4,10 +4,10 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from saetools import __version__
 from saetools.errors import ConfigError, RunError, SaetoolsError, printable
 
 PROGRAM = "saetools"
@@ -88,7 +88,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(PROGRAM, description="Sparse dictionaries of transformer activations.")
-    parser.add_argument("--version", action="version", version=metadata.version("saetools"))
+    parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[..., None], text: str, has_config: bool = True) -> argparse.ArgumentParser:

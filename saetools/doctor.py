@@ -6,6 +6,8 @@ import shutil
 from importlib import metadata
 from pathlib import Path
 
+from saetools import __version__
+
 PACKAGES = (
     *("torch", "numba", "triton", "transformer-lens", "transformers", "datasets", "safetensors", "numpy", "pydantic"),
     *("jsonargparse", "plotly", "dash", "wandb"),
@@ -22,7 +24,7 @@ def facts() -> list[tuple[str, str]]:
     memory = psutil.virtual_memory()
     disk = shutil.disk_usage(Path.cwd())
     found = [
-        ("saetools", metadata.version("saetools")),
+        ("saetools", __version__),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         *((name, _version(name)) for name in PACKAGES),
         ("cores", str(available_cores())),

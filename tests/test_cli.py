@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -323,6 +324,21 @@ def test_encode_a_rows_file(run: Path, rows: Path, tmp_path: Path, capsys: pytes
         for n in ("0", "-3"):
             assert main(["encode", str(run), *what, "--out", str(tmp_path / "d"), f"--n-rows={n}"]) == 2
             assert f"{n} rows are to be encoded" in capsys.readouterr().err and not (tmp_path / "d").exists()
+
+
+def test_a_checkout_runs_without_being_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = metadata.version
+
+    def version(name: str) -> str:
+        if name == "saetools":
+            raise metadata.PackageNotFoundError(name)
+        return found(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert main(["doctor"]) == 0
+    assert saetools.__version__ in capsys.readouterr().out
 
 
 def test_the_package_runs_as_a_module() -> None:
