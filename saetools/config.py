@@ -9,12 +9,16 @@ from operator import or_
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, create_model, model_validator
+from pydantic import AfterValidator, Field, create_model, model_validator
 
 from saetools.records import FrozenConfig, FrozenModel
+from saetools.safeio import expanded
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+LocalPath = Annotated[Path, AfterValidator(expanded)]
 
 
 class HostConfig(FrozenConfig):
@@ -83,8 +87,8 @@ class ActivationsConfig(FrozenConfig):
     source: Literal["live", "cached", "rows", "planted"] = Field(
         "live", description="run the host, or read its stored rows, or a file; planted: rows whose atoms are known"
     )
-    path: Path | None = Field(None, description="store directory (cached) or .safetensors / .npy file (rows)")
-    heldout_path: Path | None = Field(None, description="held-out rows file; without it the last 10 % of path")
+    path: LocalPath | None = Field(None, description="store directory (cached) or .safetensors / .npy file (rows)")
+    heldout_path: LocalPath | None = Field(None, description="held-out rows file; without it the last 10 % of path")
     point: str = Field("blocks.2.hook_out", description="hook point of the host")
     dtype: Dtype = Field("float32", description="dtype of rows on every way: stored, buffered and read")
     host_batch: int = Field(16, gt=0, description="windows per forward pass of the host; part of the plan")
@@ -112,7 +116,7 @@ class TrainingConfig(FrozenConfig):
     warmup_steps: int | None = Field(None, ge=0, description="null: min(1000, 5 % of the steps)")
     decay_fraction: float = Field(0.2, ge=0, le=1, description="last part of the run with linear decay to 0")
     clip_norm: float = Field(1.0, gt=0, description="global norm to which gradients are clipped")
-    init_from: Path | None = Field(None, description="dictionary or run of the same kind and sizes to start from")
+    init_from: LocalPath | None = Field(None, description="dictionary or run of the same kind and sizes to start from")
     checkpoint_every_tokens: int | None = Field(None, gt=0, description="null: a tenth of n_tokens")
     keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints kept")
     impl: Literal["auto", "fused", "plain"] = Field("auto", description="training step: fused kernels or autograd")
@@ -152,7 +156,7 @@ class LoggingConfig(FrozenConfig):
 class RunSection(FrozenConfig):
     """The run itself."""
 
-    dir: Path = Field(description="run directory")
+    dir: LocalPath = Field(description="run directory")
     seed: int = Field(0, ge=0, description="decides initial weights, document order and shuffling")
     device: Device = Field("auto", description="auto: cuda, else cpu; mps: the host there, dictionaries on the CPU")
     threads: int | None = Field(None, gt=0, description="CPU threads of torch and numba; null: all cores")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from saetools.arguments import parse_run
 from saetools.errors import ConfigError, FormatError, nearest
 from saetools.records import Calibration, FrozenModel
+from saetools.safeio import expanded
 
 if TYPE_CHECKING:
     from saetools.activations.base import RowSource
@@ -51,7 +52,7 @@ def read_config(source: Path | str, overrides: Sequence[str] = ()) -> Any:
 
     That of a run directory has run.dir where the run is now: it may have been moved since.
     """
-    path = Path(source)
+    path = expanded(source)
     if path.is_dir():
         overrides, path = [f"--run.dir={path}", *overrides], path / CONFIG_FILE
         if not path.exists():
@@ -241,7 +242,7 @@ def local_source(source: Path | str) -> Path:
     from saetools.formats.hub import kept
     from saetools.formats.load import HUB
 
-    return kept(str(source), KEPT) if str(source).startswith(HUB) else _named(Path(source))
+    return kept(str(source), KEPT) if str(source).startswith(HUB) else _named(expanded(source))
 
 
 def _named(source: Path) -> Path:
@@ -301,7 +302,7 @@ def config_of(source: Path | str, overrides: Sequence[str] = ()) -> Any:
 
     Raises FormatError where there is none, as for another library's.
     """
-    source = _named(Path(source))
+    source = _named(expanded(source))
     for directory in (source, *source.parents[:3]):
         if (directory / CONFIG_FILE).exists():
             return read_config(directory, overrides)

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
 from saetools.atomic import MANIFEST, hash_file
-from saetools.errors import FormatError
+from saetools.errors import ConfigError, FormatError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +26,14 @@ JSON_BYTES = 64 << 20
 YAML_BYTES = 1 << 20
 HEADER_BYTES = 100 << 20  # of a safetensors file, as in its reference implementation
 NPZ_RATIO = 20  # arrays of weights hardly compress; what unpacks to more is refused before it is read
+
+
+def expanded(path: Path | str) -> Path:
+    """The path with a leading `~` as the home directory: shells leave one as it is in YAML and after `--option=`."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: there is no such home directory. Write the path in full.") from error
 
 
 def read_json(path: Path | str, max_bytes: int = JSON_BYTES) -> Any:

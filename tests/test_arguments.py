@@ -200,3 +200,16 @@ def test_help_is_written_as_one_types_it(kind: str) -> None:
     text = help_text("saetools train", KINDS, kind)
     assert not re.search(r"None|True|False|Annotated|Optional|Literal|<class|print_config|CONFIG", text)
     assert text.count("  --dictionary.") == len(KINDS[kind].model_fields)
+
+
+def test_a_tilde_is_the_home_directory(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody wants a directory of the name `~`, nor removes one without fear."""
+    monkeypatch.setenv("HOME", "/home/me")
+    config.write_text(
+        "dictionary: {kind: topk, n_features: 9}\nrun: {dir: ~/runs/x}\ntraining: {init_from: ~/runs/w}\n"
+    )
+    parsed = parse_run(config, ["--activations.path=~/rows.npy"], KINDS)
+    assert (parsed.run.dir, parsed.training.init_from) == (Path("/home/me/runs/x"), Path("/home/me/runs/w"))
+    assert parsed.activations.path == Path("/home/me/rows.npy")
+    with pytest.raises(ConfigError, match="no such home directory"):
+        parse_run(config, ["--run.dir=~nobody-of-this-name/x"], KINDS)

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 import saetools
 from saetools.cli import main
-from saetools.pipeline import config_of, local_source, run_directory
+from saetools.pipeline import config_of, local_source, read_config, run_directory
 from tests.lm.second_device import DEVICE as SECOND
 from tests.lm.second_device import SecondDevice
 
@@ -328,3 +329,12 @@ def test_encode_a_corpus(live: Path, corpus: Path, tmp_path: Path, capsys: pytes
     elsewhere = [*other, "--activations.point", "blocks.1.hook_out"]
     assert main(elsewhere) == 2 and "point is 'blocks.0.hook_out' for it" in capsys.readouterr().err
     assert main([*elsewhere, "--elsewhere", "point"]) == 0 and read_info(tmp_path / "other").n_rows == 50
+
+
+def test_a_tilde_is_the_home_directory(live: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(live.parent))
+    source = f"~/{live.name}"
+    assert local_source(source) == live and config_of(source) == read_config(source) == read_config(live)
+    assert torch.equal(saetools.load(source).W_dec_FD, saetools.load(live).W_dec_FD)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["convert", str(live), "--out=~/converted"]) == 0 and (tmp_path / "converted").is_dir()

@@ -21,7 +21,7 @@ from saetools.formats.native import load_unfolded, save_dictionary
 from saetools.formats.pt import PT_SUFFIXES, WEIGHT_SUFFIXES, not_allowed
 from saetools.formats.run import DICTIONARY, read_newest
 from saetools.records import EvalRecord
-from saetools.safeio import read_json
+from saetools.safeio import expanded, read_json
 
 GRAMMAR = f"{HUB}organisation/repository[/directory][@revision]"
 SUFFIXES = (".safetensors", ".json", ".npz", ".yaml")
@@ -152,7 +152,7 @@ def push(source: Path | str, destination: str, private: bool = True, message: st
     """
     from huggingface_hub import HfApi
 
-    place, path = place_of(destination), Path(source)
+    place, path = place_of(destination), expanded(source)
     with tempfile.TemporaryDirectory(prefix="saetools-push-") as made:
         directory = Path(made) / "dictionary"
         write_with_card(path, directory, f"{HUB}{place.repository}{'/' if place.inside else ''}{place.inside}")

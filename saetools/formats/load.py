@@ -6,6 +6,7 @@ import torch
 
 from saetools.dictionaries.base import Dictionary
 from saetools.formats.base import Format, Reading, format_named, format_of, formats
+from saetools.safeio import expanded
 
 HUB = "hf://"
 
@@ -45,7 +46,7 @@ def load(
         dictionary = load_path(fetched(str(source), allow_pt), how)
         dictionary.provenance = {**dictionary.provenance, "source": str(source)}
         return dictionary
-    return load_path(Path(source), how)
+    return load_path(expanded(source), how)
 
 
 def load_path(path: Path, how: Reading) -> Dictionary:
@@ -69,4 +70,4 @@ def save_as(dictionary: Dictionary, path: Path | str, format: str) -> None:
     Atomic. Raises MismatchError for what that library cannot compute, naming what it can; RunError where `path`
     exists or cannot be written.
     """
-    format_named(format).write(dictionary, Path(path))
+    format_named(format).write(dictionary, expanded(path))

@@ -6,6 +6,7 @@ from pathlib import Path
 from saetools.config import HostConfig
 from saetools.errors import DataError
 from saetools.lm.base import Host
+from saetools.safeio import expanded
 
 EMBEDDED = "pycode"
 
@@ -20,7 +21,7 @@ def make_host(config: HostConfig, device: str) -> Host:
 
     if config.name == EMBEDDED:
         return BridgeHost(config, embedded_directory(), device)
-    path = Path(config.name).expanduser()
+    path = expanded(config.name)
     return BridgeHost(config, path if path.is_dir() else None, device)
 
 

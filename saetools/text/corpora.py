@@ -1,8 +1,7 @@
 """Which corpus a config means: the embedded one, a local path, or a data set of the hub."""
 
-from pathlib import Path
-
 from saetools.config import CorpusConfig
+from saetools.safeio import expanded
 from saetools.text.base import Corpus
 from saetools.text.stdlib import StdlibCorpus
 
@@ -16,7 +15,7 @@ def make_corpus(config: CorpusConfig) -> Corpus:
         return StdlibCorpus()
     from saetools.text.hub import hub_corpus, local_corpus
 
-    path = Path(config.name).expanduser()
+    path = expanded(config.name)
     if path.exists():
         return local_corpus(path, config.text_field, config.streaming)
     return hub_corpus(config)

@@ -28,10 +28,9 @@ def find_commit(name: str, kind: Literal["model", "dataset"], revision: str | No
 
     what = "model" if kind == "model" else "data set"
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        home = " `~` is not expanded here: write the path in full." if name.startswith("~") else ""
         raise DataError(
             f"{name!r} is not on this machine: there is no such file or directory, and a name at the hub would be NAME "
-            f"or ORGANISATION/NAME.{home}"
+            "or ORGANISATION/NAME."
         )
     try:
         validate_repo_id(name)

@@ -157,7 +157,7 @@ def test_directories_without_one_kind_of_text(tmp_path: Path) -> None:
     [
         ("someone/stories", "cannot be reached.*no downloaded copy.*a local file or stdlib"),
         ("./stories.jsonl", "no such file or directory, and a name at the hub would be NAME or ORGANISATION/NAME"),
-        ("~/stories.jsonl", "`~` is not expanded here: write the path in full"),
+        ("~/stories.jsonl", "no such file or directory"),
         ("/no/such/directory", "no such file or directory"),
         ("what is this", "neither a path on this machine nor a name"),
     ],
