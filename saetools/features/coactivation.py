@@ -5,6 +5,8 @@ import numpy as np
 from saetools.features.sampling import uniform
 
 BLOCK_BYTES = 128 << 20
+ROUNDING = 1e-11
+"""Of the sum of squares: what the scatter of values that are all equal may come to by rounding."""
 MIN_TOGETHER = 5  # tokens in common below which a PMI is noise and not listed
 
 
@@ -46,8 +48,8 @@ class Coactivation:
         """(tokens counted, {"jaccard": (value_FJ, feature_FJ), "pmi": ..., "pearson": ...}), greatest first.
 
         Jaccard = n_ab / (n_a + n_b - n_ab); PMI = ln(n n_ab / (n_a n_b)) in nats, of pairs with n_ab >= 5; Pearson =
-        correlation of the values over all tokens, silent ones included, of pairs with n_ab >= 5. nan where there is
-        none; of equal values the lower index comes first.
+        correlation of the values over all tokens, silent ones included, of pairs with n_ab >= 5 whose values vary. nan
+        where there is none; of equal values the lower index comes first.
         """
         if not self._priority:
             return 0, {}
@@ -57,7 +59,9 @@ class Coactivation:
         n_tokens = len(length)
         count_F = np.bincount(features, minlength=self.n_features)
         sum_F = np.bincount(features, values, minlength=self.n_features)
-        spread_F = np.sqrt(n_tokens * np.bincount(features, values**2, minlength=self.n_features) - sum_F**2)
+        square_F = n_tokens * np.bincount(features, values**2, minlength=self.n_features)
+        scatter_F = square_F - sum_F**2
+        spread_F = np.sqrt(np.where(scatter_F > ROUNDING * square_F, scatter_F, np.nan))
         start_N = np.cumsum(length) - length
         row_M = np.repeat(np.arange(n_tokens), length)
         order = np.argsort(features, kind="stable")

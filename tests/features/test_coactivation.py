@@ -52,6 +52,21 @@ def test_equals_dense_counts(block_bytes: int, monkeypatch: pytest.MonkeyPatch) 
     assert found["jaccard"][0][3][0] == 1 and found["jaccard"][1][3][0] == 4
 
 
+@pytest.mark.parametrize("value", [0.1, 0.7, 1.3, 3.0])
+@pytest.mark.parametrize("n_rows", [7, 33, 1000])
+def test_what_never_varies_is_correlated_with_nothing(value: float, n_rows: int) -> None:
+    """Its scatter is rounding: of either sign, and correlations beyond 1 came of it."""
+    code_NF = np.abs(codes(n_rows))
+    code_NF[:, 0] = value
+    counter = Coactivation(code_NF.shape[1], 10_000, 0)
+    feed(counter, code_NF)
+    with np.errstate(all="raise"):
+        _, found = counter.neighbours()
+    pearson_FJ, feature_FJ = found["pearson"]
+    assert np.isnan(pearson_FJ[0]).all() and not (feature_FJ[1:][np.isfinite(pearson_FJ[1:])] == 0).any()
+    assert np.nanmax(np.abs(pearson_FJ), initial=0) <= 1 + 1e-12
+
+
 def test_beyond_capacity_it_is_the_same_seeded_sample_for_any_batching() -> None:
     code_NF = codes(900)
     results = []
