@@ -102,7 +102,7 @@ def _configured(name: str, section: EvaluationConfig) -> Evaluation:
 def run_evaluations(
     subject: Subject,
     evaluations: Sequence[Evaluation],
-    directory: Path | None = None,
+    directory: Path | str | None = None,
     on_done: OnDone | None = None,
     fresh: bool = False,
     progress: bool = False,
@@ -113,6 +113,7 @@ def run_evaluations(
     `fresh` computes again what is there; `progress` shows a bar per pass on stderr; `on_done` is told of each
     evaluation as it ends. Where one raises, `eval.json` has those that ended before.
     """
+    directory = None if directory is None else Path(directory)
     store, judged_on = _Store(directory, subject, fresh), subject.heldout.fingerprint(calibrated=False)
     if subject.host is not None and not isinstance(subject.heldout, KeptRows):
         subject = replace(subject, heldout=KeptRows(subject.heldout))

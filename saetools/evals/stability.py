@@ -55,7 +55,7 @@ class Stability(Evaluation, name="stability"):
             other_FD = _atoms(name, other, own_FD.shape[1])
             either_sign = subject.dictionary.signed or other.signed
             columns.append(self._per_feature(own_FD, other_FD, either_sign))
-            random_FD = random_atoms_like(other_FD, torch_seed(subject.seed, f"stability chance {name}"))
+            random_FD = random_atoms_like(other_FD, torch_seed(subject.seed, "stability chance"))
             chance.append(self._per_feature(own_FD, random_FD, either_sign))
         records = []
         for i, measure in enumerate(MEASURES):

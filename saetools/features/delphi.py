@@ -26,7 +26,7 @@ from saetools.text.packing import TokenPlan
 
 @torch.no_grad()
 def export_delphi(
-    dictionary: Dictionary, source: RowSource, plan: TokenPlan, directory: Path, n_tokens: int, n_splits: int = 5
+    dictionary: Dictionary, source: RowSource, plan: TokenPlan, directory: Path | str, n_tokens: int, n_splits: int = 5
 ) -> Path:
     """Write the latents of the first host batches, until n_tokens rows are in; the directory of the point.
 
@@ -47,7 +47,7 @@ def export_delphi(
         stream.close()
     if not n_rows:
         raise DataError("The held-out split gave no rows, so there are no latents to export. Add held-out documents.")
-    folder = atomic.make_directory(directory / source.spec.point)
+    folder = atomic.make_directory(Path(directory) / source.spec.point)
     for before in folder.glob("*.safetensors"):
         if re.fullmatch(r"\d+_\d+", before.stem):
             before.unlink()

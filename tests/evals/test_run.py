@@ -40,7 +40,7 @@ def small():
 
 def test_all_figures_are_written_and_shown(tmp_path):
     outcomes = []
-    records = run_evaluations(host_subject(), small(), tmp_path, outcomes.append)
+    records = run_evaluations(host_subject(), small(), str(tmp_path), outcomes.append)
     assert set(by_name(records)) >= MAIN
     assert read_records(tmp_path / "eval.json") == records
     assert [o.status for o in outcomes] == ["computed"] * 3

@@ -31,6 +31,13 @@ def test_a_permuted_copy_is_shared_wholly(gaussian):
     assert by_name(Stability().run(subject))["matched_cosine_chance"].value != found["matched_cosine_chance"].value
 
 
+def test_what_the_others_are_called_changes_no_figure(gaussian):
+    """A path, as it was typed, had drawn the atoms that chance is measured with."""
+    own, other = torch.randn(60, 40), torch.randn(50, 40)
+    one, two = figures(own, gaussian, relative=other), figures(own, gaussian, absolute=other)
+    assert {name: record.value for name, record in one.items()} == {name: record.value for name, record in two.items()}
+
+
 def test_half_shared_and_each_other_in_the_series(gaussian):
     own = torch.randn(60, 40)
     half = torch.cat([own[:30], torch.randn(30, 40)])

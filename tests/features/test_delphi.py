@@ -59,7 +59,7 @@ def test_a_second_export_leaves_nothing_of_the_first(toy, tmp_path):
     dictionary, source, plan = toy
     folder = export_delphi(dictionary, source, plan, tmp_path, 10, n_splits=5)
     (folder / "mine.safetensors").write_bytes(b"")
-    export_delphi(dictionary, source, plan, tmp_path, 10, n_splits=2)
+    export_delphi(dictionary, source, plan, str(tmp_path), 10, n_splits=2)
     assert sorted(path.name for path in folder.iterdir()) == [
         "0_5.safetensors",
         "6_11.safetensors",
