@@ -54,10 +54,13 @@ def masked_code(pre_NF: Tensor, kept_NF: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 @torch.no_grad()
 def batch_topk_mask(scores_NF: Tensor, n_kept: int) -> Tensor:
-    """mask_NF (bool) of the n_kept largest positive scores of the batch; of equal scores the first in memory order."""
+    """mask_NF (bool) of the n_kept largest positive scores of the batch; of equal scores the first in memory order.
+
+    A NaN is above all, as in the kernels, so that it cannot go unseen.
+    """
     if n_kept == 0:
         return torch.zeros_like(scores_NF, dtype=torch.bool)
-    flat = scores_NF.flatten()
+    flat = scores_NF.flatten().nan_to_num(torch.inf, torch.inf, -torch.inf)
     least = nth_largest(flat, n_kept)
     kept = flat > least.clamp_min(0)
     ties = (flat == least).nonzero()[:, 0] if least > 0 else flat.new_zeros(0, dtype=torch.int64)
@@ -70,7 +73,8 @@ def column_topk_mask(scores_NF: Tensor, budget_F: Tensor) -> Tensor:
     """mask_NF (bool) of the budget[i] largest positive scores of each column i; budgets lie in 0..N.
 
     Columns are worked on in groups whose budgets share their highest bit, as rows of the transposed scores, so that a
-    few large budgets do not make the many small ones dear. Which of equal scores is taken is not specified.
+    few large budgets do not make the many small ones dear. Which of equal scores is taken is not specified; a NaN is
+    above all.
     """
     scores_FN = scores_NF.T
     kept_FN = torch.zeros(scores_FN.shape, dtype=torch.bool, device=scores_NF.device)
@@ -82,7 +86,7 @@ def column_topk_mask(scores_NF: Tensor, budget_F: Tensor) -> Tensor:
             continue
         values, places = scores_FN[columns].topk(most, dim=1)
         slots = torch.arange(most, device=scores_NF.device)
-        taken = (slots < budget_F[columns, None]) & (values > 0)
+        taken = (slots < budget_F[columns, None]) & ~(values <= 0)
         kept_FN[columns] = torch.zeros_like(kept_FN[columns]).scatter(1, places, taken)
     return kept_FN.T
 

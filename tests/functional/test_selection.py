@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from saetools.functional.selection import merged_slots, topk_code, topk_indices, topk_mask_reference, until_repeat
+from saetools.functional.selection import (
+    batch_topk_mask,
+    column_topk_mask,
+    merged_slots,
+    topk_code,
+    topk_indices,
+    topk_mask_reference,
+    until_repeat,
+)
+from saetools.kernels.global_topk.reference import global_topk
+from saetools.kernels.per_feature_topm.reference import per_feature_topm
 from tests.kernels.largest import Largest
 
 
@@ -25,6 +35,20 @@ def test_equals_a_stable_sort_where_it_matters(k: int, levels: int) -> None:
 
 def test_the_lowest_index_wins_a_tie() -> None:
     assert topk_indices(torch.tensor([[1.0, 2.0, 2.0, 2.0, 2.0]]), 2).tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("n_kept", [1, 2, 5, 12, 13])
+def test_what_is_no_number_is_chosen_as_the_kernels_do(n_kept: int) -> None:
+    """One NaN had left a batch without any code, and a finite loss."""
+    scores = torch.tensor([[1.0, torch.nan, 3.0], [2.0, 8.0, -torch.inf], [-1.0, torch.nan, 2.0], [0.0, 3.0, 2.0]])
+    values, indices, offsets, _ = global_topk(scores, scores, n_kept)
+    kept = batch_topk_mask(scores, n_kept)
+    assert torch.equal(scores[kept].nan_to_num(9), values.nan_to_num(9)) and int(kept.sum()) <= n_kept
+    assert kept.nonzero()[:, 1].tolist() == indices.tolist() and kept.sum(1).cumsum(0).tolist() == offsets[1:].tolist()
+    budgets = torch.tensor([min(n_kept, 4), min(n_kept, 4), 1])
+    values, indices, offsets = per_feature_topm(scores, scores, budgets)
+    kept = column_topk_mask(scores, budgets)
+    assert torch.equal(scores[kept].nan_to_num(9).sort().values, values.nan_to_num(9).sort().values)
 
 
 def test_unused_slots_are_value_and_index_zero() -> None:
