@@ -51,6 +51,7 @@ def export_delphi(
     for before in folder.glob("*.safetensors"):
         if re.fullmatch(r"\d+_\d+", before.stem):
             before.unlink()
+    (folder / "config.json").unlink(missing_ok=True)  # written last, so that it tells a whole export
     location_M3, joined_M = _joined(firings, len(tokens[0]))
     ids = torch.from_numpy(np.concatenate(tokens))
     n_features = dictionary.config.n_features

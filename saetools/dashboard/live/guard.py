@@ -98,7 +98,7 @@ class Guard:
         if refusal is not None:
             return _answer(start_response, *refusal)
         if self.token is not None and _query_token(environ) is not None:
-            cookie = f"{COOKIE}={quote(self.token, safe='')}; HttpOnly; SameSite=Strict; Path=/"
+            cookie = f"{_cookie_name(environ)}={quote(self.token, safe='')}; HttpOnly; SameSite=Strict; Path=/"
             return _answer(start_response, "303 See Other", "", [("Location", "/"), ("Set-Cookie", cookie)])
 
         def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
@@ -163,7 +163,14 @@ def _cookie_token(environ: Environ) -> str | None:
         cookie = SimpleCookie(environ.get("HTTP_COOKIE", ""))
     except CookieError:
         return None
-    return unquote(cookie[COOKIE].value) if COOKIE in cookie else None
+    name = _cookie_name(environ)
+    return unquote(cookie[name].value) if name in cookie else None
+
+
+def _cookie_name(environ: Environ) -> str:
+    """Of this app's own: browsers keep cookies by the name of a machine, not by its ports."""
+    port = environ.get("HTTP_HOST", "").rpartition(":")[2]
+    return f"{COOKIE}_{port}" if port.isdecimal() else COOKIE
 
 
 def _answer(

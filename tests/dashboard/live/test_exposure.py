@@ -130,7 +130,9 @@ def test_a_server_for_other_machines_is_reached_by_each_of_its_addresses(subject
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
 
-    def ask(address: str, name: str, cookie: str = "saetools_token=secret") -> int:
+    own = f"saetools_token_{server.server_port}=secret"
+
+    def ask(address: str, name: str, cookie: str = own) -> int:
         headers = {"Host": f"{name}:{server.server_port}", "Cookie": cookie}
         asked = urllib.request.Request(f"http://{address}:{server.server_port}/view/1", headers=headers)
         try:

@@ -78,6 +78,20 @@ def test_a_token_is_asked_for_and_becomes_a_cookie() -> None:
     assert new_token() != token and len(token) >= 32
 
 
+def test_apps_at_two_ports_keep_their_cookies_apart() -> None:
+    """A browser sends the cookies of a machine to all of its ports: the second app had shut out the first."""
+    cookies = {}
+    for port, token in (("8050", "one"), ("8051", "two")):
+        headers = ask(token, host=f"127.0.0.1:{port}", QUERY_STRING=f"token={token}")[1]
+        name, _, value = headers["Set-Cookie"].split(";")[0].partition("=")
+        cookies[name] = value
+    jar = "; ".join(f"{name}={value}" for name, value in cookies.items())
+    for port, token in (("8050", "one"), ("8051", "two")):
+        assert ask(token, host=f"127.0.0.1:{port}", HTTP_COOKIE=jar)[0] == "200 OK"
+        assert ask(token, host=f"[::1]:{port}", HTTP_COOKIE=jar)[0] == "200 OK"
+        assert ask("three", host=f"127.0.0.1:{port}", HTTP_COOKIE=jar)[0].startswith("401")
+
+
 @pytest.mark.parametrize("token", ["two words", 'a;b "c"', "a+b&c#d", "100%41", "\u00e4\u65e5", "x\r\ny: z"])
 def test_a_token_of_any_signs(token: str) -> None:
     """As printed in the address, and as a browser gives the cookie back."""
