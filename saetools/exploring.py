@@ -192,7 +192,7 @@ def _collect(subject: Any, dictionary_hash: str, config: Any, path: Path, how: C
     collected = collect(subject.dictionary, subject.heldout, subject.tokens, settings)
     wanted = Description(
         title=title,
-        corpus=f"{config.corpus.name}, held-out documents",
+        corpus=f"{config.corpus.name}, held-out documents" if subject.tokens else "held-out rows",
         dictionary_hash=dictionary_hash,
         map=how.map,
         loss_effects=how.loss_effects,

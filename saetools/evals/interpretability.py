@@ -148,7 +148,6 @@ class _Bench:
             seed=subject.seed,
         )
         self.gathered: Collected = collect(subject.dictionary, subject.heldout, self.parts.tokens, settings)
-        assert self.gathered.contexts is not None, "a host and its plan give contexts"
         self.contexts = self.gathered.contexts
         self.texts: WindowTexts = self.gathered.window_texts(self.parts.host.token_texts)
         self._labels: dict[str, np.ndarray | None] = {}

@@ -35,25 +35,23 @@ class CollectSettings(FrozenModel):
 
 @dataclass
 class Collected:
-    """What a pass gathers. `contexts` is None for rows without tokens."""
+    """What a pass gathers. `has_tokens`: whether rows were made from tokens; else the contexts are single rows."""
 
     settings: CollectSettings
+    has_tokens: bool
     moments: Moments
-    contexts: Contexts | None
+    contexts: Contexts
     coactivation: Coactivation | None
     document_ids: dict[int, str] = field(default_factory=dict)
 
-    def add(self, firings: Firings, tokens: TokenBatch | None) -> None:
+    def add(self, firings: Firings, tokens: TokenBatch) -> None:
         """Take in one batch."""
         self.moments.add(firings)
-        if self.contexts is not None and tokens is not None:
-            self.contexts.add(firings, tokens)
+        self.contexts.add(firings, tokens)
 
     def window_texts(self, token_texts: Callable[[list[int]], list[str]]) -> WindowTexts:
         """The text of every window that examples lie in; one call of `token_texts` per window."""
         texts: dict[int, list[str]] = {}
-        if self.contexts is None:
-            return WindowTexts()
         for number in self.contexts.needed().tolist():
             window = self.contexts.windows[number]
             real = window.positions >= 0
@@ -67,14 +65,15 @@ def collect(dictionary: Dictionary, source: RowSource, plan: TokenPlan | None, s
     """Encode the rows of a source and gather every feature's statistics and examples.
 
     `dictionary` is for raw rows (what `saetools.load` gives). `plan` is the plan of tokens that the source's rows were
-    made from, None for a bare rows file: then there are no contexts. Codes stay sparse. Raises MismatchError where
-    rows and plan differ, DataError where the source has no rows.
+    made from, None for a bare rows file: then contexts are the rows themselves. Codes stay sparse. Raises
+    MismatchError where rows and plan differ, DataError where the source has no rows.
     """
     n_features = dictionary.config.n_features
     gathered = Collected(
         settings,
+        plan is not None,
         Moments(n_features),
-        None if plan is None else _contexts(n_features, settings),
+        _contexts(n_features, settings if plan else settings.model_copy(update={"before": 0, "after": 0})),
         Coactivation(n_features, settings.coactivation_tokens, settings.seed) if settings.coactivation_tokens else None,
     )
     token_batches = iter(()) if plan is None else plan.batches(0)
@@ -86,8 +85,8 @@ def collect(dictionary: Dictionary, source: RowSource, plan: TokenPlan | None, s
             if left is not None and len(rows) >= left:
                 rows, tokens = _up_to(left, rows, tokens)
             code = dictionary.encode(_on(dictionary, rows.x_ND), dict(rows.fields))
-            flat = flat_code(code)
-            gathered.add(Firings.of(flat, rows.where_N2.cpu().numpy(), tokens), tokens)
+            flat, where_N2 = flat_code(code), rows.where_N2.cpu().numpy()
+            gathered.add(Firings.of(flat, where_N2, tokens), tokens or _single_rows(number, where_N2))
             if gathered.coactivation is not None:
                 gathered.coactivation.add(*flat, len(code))
             if settings.n_tokens is not None and gathered.moments.n_rows >= settings.n_tokens:
@@ -110,6 +109,18 @@ def _contexts(n_features: int, settings: CollectSettings) -> Contexts:
         settings.after,
         settings.seed,
     )
+
+
+def row_texts(ids: list[int]) -> list[str]:
+    """What is shown of rows that were made from no tokens."""
+    return [f"row {position}" for position in ids]
+
+
+def _single_rows(number: int, where_N2: np.ndarray) -> TokenBatch:
+    """Rows as windows of one token, whose id tells rows apart and ends in the 32 bits of the position."""
+    document_N, position_N = where_N2.T
+    ids_N1 = ((document_N << 32) | position_N)[:, None]
+    return TokenBatch(number, ids_N1, np.ones_like(ids_N1, bool), document_N, position_N[:, None])
 
 
 def _on(dictionary: Dictionary, x_ND: Tensor) -> Tensor:
@@ -140,8 +151,6 @@ def _up_to(n: int, rows: ActivationBatch, tokens: TokenBatch | None) -> tuple[Ac
 
 
 def _name_documents(gathered: Collected, source: RowSource) -> None:
-    if gathered.contexts is None:
-        return
     windows = gathered.contexts.windows
     documents = {windows[number].document for number in gathered.contexts.needed().tolist()}
     gathered.document_ids.update({document: source.document_id(document) for document in sorted(documents)})

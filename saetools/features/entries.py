@@ -9,8 +9,7 @@ from torch import Tensor
 
 from saetools.dictionaries.base import Dictionary
 from saetools.features.ablation import with_loss_effects
-from saetools.features.collect import Collected
-from saetools.features.contexts import WindowTexts
+from saetools.features.collect import Collected, row_texts
 from saetools.features.effects import (
     LOGITS_FOLDED,
     LOGITS_PLAIN,
@@ -45,7 +44,8 @@ def describe(
 ) -> tuple[StoreInfo, Iterator[Entry]]:
     """(what the store is of, its entries in the order of features), ready for `write_store`.
 
-    Without a host there are no logit effects, no texts and no effects on the loss. The entries are made one at a time.
+    Without a host there are no logit effects, no texts and no effects on the loss; examples of rows that were made from
+    no tokens are their places. The entries are made one at a time.
     """
     W_dec_FD = dictionary.directions()
     effects, note = _logits(W_dec_FD, host, spec.point)
@@ -57,7 +57,7 @@ def describe(
         pairs["encoder_neighbours"] = _pairs(W_enc_FD)
     entries = _entries(collected, host, effects, pairs, map_xy_F2.tolist())
     ablated: list[int] = []
-    if wanted.loss_effects and host is not None and collected.contexts is not None:
+    if wanted.loss_effects and host is not None and collected.has_tokens:
         ablated = sample_of_firing(collected.moments.count_F, wanted.loss_effects, collected.settings.seed)
         entries = with_loss_effects(entries, collected.contexts, host, dictionary, spec.point, set(ablated))
     info = StoreInfo(
@@ -98,7 +98,8 @@ def _entries(
     map_xy: list[list[float]],
 ) -> Iterator[Entry]:
     text_of = effects.texts(host.token_texts) if effects and host else {}
-    texts = collected.window_texts(host.token_texts) if host else WindowTexts()
+    text_of_ids = host.token_texts if host else None if collected.has_tokens else row_texts
+    texts = collected.window_texts(text_of_ids) if text_of_ids else None
     moments, contexts = collected.moments, collected.contexts
     density, mean, mean_square = moments.density_F(), moments.mean_F(), moments.mean_square_F()
     skewness, kurtosis = moments.skewness_kurtosis_F()
@@ -113,13 +114,13 @@ def _entries(
             skewness=_finite(skewness[feature]),
             kurtosis=_finite(kurtosis[feature]),
             max_value=float(moments.max_F[feature]) if fires else None,
-            n_contexts=int(contexts.peak_counts_FB[feature].sum()) if contexts else 0,
+            n_contexts=int(contexts.peak_counts_FB[feature].sum()),
             histogram=moments.histogram(feature),
             logits=effects.record(feature, text_of) if effects else None,
             map_xy=(map_xy[feature][0], map_xy[feature][1]),
             **{name: _neighbours(pair, feature) for name, pair in pairs.items()},
         )
-        yield Entry(record, contexts.examples(feature, texts) if contexts and host else [])
+        yield Entry(record, contexts.examples(feature, texts) if texts else [])
 
 
 def _pairs(rows_FD: Tensor) -> Pairs:

@@ -23,8 +23,8 @@ def flat_code(code: Code) -> Flat:
 class Firings:
     """Every (token, feature) pair of a batch whose value is not zero, sorted by (feature, window, column).
 
-    A window is a row of the TokenBatch, a column a place in it. Rows of a source without tokens have no windows:
-    then window is -1 and column counts the rows.
+    A window is a row of the TokenBatch, a column a place in it. Rows of a source without tokens are windows of one
+    column each.
     """
 
     feature_M: np.ndarray  # int64
@@ -40,7 +40,7 @@ class Firings:
         rows, feature_M, value_M = flat
         n_rows = len(where_N2)
         if tokens is None:
-            window_N, column_N, width = np.full(n_rows, -1), np.arange(n_rows), n_rows
+            window_N, column_N, width = np.arange(n_rows), np.zeros(n_rows, np.int64), 1
         else:
             window_N, column_N = _places(where_N2, tokens)
             width = tokens.ids_BT.shape[1]

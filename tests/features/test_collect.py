@@ -8,7 +8,7 @@ from toy import WORDS, SignedDictionary, ToyHost, ToyPlan, ToySource
 from saetools.activations.base import ActivationBatch
 from saetools.dictionaries.gradient import Gradient
 from saetools.errors import DataError, MismatchError
-from saetools.features.collect import Collected, CollectSettings, collect
+from saetools.features.collect import Collected, CollectSettings, collect, row_texts
 from saetools.features.contexts import _grams, band_of, peak_quantiles, window_numbers
 from saetools.features.firings import Firings
 from saetools.features.records import bin_edges
@@ -240,12 +240,23 @@ def test_any_of_the_samples_may_be_empty(none: str) -> None:
     assert bands == {"t", "q", "u"} - {none[2].replace("r", "q")}
 
 
-def test_rows_without_tokens_have_statistics_and_no_contexts() -> None:
+def test_examples_of_rows_without_tokens_are_the_rows() -> None:
     plan = ToyPlan()
     dictionary, source = SignedDictionary(), ToySource(plan)
     bare, full = collect(dictionary, source, None, SETTINGS), collect(dictionary, source, plan, SETTINGS)
-    assert bare.contexts is None
     np.testing.assert_array_equal(bare.moments.histogram_SFB, full.moments.histogram_SFB)
+    code_NF = torch.cat([dictionary.encode(rows.x_ND).to_dense() for rows in source.rows])
+    where_N2 = torch.cat([rows.where_N2 for rows in source.rows])
+    texts = bare.window_texts(row_texts)
+    for feature in range(12):
+        top = [example for example in bare.contexts.examples(feature, texts) if example.band == "top"]
+        fires = int((code_NF[:, feature] != 0).sum())
+        order = code_NF[:, feature].abs().argsort(descending=True)[: min(SETTINGS.n_top, fires)]
+        assert [abs(e.value) for e in top] == pytest.approx(code_NF[order, feature].abs().tolist())
+        places = [(source.document_id(document), (f"row {position}",)) for document, position in where_N2.tolist()]
+        values = dict(zip(places, code_NF[:, feature].tolist(), strict=True))
+        assert all(values[example.document, example.tokens] == pytest.approx(example.value) for example in top)
+        assert int(bare.contexts.peak_counts_FB[feature].sum()) == fires
 
 
 def test_fields_of_the_rows_reach_the_dictionary() -> None:

@@ -267,11 +267,19 @@ def test_labels_of_any_letters(written: tuple[Path, StoreInfo, list[Entry]], tmp
         assert [row.feature for row in store.table(filter=Filter(text=asked)).rows] == [3], asked
 
 
-def test_without_a_host_there_are_no_texts_or_logits(tmp_path: Path) -> None:
+def test_without_a_host_there_are_rows_and_no_logits(tmp_path: Path) -> None:
     plan, dictionary = ToyPlan(), SignedDictionary()
     info, entries = describe(
         collect(dictionary, ToySource(plan), None, SETTINGS), dictionary, SPEC, None, Description("rows")
     )
     write_store(tmp_path / "s", info, entries)
     store = FeatureStore.open(tmp_path / "s")
-    assert store.examples(0) == [] and store.feature(0).logits is None and store.feature(0).histogram.positive
+    assert store.feature(0).logits is None and store.feature(0).histogram.positive
+    top = store.examples(0)[0]
+    assert (
+        top.band == "top" and top.tokens == (f"row {top.position}",) and store.table().rows[0].peak_token[:4] == "row "
+    )
+    _, entries = describe(
+        collect(dictionary, ToySource(plan), plan, SETTINGS), dictionary, SPEC, None, Description("x")
+    )
+    assert next(iter(entries)).examples == [], "tokens of which nobody knows the text"

@@ -14,7 +14,7 @@ from saetools.errors import ConfigError
 from saetools.training.fused import FusedStep, why_not_fused
 from saetools.training.optim import Adam
 from saetools.training.selection import largest_of_slots
-from saetools.training.step import PlainStep, make_step, trained_parameters, weighted_sum
+from saetools.training.step import PlainStep, _say_once, make_step, trained_parameters, weighted_sum
 
 D = 16
 PROGRESS = Progress(step=50, n_steps=100, n_tokens=6400, dead_after_tokens=1000)
@@ -169,6 +169,7 @@ def test_who_gets_the_fused_step(caplog: pytest.LogCaptureFixture, monkeypatch: 
     assert isinstance(make_step(topk, optimizer, 1.0, "fused"), FusedStep)
     assert isinstance(make_step(topk, optimizer, 1.0, "plain"), PlainStep)
     dense = Variational(Variational.configure(n_features=24, k=3, sample="none", beta=0.1), D)
+    _say_once.cache_clear()  # another test may have been told
     with caplog.at_level("INFO"):
         for _ in range(2):
             assert isinstance(make_step(dense, optimizer, 1.0, "auto"), PlainStep)

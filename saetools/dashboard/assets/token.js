@@ -66,7 +66,9 @@ window.SaeTokens = (() => {
     head.append(element("span", "sae-value", format(values[example.peak])));
     const place = element("span", "sae-place");
     write(place, example.document);
-    if (example.document) place.append(` · token ${example.position + example.peak}`);
+    const at = example.position + example.peak;
+    const saysWhere = example.tokens[example.peak] === `row ${at}`; // a row that was made from no token
+    if (example.document && !saysWhere) place.append(` · token ${at}`);
     head.append(place);
     if (example.loss_effects) {
       const total = example.loss_effects.reduce((sum, effect) => sum + effect, 0);
