@@ -84,7 +84,8 @@ class FeatureStore:
     @staticmethod
     def open(path: Path | str) -> "FeatureStore":
         """The store in a directory. Raises FormatError where it is missing, damaged or of another version."""
-        path = Path(path)
+        # labels lie beside it, also where it is opened from within, and wherever the process goes later
+        path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow a link
         database = path / DATABASE
         if not database.is_file():
             raise FormatError(

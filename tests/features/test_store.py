@@ -178,6 +178,21 @@ def test_labels_survive_a_new_store(written: tuple[Path, StoreInfo, list[Entry]]
     assert FeatureStore.open(tmp_path / "s").annotation(2) == ("kept", "")
 
 
+def test_labels_lie_beside_the_store_wherever_one_stands(
+    written: tuple[Path, StoreInfo, list[Entry]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, info, entries = written
+    write_store(tmp_path / "s" / "t", info, entries)
+    for here, named in (("s/t", "."), ("s", "t"), ("s/t", "../t"), (".", "s/t/")):
+        monkeypatch.chdir(tmp_path / here)
+        with closing(FeatureStore.open(named)) as store:
+            monkeypatch.chdir("/")
+            store.annotate(2, f"from {here}")
+        assert [path.name for path in (tmp_path / "s").glob("*.sqlite")] == ["t.annotations.sqlite"]
+        with closing(FeatureStore.open(tmp_path / "s" / "t")) as store:
+            assert store.annotation(2) == (f"from {here}", "")
+
+
 def test_labels_of_another_are_seen_at_once(written: tuple[Path, StoreInfo, list[Entry]], tmp_path: Path) -> None:
     """Also the first, by a store that was opened before there was any."""
     _, info, entries = written
