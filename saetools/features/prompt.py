@@ -40,7 +40,7 @@ def fire_on_prompt(dictionary: Dictionary, host: Host, point: str, text: str, n_
     """
     bos, ids = prompt_ids(host, text)
     ids_BT = torch.tensor([[*bos, *ids]], device=host.device)
-    x_ND = host.activations(ids_BT, [point])[point][0, len(bos) :]
+    x_ND = host.activations(ids_BT, [point])[host.canonical(point)][0, len(bos) :]
     code = dictionary.encode(x_ND.to(dictionary.device, torch.float32))
     row_M, feature_M, value_M = flat_code(code)
     order = np.argsort(-np.abs(value_M), kind="stable")

@@ -21,13 +21,14 @@ def test_the_strongest_are_those_of_greatest_magnitude(dtype: torch.dtype) -> No
         max_tokens=100,
         device="cpu",
         activations=lambda ids_BT, points: {"here": x_BTD},
+        canonical=lambda point: {"alias": "here"}[point],
         token_texts=lambda ids: [str(i) for i in ids],
     )
     dictionary = SignedDictionary()
     whole = dictionary.encode(x_BTD[0, 1:])  # on a grid that bfloat16 holds
     code = SparseCode(whole.values.to(dtype), whole.indices, whole.n_features)
     dictionary.encode = lambda x_ND: code
-    found = fire_on_prompt(dictionary, host, "here", "text", n_features=4)  # type: ignore[arg-type]
+    found = fire_on_prompt(dictionary, host, "alias", "text", n_features=4)  # type: ignore[arg-type]
     code_TF = code.to_dense().float()
     features, peak_F = [feature for feature, _ in found.features], code_TF.abs().amax(0)
     assert peak_F[features].equal(peak_F.topk(4).values) and not peak_F[features].equal(code_TF.amax(0)[features])
