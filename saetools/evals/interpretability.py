@@ -18,7 +18,8 @@ et al. 2024 (arXiv 2410.13928), there judged by a language model and as accuracy
 balanced accuracy.
 
 Cost: one encode per row and a few hundred texts per feature to judge. Cannot tell: meanings beyond single tokens and
-labelled classes; what the judges miss counts against the feature.
+labelled classes; what the judges miss counts against the feature. True marks of fuzzing hold the middle of the
+context, for which it was drawn, and false ones never do: a judge must not go by the place of marks.
 """
 
 from collections import Counter
