@@ -17,6 +17,7 @@ from saetools.errors import ConfigError, MismatchError
 from saetools.features.codes import CodesInfo, write_codes
 from saetools.formats.load import load
 from saetools.records import PointSpec
+from saetools.safeio import expanded
 from saetools.text.packing import TokenPlan
 from saetools.text.whole import whole
 
@@ -24,11 +25,13 @@ ANY_RUN = ["--dictionary.kind=topk", "--dictionary.n_features=1", "--dictionary.
 """What a config must say though nothing is trained."""
 
 
-def encode_rows(source: str, rows: Path, out: Path, dtype: str = "float32", n_rows: int | None = None) -> CodesInfo:
+def encode_rows(
+    source: Path | str, rows: Path | str, out: Path | str, dtype: str = "float32", n_rows: int | None = None
+) -> CodesInfo:
     """Write the codes of the first n_rows (None: all) of a rows file (`x` [N, D], .safetensors or .npy) to `out`."""
     _check_number(n_rows)
     dictionary = _loaded(source)
-    file = RowsFile(rows)
+    file = RowsFile(expanded(rows))
     if file.d_model != dictionary.d_model:
         raise MismatchError(f"{rows} has rows of width {file.d_model}, the dictionary is for {dictionary.d_model}.")
     n_rows = file.n_rows if n_rows is None else min(n_rows, file.n_rows)
@@ -38,14 +41,14 @@ def encode_rows(source: str, rows: Path, out: Path, dtype: str = "float32", n_ro
             yield file.read(first, min(n_rows, first + BATCH_ROWS))
 
     with _bar(n_rows) as progress:
-        return write_codes(out, dictionary, batches(), str(rows), dictionary.spec, None, dtype, progress)
+        return write_codes(expanded(out), dictionary, batches(), str(rows), dictionary.spec, None, dtype, progress)
 
 
 def encode_corpus(
-    source: str,
+    source: Path | str,
     corpus: str | None,
-    out: Path,
-    config: Path | None = None,
+    out: Path | str,
+    config: Path | str | None = None,
     overrides: Sequence[str] = (),
     elsewhere: Sequence[str] = (),
     dtype: str = "float32",
@@ -81,7 +84,8 @@ def encode_corpus(
     check_belongs(dictionary, live.spec, elsewhere)
     with _bar(n_rows) as progress:
         return write_codes(
-            out, dictionary, _first(live, n_rows), data.corpus.description, live.spec, plan.document_id, dtype, progress
+            *(expanded(out), dictionary, _first(live, n_rows), data.corpus.description),
+            *(live.spec, plan.document_id, dtype, progress),
         )
 
 
@@ -101,13 +105,13 @@ def _first(live: LiveSource, n_rows: int | None) -> Iterator[ActivationBatch]:
             return
 
 
-def _loaded(source: str) -> Dictionary:
+def _loaded(source: Path | str) -> Dictionary:
     dictionary = load(source)
-    dictionary.provenance = {"source": source, **dictionary.provenance}
+    dictionary.provenance = {"source": str(source), **dictionary.provenance}
     return dictionary
 
 
-def _settings(source: str, dictionary: Dictionary, config: Path | None, overrides: Sequence[str]) -> Any:
+def _settings(source: Path | str, dictionary: Dictionary, config: Path | str | None, overrides: Sequence[str]) -> Any:
     """The config that names host, point and text: the one given, the run's, or what the dictionary says of itself."""
     if config is not None:
         return pipeline.read_config(config, overrides)

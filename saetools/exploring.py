@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from saetools import pipeline
 from saetools.atomic import hash_file
 from saetools.errors import ConfigError, FormatError, MismatchError
+from saetools.safeio import expanded
 
 if TYPE_CHECKING:
     from saetools.dashboard.comparison import Comparison
@@ -148,9 +149,9 @@ class _Weights:
                 raise MismatchError(f"{self.source} has other weights than when it was opened. Open it again.")
 
 
-def open_store(source: Path, config: Any = None, how: Collecting | None = None) -> FeatureStore:
+def open_store(source: Path | str, config: Any = None, how: Collecting | None = None) -> FeatureStore:
     """The feature store of a run or dictionary; collected where it is missing or of older weights."""
-    return _store_of(_Weights.of(source), config, how or Collecting())
+    return _store_of(_Weights.of(pipeline.local_source(source)), config, how or Collecting())
 
 
 def _store_of(weights: _Weights, config: Any, how: Collecting) -> FeatureStore:
@@ -202,11 +203,11 @@ def _collect(subject: Any, dictionary_hash: str, config: Any, path: Path, how: C
 
 
 def export(
-    source: Path,
+    source: Path | str,
     config: Any,
-    target: Path | None = None,
+    target: Path | str | None = None,
     n_features: int | None = None,
-    compare: Path | None = None,
+    compare: Path | str | None = None,
     how: Collecting | None = None,
 ) -> Path:
     """Write the features of a run as a page that needs no server; returns what to open.
@@ -219,7 +220,8 @@ def export(
 
     if n_features is not None and n_features < 1:
         raise ConfigError(f"{n_features} features are to be shown. Give 1 or more, or leave it out.")
-    target = target or pipeline.run_directory(source) / "dashboard.html"
+    source = pipeline.local_source(source)
+    target = expanded(target) if target else pipeline.run_directory(source) / "dashboard.html"
     is_page = target.suffix.lower() in (".html", ".htm")
     weights, metrics, how = _Weights.of(source), _metrics(source), how or Collecting()
     store = _store_of(weights, config, how)
@@ -240,13 +242,16 @@ def export(
         store.close()
 
 
-def live_subject(source: Path, config: Any, compare: Path | None = None, how: Collecting | None = None) -> LiveSubject:
+def live_subject(
+    source: Path | str, config: Any, compare: Path | str | None = None, how: Collecting | None = None
+) -> LiveSubject:
     """What the live app shows of a run: its store, its curves, its model where it has one, another run beside it.
 
     A run that has no dictionary and no checkpoint yet has its curves alone.
     """
     from saetools.dashboard.live.subject import Subject as LiveSubject
 
+    source = pipeline.local_source(source)
     weights, how = _Weights.of(source), how or Collecting()
     if not weights.hash and _metrics(source):
         return LiveSubject(None, title=source.name, metrics=_metrics(source))
@@ -261,9 +266,9 @@ def live_subject(source: Path, config: Any, compare: Path | None = None, how: Co
 
 
 def serve(
-    source: Path,
+    source: Path | str,
     config: Any,
-    compare: Path | None = None,
+    compare: Path | str | None = None,
     host: str = "127.0.0.1",
     port: int = 8050,
     token: str | None = None,

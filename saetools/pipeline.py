@@ -183,7 +183,11 @@ def _vectors(dictionary: Any) -> Any:
 
 
 def evaluate(
-    source: Path, config: Any, fresh: bool = False, others: Sequence[Path] = (), elsewhere: Sequence[str] = ()
+    source: Path | str,
+    config: Any,
+    fresh: bool = False,
+    others: Sequence[Path | str] = (),
+    elsewhere: Sequence[str] = (),
 ) -> str:
     """Evaluate the dictionary at `source` on held-out data: `eval.json` beside it, and a table to print.
 
@@ -193,6 +197,7 @@ def evaluate(
     from saetools.evals.table import table
     from saetools.formats.load import load
 
+    source = local_source(source)
     subject = load_subject(source, config, elsewhere)
     loaded = {str(path): load(path, device=subject.dictionary.device) for path in others}
     alike = {name: other for name, other in loaded.items() if _vectors(other) == _vectors(subject.dictionary)}
@@ -207,7 +212,7 @@ def evaluate(
     return table(records, title=f"{source}: {subject.dictionary.kind} on held-out data")
 
 
-def compare(sources: Sequence[Path], out: Path | None = None) -> str:
+def compare(sources: Sequence[Path | str], out: Path | str | None = None) -> str:
     """The evaluated dictionaries side by side, from the `eval.json` of each: a table to print, CSV and a page in `out`.
 
     Without `out` they go to `comparison/` beside the first run.
@@ -217,12 +222,13 @@ def compare(sources: Sequence[Path], out: Path | None = None) -> str:
     from saetools.evals.comparison import comparison_csv, comparison_table
     from saetools.evals.run import EVAL_FILE, read_records
 
-    directories = [run_directory(source) for source in sources]
+    paths = [local_source(source) for source in sources]
+    directories = [run_directory(path) for path in paths]
     named = {
         name: read_records(directory / EVAL_FILE)
-        for name, directory in zip(distinct_names(sources), directories, strict=True)
+        for name, directory in zip(distinct_names(paths), directories, strict=True)
     }
-    out = make_directory(out or directories[0].absolute().parent / "comparison")
+    out = make_directory(expanded(out) if out else directories[0].absolute().parent / "comparison")
     write_text(out / "comparison.csv", comparison_csv(named))
     comparison_page(named, out / "comparison.html")
     return f"{comparison_table(named)}\ncomparison: {out / 'comparison.html'}, {out / 'comparison.csv'}"
@@ -250,13 +256,13 @@ def _named(source: Path) -> Path:
     return source if source.name not in ("", "..") else source.resolve()
 
 
-def run_directory(source: Path) -> Path:
+def run_directory(source: Path | str) -> Path:
     """Where results on the dictionary at `source` go: its run, or another library's directory.
 
     A dictionary of ours and a checkpoint stay as they were written: what is found of a bare one goes to NAME.results
     beside it, of a checkpoint to RUN/checkpoint_results/STEP. Of another library's file, to a directory of its name.
     """
-    source = _named(source)
+    source = _named(expanded(source))
     if source.is_file():
         return source.with_suffix("")
     around = source if is_checkpoint(source) else source.parent
@@ -331,7 +337,7 @@ def _carried_config(source: Path) -> dict[str, Any] | None:
     return None
 
 
-def harvest(config: Any, out: Path, points: Sequence[str], n_rows: int | None = None) -> dict[str, Path]:
+def harvest(config: Any, out: Path | str, points: Sequence[str], n_rows: int | None = None) -> dict[str, Path]:
     """Store the first n_rows training rows of each point; one directory per point. Goes on with what it finds there.
 
     Without n_rows, as many as a run of this config reads.
@@ -351,4 +357,4 @@ def harvest(config: Any, out: Path, points: Sequence[str], n_rows: int | None = 
         )
     set_threads(config.run.threads)
     data = Data(config)
-    return harvest_points(data.host, data.plan("train"), points, config.activations, out, n_rows)
+    return harvest_points(data.host, data.plan("train"), points, config.activations, expanded(out), n_rows)

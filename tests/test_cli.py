@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 import saetools
+from saetools import encoding, exploring, pipeline
 from saetools.cli import _AboveBars, main
 from saetools.dictionaries import base as dictionaries
 from saetools.dictionaries.code import SparseCode
@@ -156,6 +157,20 @@ def test_a_kind_and_an_evaluation_in_a_file_of_ones_own(
     assert main(["evaluate", str(out), "--evaluation.run", "[largest]"]) == 0
     assert isinstance(saetools.load(out), Mine)
     assert json.loads((out / "eval.json").read_text())[0]["value"] > 0
+
+
+def test_jobs_take_paths_as_text(run: Path, rows: Path, tmp_path: Path) -> None:
+    """Notebooks call them so."""
+    run = Path(shutil.copytree(run, tmp_path / "run"))
+    given = pipeline.read_config(run, ["--evaluation.n_tokens=2000", "--logging.progress=false"])
+    assert "fvu" in pipeline.evaluate(str(run), given, others=[str(run)])
+    assert "fvu" in pipeline.compare([str(run), str(run / "dictionary")], str(tmp_path / "beside"))
+    assert pipeline.run_directory(str(run / "dictionary")) == run
+    exploring.open_store(str(run), given).close()
+    assert exploring.export(str(run), given, str(tmp_path / "page.html")) == tmp_path / "page.html"
+    assert exploring.live_subject(str(run), given, compare=str(run)).comparison is not None
+    found = encoding.encode_rows(run, str(rows), str(tmp_path / "codes"), n_rows=9)
+    assert (found.n_rows, found.source) == (9, str(run))
 
 
 def test_several_dictionaries_are_compared(

@@ -51,7 +51,8 @@ class CachedSource:
     for and the store has none.
     """
 
-    def __init__(self, path: Path, gradients: bool = False) -> None:
+    def __init__(self, path: Path | str, gradients: bool = False) -> None:
+        path = Path(path)
         if not (path / MANIFEST).is_file():
             raise FormatError(f"{path} is not a complete store of activations (no {MANIFEST}). {_instead(path)}")
         self.path = path

@@ -29,11 +29,12 @@ READERS: dict[str, Callable[..., Any]] = {
 SUFFIXES = (*READERS, ".txt")
 
 
-def local_corpus(path: Path, text_field: str = "text", streaming: bool = False) -> Corpus:
+def local_corpus(path: Path | str, text_field: str = "text", streaming: bool = False) -> Corpus:
     """The documents of a json, jsonl, parquet or txt file, or of all such files below a directory, sorted by path.
 
     Tables are converted to Arrow files in the cache of `datasets`; with `streaming` they are only read along.
     """
+    path = Path(path)
     files = _files_of(path)
     root = path if path.is_dir() else path.parent
     if files[0].suffix == ".txt":
