@@ -54,12 +54,12 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def write_tensors(path: Path | str, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(path: Path | str, tensors: Mapping[str, Any]) -> None:
     """`write_bytes` of a safetensors file; tensors are torch tensors on any device, of any strides."""
     from safetensors.torch import save
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, save(plain, None if metadata is None else dict(metadata)))
+    write_bytes(path, save(plain))
 
 
 def append_text(path: Path | str, text: str) -> None:

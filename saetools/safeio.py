@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from saetools.atomic import MANIFEST, hash_file
 from saetools.errors import ConfigError, FormatError
@@ -78,13 +78,6 @@ def load_safetensors(path: Path | str) -> "dict[str, Tensor]":
             raise FormatError(f"{path} is not a valid safetensors file: {error}") from error
 
 
-def safetensors_metadata(path: Path | str) -> dict[str, str]:
-    """The `__metadata__` of a safetensors file; empty where it has none."""
-    path = Path(path)
-    with format_errors(path):
-        return _check_safetensors_header(path).get("__metadata__", {})
-
-
 def safetensors_shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor of a safetensors file; no weights are read."""
     path = Path(path)
@@ -93,11 +86,20 @@ def safetensors_shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
         return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
 
 
-def load_npy(path: Path | str) -> "np.ndarray":
-    """The array in a .npy file; arrays of Python objects (pickles) are refused."""
+class NpyHeader(NamedTuple):
+    """What a .npy file declares."""
+
+    shape: tuple[int, ...]
+    is_fortran: bool
+    dtype: "np.dtype[Any]"
+    offset: int  # of the data
+
+
+def npy_header(path: Path | str) -> NpyHeader:
+    """The header of a .npy file, after checking that the file has the data that it declares; none are read."""
     path = Path(path)
     with format_errors(path), path.open("rb") as file:
-        return _read_npy(file, path.stat().st_size, str(path))
+        return _checked_header(file, path.stat().st_size, str(path))
 
 
 def load_npz(path: Path | str) -> "dict[str, np.ndarray]":
@@ -119,39 +121,43 @@ def load_npz(path: Path | str) -> "dict[str, np.ndarray]":
 
 def npz_shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
     """The shape of each array of a .npz file; no data are read."""
-    import numpy as np
-
     path = Path(path)
     shapes = {}
     with format_errors(path), zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             with archive.open(member) as file:
-                shapes[member.filename.removesuffix(".npy")] = _npy_header(file, str(path), np)[0]
+                shapes[member.filename.removesuffix(".npy")] = _npy_header(file, str(path)).shape
         return shapes
 
 
 def _read_npy(file: IO[bytes], size: int, name: str) -> "np.ndarray":
-    """The array of an open .npy file of `size` bytes, after checking that its header declares as many."""
+    """The array of an open .npy file of `size` bytes."""
     import numpy as np
 
-    shape, dtype = _npy_header(file, name, np)
-    if dtype.hasobject:
-        raise FormatError(f"{name} holds Python objects; only arrays of numbers are read.")
-    declared, present = math.prod(shape) * dtype.itemsize, size - file.tell()
-    if declared != present:
-        raise FormatError(f"{name} declares {declared:,} bytes of data but has {present:,}: truncated or damaged.")
+    _checked_header(file, size, name)
     file.seek(0)
     return np.load(file, allow_pickle=False)
 
 
-def _npy_header(file: IO[bytes], name: str, np: Any) -> tuple[tuple[int, ...], Any]:
-    """(shape, dtype) that an open .npy file declares."""
+def _checked_header(file: IO[bytes], size: int, name: str) -> NpyHeader:
+    """The header of an open .npy file of `size` bytes; FormatError where these are not the numbers that it declares."""
+    header = _npy_header(file, name)
+    if header.dtype.hasobject:
+        raise FormatError(f"{name} holds Python objects; only arrays of numbers are read.")
+    declared, present = math.prod(header.shape) * header.dtype.itemsize, size - header.offset
+    if declared != present:
+        raise FormatError(f"{name} declares {declared:,} bytes of data but has {present:,}: truncated or damaged.")
+    return header
+
+
+def _npy_header(file: IO[bytes], name: str) -> NpyHeader:
+    import numpy as np
+
     version = np.lib.format.read_magic(file)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:
         raise FormatError(f"{name} is a .npy file of version {version}; versions (1, 0) and (2, 0) are read.")
-    shape, _, dtype = readers[version](file)
-    return shape, dtype
+    return NpyHeader(*readers[version](file), file.tell())
 
 
 def verify_directory(path: Path | str, allow_extra: Collection[str] = ()) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 
 from saetools.atomic import committed_directory, write_tensors, write_text
 from saetools.errors import FormatError
-from saetools.safeio import load_npy, load_safetensors, read_json, safetensors_metadata, verify_directory
+from saetools.safeio import load_npz, load_safetensors, npy_header, read_json, verify_directory
 
 
 @pytest.fixture
@@ -72,9 +72,8 @@ def test_safetensors_round_trip_and_own_memory(tmp_path: Path) -> None:
         "none": torch.zeros(0, 7),
         "s": torch.ones(()),
     }
-    write_tensors(tmp_path / "x.safetensors", tensors, {"key": "value"})
+    write_tensors(tmp_path / "x.safetensors", tensors)
     loaded = load_safetensors(tmp_path / "x.safetensors")
-    assert safetensors_metadata(tmp_path / "x.safetensors") == {"key": "value"}
     (tmp_path / "x.safetensors").write_bytes(b"")
     assert set(loaded) == set(tensors)
     for name, tensor in tensors.items():
@@ -114,15 +113,22 @@ def test_npy(tmp_path: Path) -> None:
     path = tmp_path / "x.npy"
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
     np.save(path, array)
-    assert np.array_equal(load_npy(path), array)
+    header = npy_header(path)
+    assert (header.shape, header.is_fortran, header.dtype) == ((3, 4), False, np.float32)
     data = path.read_bytes()
+    assert data[header.offset :] == array.tobytes()
     for length in range(0, len(data), 5):
         path.write_bytes(data[:length])
         with pytest.raises(FormatError, match=r"x\.npy"):
-            load_npy(path)
+            npy_header(path)
+    np.savez(tmp_path / "x.npz", a=array)
+    assert np.array_equal(load_npz(tmp_path / "x.npz")["a"], array)
     np.save(path, np.array([{}], dtype=object), allow_pickle=True)
+    np.savez(tmp_path / "x.npz", a=np.array([{}], dtype=object))
     with pytest.raises(FormatError, match="Python objects"):
-        load_npy(path)
+        npy_header(path)
+    with pytest.raises(FormatError, match="Python objects"):
+        load_npz(tmp_path / "x.npz")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b'{"a": }', b"[" * 100_000], ids=range(5))

@@ -17,6 +17,7 @@ from saetools.activations.live import TORCH_DTYPES
 from saetools.config import Dtype
 from saetools.errors import ConfigError, DataError, FormatError
 from saetools.records import Calibration, PointSpec
+from saetools.safeio import npy_header
 from saetools.text.base import Split
 
 BATCH_ROWS = 4096  # rows per numbered batch: part of the stream, like a host batch
@@ -32,8 +33,8 @@ class RowsFile:
     Raises FormatError at a file that is missing, damaged or of another layout.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path | str) -> None:
+        self.path = path = Path(path)
         readers: dict[str, Callable[[Path], dict[str, tuple[tuple[int, ...], Read]]]] = {
             ".safetensors": _open_safetensors,
             ".npy": _open_npy,
@@ -46,6 +47,8 @@ class RowsFile:
         tensors = readers[path.suffix](path)
         x_name = self._name_of_x({name: shape for name, (shape, _) in tensors.items()})
         (self.n_rows, self.d_model), self._x = tensors[x_name]
+        if not self.d_model:
+            raise FormatError(f"{path}: its rows have no numbers (shape {self.n_rows} x 0).")
         self._fields = {name: tensors[name][1] for name in _FIELD_NAMES if name in tensors and name != x_name}
         self._where = tensors[_WHERE_NAME][1] if _WHERE_NAME in tensors else None
         for name in self._fields:
@@ -109,8 +112,8 @@ class RowsSource:
 
     def __init__(
         self,
-        path: Path,
-        heldout_path: Path | None = None,
+        path: Path | str,
+        heldout_path: Path | str | None = None,
         split: Split = "train",
         dtype: Dtype = "float32",
         calibration: Calibration | None = None,
@@ -205,8 +208,12 @@ def _open_safetensors(path: Path) -> dict[str, tuple[tuple[int, ...], Read]]:
         return lambda first, end: slices[name][first:end]
 
     for name, part in slices.items():
-        if name != _WHERE_NAME and part.get_dtype() not in ("F16", "BF16", "F32", "F64"):
-            raise FormatError(f"{path}: `{name}` is of type {part.get_dtype()}; rows are floating-point numbers.")
+        kinds = ("I32", "I64") if name == _WHERE_NAME else ("F16", "BF16", "F32", "F64")
+        if part.get_dtype() not in kinds:
+            raise FormatError(
+                f"{path}: `{name}` is of type {part.get_dtype()}; rows are floating-point numbers, and where they are "
+                "from is int64."
+            )
     return {name: (tuple(part.get_shape()), reader(name)) for name, part in slices.items()}
 
 
@@ -225,20 +232,11 @@ def _open_npy(path: Path) -> dict[str, tuple[tuple[int, ...], Read]]:
 
 def _npy_header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
     """Shape, dtype and offset of the data, after checking that the file has all of them. No pickle is read."""
-    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    try:
-        with path.open("rb") as file:
-            shape, is_fortran, dtype = headers[np.lib.format.read_magic(file)](file)
-            offset = file.tell()
-    except (ValueError, KeyError, OSError) as error:
-        raise FormatError(f"{path} is not a readable .npy file: {error}. Write it again with numpy.save.") from error
+    shape, is_fortran, dtype, offset = npy_header(path)
     if is_fortran or dtype.kind != "f" or dtype.itemsize > 8:  # torch has no long double
         order = "Fortran" if is_fortran else "C"
         raise FormatError(
             f"{path} is a {dtype} array in {order} order; rows are floating-point numbers in C order. Save "
             "numpy.ascontiguousarray(x, dtype=numpy.float32)."
         )
-    needed, present = offset + math.prod(shape) * dtype.itemsize, path.stat().st_size
-    if needed != present:
-        raise FormatError(f"{path} has {present} bytes and its header needs {needed}: it is damaged. Write it again.")
     return shape, dtype, offset

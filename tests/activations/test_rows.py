@@ -139,7 +139,9 @@ def test_overflow_of_the_dtype_says_so(tmp_path):
         ({"a": X[0]}, "the matrix `x`"),
         ({"x": X[0], "y": X[0]}, "the matrix `x`"),
         ({"x": X, "grad": X[:5]}, "`grad` has shape"),
-        ({"x": X, "where": torch.zeros(N, 3)}, "`where` has shape"),
+        ({"x": X, "where": torch.zeros(N, 3, dtype=torch.int64)}, "`where` has shape"),
+        ({"x": X, "where": torch.zeros(N, 2)}, "`where` is of type F32"),
+        ({"x": X[:, :0]}, "its rows have no numbers"),
         ({"x": torch.ones(4, 3, dtype=torch.int64)}, "floating-point"),
     ],
 )
@@ -155,8 +157,10 @@ def test_other_files_are_refused(tmp_path, file):
     np.save(tmp_path / "vector.npy", X[0].numpy())
     (tmp_path / "rows.pt").write_bytes(b"x")
     (tmp_path / "noise.npy").write_bytes(b"not a numpy file")
+    np.save(tmp_path / "open.npy", X.numpy())  # with a bracket that is never closed
+    (tmp_path / "open.npy").write_bytes((tmp_path / "open.npy").read_bytes().replace(b"'<f4', ", b"('<f4',"))
     np.save(tmp_path / "long.npy", X.numpy().astype(np.longdouble))
-    names = ("fortran.npy", "ints.npy", "objects.npy", "vector.npy", "rows.pt", "noise.npy", "absent.npy")
+    names = ("fortran.npy", "ints.npy", "objects.npy", "vector.npy", "rows.pt", "noise.npy", "absent.npy", "open.npy")
     for name in names + (("long.npy",) if np.longdouble(0).itemsize > 8 else ()):
         with pytest.raises(FormatError, match=name):
             RowsFile(tmp_path / name)
