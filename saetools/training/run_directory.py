@@ -45,6 +45,9 @@ FREE_TO_CHANGE = frozenset(
 NAMES_OF_DATA = frozenset({"host.name", "activations.path", "activations.heldout_path"})
 """Keys that say where data lies: a fingerprint says what it is, wherever it was moved to."""
 
+NEEDED_FACTS = frozenset({"versions", "git_commit", "data_fingerprint", "mirror_id"})
+"""Of run.json, which a run goes on by."""
+
 FREE_SECTIONS = ("evaluation.", "logging.")
 
 
@@ -167,14 +170,20 @@ class RunDirectory:
     def read_facts(self) -> dict[str, Any]:
         """The content of run.json."""
         with _needed(self.facts):
-            return read_json(self.facts)
+            facts = read_json(self.facts)
+            if not isinstance(facts, dict) or not facts.keys() >= NEEDED_FACTS:
+                raise FormatError(f"{self.facts} does not say {', '.join(sorted(NEEDED_FACTS))} of a run.")
+            return facts
 
     def _read_config(self) -> dict[str, Any]:
         with _needed(self.config):
             try:
-                return yaml.safe_load(self.config.read_text(encoding="utf-8"))
+                values = yaml.safe_load(self.config.read_text(encoding="utf-8"))
             except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
                 raise FormatError(f"{self.config} cannot be read: {' '.join(str(error).split())}.") from error
+            if not isinstance(values, dict):
+                raise FormatError(f"{self.config} holds no config.")
+            return values
 
 
 def read_calibration(run: Path | str) -> Calibration:

@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,6 +98,18 @@ def test_calibration_and_config_of_a_run(program: ModuleType, straight: Path, ro
     with pytest.raises(RunError, match=r"another dictionary\.n_features \(see"):
         other = program.tiny_config(rows, straight, **{"dictionary.n_features": 64, "logging.every_steps": 9})
         RunDirectory(straight).check_same(other, source.fingerprint(), source.calibration)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "5", "null", '{"versions": {}}'])
+@pytest.mark.parametrize("name", ["config.yaml", "run.json"])
+def test_a_damaged_record_is_named(
+    train_tiny: Callable[..., Any], straight: Path, tmp_path: Path, name: str, content: str
+) -> None:
+    run = Path(shutil.copytree(straight, tmp_path / "run"))
+    (run / name).write_text(content)
+    is_config = isinstance(yaml.safe_load(content), dict) and name == "config.yaml"
+    with pytest.raises(RunError if is_config else FormatError, match=name):
+        train_tiny(run)
 
 
 def test_a_run_goes_on_where_its_rows_were_moved(
