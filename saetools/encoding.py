@@ -116,7 +116,7 @@ def _settings(source: Path | str, dictionary: Dictionary, config: Path | str | N
     if config is not None:
         return pipeline.read_config(config, overrides)
     spec = dictionary.spec
-    if spec is None:
+    if spec is None or spec.host == "rows":
         named = {item.split("=")[0] for item in overrides}
         if not named >= {"--host.name", "--activations.point"}:
             said = [

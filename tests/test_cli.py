@@ -335,6 +335,8 @@ def test_encode_a_rows_file(run: Path, rows: Path, tmp_path: Path, capsys: pytes
     save_file({"x": torch.ones(3, 16).index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(torch.nan))}, bad)
     assert main(["encode", str(run), "--rows", str(bad), "--out", str(tmp_path / "d")]) == 2
     assert "Row 1 of `x`" in capsys.readouterr().err and not (tmp_path / "d").exists()
+    assert main(["encode", str(run), "--corpus", "stdlib", "--out", str(tmp_path / "d")]) == 2
+    assert "does not know its host and point" in capsys.readouterr().err, "of a file's rows: no model of that name"
     for what in (["--rows", str(rows)], ["--corpus", "stdlib"]):
         for n in ("0", "-3"):
             assert main(["encode", str(run), *what, "--out", str(tmp_path / "d"), f"--n-rows={n}"]) == 2
