@@ -321,7 +321,7 @@ class Dictionary(nn.Module):
         return html_table(f"{type(self).__name__} dictionary", description(self))
 
     def _checked(self, x_ND: Tensor) -> Tensor:
-        """The rows in the weights' dtype; MismatchError on another shape, and on what is no tensor."""
+        """The rows in the weights' dtype; MismatchError on another shape, and on what is no tensor of real numbers."""
         if not isinstance(x_ND, Tensor):
             raise MismatchError(f"rows are a torch tensor, got a {type(x_ND).__name__}: torch.as_tensor(x) makes one.")
         if x_ND.ndim != 2 or x_ND.shape[1] != self.d_model:
@@ -330,6 +330,8 @@ class Dictionary(nn.Module):
                 f"these rows have shape {tuple(x_ND.shape)}; this {self.kind} dictionary{of} takes "
                 f"[N, {self.d_model}]. Give it activations of the point that it was trained on."
             )
+        if not x_ND.is_floating_point():
+            raise MismatchError(f"rows are floating-point numbers, got {x_ND.dtype}: x.float() makes them so.")
         return x_ND.to(self.W_dec_FD.dtype)
 
 

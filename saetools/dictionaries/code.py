@@ -85,7 +85,7 @@ class SparseCode:
         start, stop, step = rows.indices(len(self))
         if step != 1:
             raise ValueError("rows of a ragged code are selected by contiguous slices only")
-        offsets = self.offsets_N1[start : stop + 1]
+        offsets = self.offsets_N1[start : max(start, stop) + 1]
         slots = slice(int(offsets[0]), int(offsets[-1]))
         return SparseCode(self.values[slots], self.indices[slots], self.n_features, offsets - offsets[0])
 

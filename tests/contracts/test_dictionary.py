@@ -495,6 +495,12 @@ def test_wrong_width_is_named(config: Dictionary.Config) -> None:
     assert dictionary(torch.zeros(2, 3, D)).shape == (2, 3, D)
 
 
+def test_whole_numbers_are_refused(config: Dictionary.Config) -> None:
+    """Their reconstruction, of their dtype, would be cut to whole numbers."""
+    with pytest.raises(MismatchError, match=r"floating-point numbers, got torch\.int64"):
+        trained(config)(torch.ones(3, D, dtype=torch.int64))
+
+
 def test_description(config: Dictionary.Config) -> None:
     """Escaped, of at most 20 KB, and writable as UTF-8, whatever a file says of host, point and training."""
     dictionary = trained(config)

@@ -25,6 +25,7 @@ def test_select_and_concatenate_undo_each_other() -> None:
         parts = [code.select(slice(0, 2)), code.select(slice(2, 2)), code.select(slice(2, 7))]
         again = SparseCode.concatenate(parts)
         assert torch.equal(again.to_dense(), dense()) and len(again) == 7
+        assert len(code.select(slice(5, 2))) == 0
         assert torch.equal(code.scaled(2.0).to_dense(), 2 * dense())
 
 
