@@ -33,6 +33,7 @@ from saetools.rng import generator
 from saetools.safeio import read_json
 
 MAX_PIECE_BYTES = 64 << 20  # of one feature's examples, decompressed
+MAX_WAIT_SECONDS = 20.0  # for others who write labels: of three that never pause one had waited for more than five
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class FeatureStore:
             _verify(path)
             with _sqlite_errors(database):
                 address = f"{database.resolve().as_uri()}?mode=ro&immutable=1"
-                connection = sqlite3.connect(address, uri=True, check_same_thread=False)
+                connection = sqlite3.connect(address, uri=True, check_same_thread=False, timeout=MAX_WAIT_SECONDS)
                 opened.callback(connection.close)
                 connection.create_function(FOLDED, 1, str.casefold, deterministic=True)
                 row = connection.execute("SELECT value FROM meta WHERE key = 'info'").fetchone()
@@ -244,7 +245,12 @@ class FeatureStore:
                 return
             with _sqlite_errors(path):
                 self._connection.execute("ATTACH DATABASE ? AS notes", (f"{path.resolve().as_uri()}?mode=rwc",))
-                self._connection.executescript(CREATE_ANNOTATIONS)
+                try:
+                    self._connection.executescript(CREATE_ANNOTATIONS)
+                except sqlite3.Error:
+                    self._connection.rollback()
+                    self._connection.execute("DETACH DATABASE notes")  # so that it can be tried again
+                    raise
             self._attached = True
 
     # --- queries --------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """What is written is read, without torch; damage is noticed; tables equal sorting in Python."""
 
 import math
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -203,6 +205,40 @@ def test_labels_of_another_are_seen_at_once(written: tuple[Path, StoreInfo, list
     assert mine.annotation(2) == ("theirs", "") and mine.table("-label").rows[0].label == "theirs"
     mine.set_list("few", [1])
     assert other.lists() == {"few": [1]}
+
+
+def test_several_write_labels_at_once(written: tuple[Path, StoreInfo, list[Entry]], tmp_path: Path) -> None:
+    """Each waits for the other: who held a lock to read while the other wrote had failed at once."""
+    _, info, entries = written
+    write_store(tmp_path / "s", info, entries)
+
+    def write(person: int) -> None:
+        with closing(FeatureStore.open(tmp_path / "s")) as store:
+            for feature in range(person, 12, 3):
+                store.annotate(feature, f"of {person}")
+                store.set_list(f"of {person}", range(feature + 1))
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(write, range(3)))
+    with closing(FeatureStore.open(tmp_path / "s")) as store:
+        assert store.annotations() == {feature: (f"of {feature % 3}", "") for feature in range(12)}
+        assert store.lists() == {f"of {person}": list(range(10 + person)) for person in range(3)}
+
+
+def test_labels_that_could_not_be_made_can_be_tried_again(
+    written: tuple[Path, StoreInfo, list[Entry]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, info, entries = written
+    write_store(tmp_path / "s", info, entries)
+    monkeypatch.setattr("saetools.features.store.MAX_WAIT_SECONDS", 0.01)
+    with closing(FeatureStore.open(tmp_path / "s")) as store:
+        with closing(sqlite3.connect(store._annotations_path)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            for _ in range(2):
+                with pytest.raises(RunError, match="locked"):
+                    store.annotate(2, "mine")
+        store.annotate(2, "mine")
+        assert store.annotations() == {2: ("mine", "")}
 
 
 def test_an_open_store_outlives_a_new_one(
