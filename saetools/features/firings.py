@@ -5,7 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
-from saetools.errors import MismatchError
+from saetools.errors import DataError, MismatchError
 from saetools.functional.statistics import Code
 from saetools.text.base import TokenBatch
 
@@ -14,9 +14,16 @@ Flat = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def flat_code(code: Code) -> Flat:
-    """The slots of a code as arrays; values of any dtype as float32."""
-    row_M, feature_M, value_M = code.flat()
-    return row_M.cpu().numpy(), feature_M.cpu().numpy(), value_M.float().cpu().numpy()
+    """The slots of a code as arrays; values of any dtype as float32. DataError for a value that is not finite."""
+    row_M, feature_M, value_M = (column.cpu() for column in code.flat())
+    value_M = value_M.float()
+    if not bool(value_M.isfinite().all()):
+        feature = int(feature_M[~value_M.isfinite()][0])
+        raise DataError(
+            f"the code of feature {feature} is not finite at some token: the weights of the dictionary are damaged or "
+            "diverged in training, or the host overflowed. Take another checkpoint, or run the host in float32."
+        )
+    return row_M.numpy(), feature_M.numpy(), value_M.numpy()
 
 
 @dataclass(frozen=True)

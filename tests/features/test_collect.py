@@ -270,6 +270,15 @@ def test_fields_of_the_rows_reach_the_dictionary() -> None:
     assert (counts_F == with_fields).all() and (counts_F != without).any()
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_codes_that_are_no_numbers_are_refused(value: float) -> None:
+    """Of weights that diverged: SQLite took the nan for nothing, and refused it by a column's name."""
+    plan, dictionary = ToyPlan(), SignedDictionary()
+    dictionary.W_FD[3] = value
+    with pytest.raises(DataError, match="code of feature 3 is not finite"):
+        collect(dictionary, ToySource(plan), plan, CollectSettings())
+
+
 def test_rows_of_another_plan_are_refused() -> None:
     plan = ToyPlan()
     with pytest.raises(MismatchError, match="another plan"):
