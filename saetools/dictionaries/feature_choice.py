@@ -77,6 +77,8 @@ class FeatureChoiceState(ThresholdState):
 class FeatureChoice(Dictionary, kind="feature_choice"):
     """Feature choice: every feature takes its own share of the tokens."""
 
+    scheduled_by = ("mutual_fraction",)
+
     batch_coupled = True
     scaled_with_x = ("b_enc_F", "b_dec_D", "threshold_F")
     threshold_F: Tensor

@@ -64,6 +64,8 @@ class AnnealState(State):
 class PAnneal(Dictionary, kind="p_anneal"):
     """P-anneal: ReLU with a penalty sum code^p whose p falls from 1 towards 0 while training."""
 
+    scheduled_by = ("warmup_fraction", "p_end")
+
     class Config(WithL1, WithAuxK):
         """Settings of p-anneal."""
 

@@ -54,6 +54,14 @@ def resumed_trainer(
     trainer.n_blocks = facts.n_blocks
     directory.write_config(config)
     _logger.info("resumed %s at step %d of %d", directory.path, facts.step, plan.n_steps)
+    scheduled = [name for name in dictionary.scheduled_by if getattr(dictionary.config, name)]
+    if scheduled and plan.n_steps != facts.plan.n_steps:
+        _logger.warning(
+            "%s: %s act by the length of the run, which was %d steps for the %d steps done and is %d for the others. A "
+            "run of %d tokens from the start is another.",
+            *(directory.path, ", ".join(f"dictionary.{name}" for name in scheduled), facts.plan.n_steps, facts.step),
+            *(plan.n_steps, plan.n_tokens),
+        )
     by_rule = None in (config.training.warmup_steps, config.training.dead_after_tokens)
     if by_rule and plan.n_steps != facts.plan.n_steps:
         _logger.warning(

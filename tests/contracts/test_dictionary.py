@@ -111,6 +111,21 @@ def by_construction(config: Dictionary.Config) -> None:
         pytest.skip("not trained by construction")
 
 
+def test_what_acts_by_the_length_of_the_run_is_named(config: Dictionary.Config) -> None:
+    """A run that is made longer says so."""
+    by_gradient(config)
+    dictionary, x = trained(config), rows()
+
+    def computed(step: int, n_steps: int) -> tuple[dict[str, float], dict[str, float]]:
+        now = Progress(step=step, n_steps=n_steps, n_tokens=64 * n_steps, dead_after_tokens=1000)
+        terms = dictionary.loss_terms(x, x, fields(), half_dead(dictionary), now)
+        return dictionary.loss_weights(now), {name: float(value.detach()) for name, value in terms.losses.items()}
+
+    named = any(getattr(config, name) for name in dictionary.scheduled_by)
+    assert named or all(computed(step, 100) == computed(step, 1000) for step in (20, 60))
+    assert set(dictionary.scheduled_by) <= set(type(config).model_fields)
+
+
 def test_shapes(config: Dictionary.Config) -> None:
     dictionary = trained(config)
     code = dictionary.encode(rows())

@@ -358,6 +358,19 @@ def test_bad_configs_leave_no_trace(train_tiny: Callable, tmp_path: Path, change
     assert not list(tmp_path.iterdir())
 
 
+def test_a_longer_run_says_what_acts_by_its_length(
+    train_tiny: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fixed = {"training.warmup_steps": 1, "training.dead_after_tokens": 100, "training.schedule": "constant"}
+    for kind, share in (("variational", 0.1), ("variational", 0.0)):
+        kept = fixed | {"dictionary.kind": kind, "dictionary.warmup_fraction": share}
+        for n_tokens in (256, 512):
+            caplog.clear()
+            train_tiny(tmp_path / f"{kind}-{share}", **kept, **{"training.n_tokens": n_tokens})
+        said = "dictionary.warmup_fraction act by the length of the run" in caplog.text
+        assert said == (share > 0)
+
+
 def test_init_from_starts_where_the_other_stands(
     program: ModuleType, train_tiny: Callable, straight: Path, tmp_path: Path, rows: Path
 ) -> None:
