@@ -30,7 +30,7 @@ from functools import cached_property
 import numpy as np
 from pydantic import Field
 
-from saetools.errors import ConfigError
+from saetools.errors import ConfigError, DataError
 from saetools.evals.base import EvalRecord, Evaluation, NotApplicableError, Subject, Tick, no_tick, with_host
 from saetools.evals.judges import ClassScorer, NgramScorer, Scorer, Shown, Task
 from saetools.evals.labelled import python_labeller
@@ -148,7 +148,10 @@ class _Bench:
             coactivation_tokens=0,
             seed=subject.seed,
         )
-        self.gathered: Collected = collect(subject.dictionary, subject.heldout, self.parts.tokens, settings)
+        try:
+            self.gathered: Collected = collect(subject.dictionary, subject.heldout, self.parts.tokens, settings)
+        except DataError as error:  # no rows, or codes that are not finite
+            raise NotApplicableError(str(error)) from error
         self.contexts = self.gathered.contexts
         self.texts: WindowTexts = self.gathered.window_texts(self.parts.host.token_texts)
         self._labels: dict[str, np.ndarray | None] = {}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from saetools.dictionaries.base import Dictionary, SparseCode
 from saetools.dictionaries.topk import TopK
+from saetools.evals.base import NotApplicableError
 from saetools.rng import torch_seed
 
 ITERATIONS = 200
@@ -105,9 +106,12 @@ class Firings:
 
 @torch.no_grad()
 def encode_rows(dictionary: Dictionary, x_ND: Tensor, n_chunk: int = 8192) -> Firings:
-    """The code of rows, a chunk at a time."""
+    """The code of rows, a chunk at a time. Raises NotApplicableError for one that is not finite."""
     parts = [dictionary.encode(part.to(dictionary.device)) for part in x_ND.split(n_chunk)]
-    return Firings.of(SparseCode.concatenate(parts))
+    found = Firings.of(SparseCode.concatenate(parts))
+    if not bool(found.value_M.isfinite().all()):
+        raise NotApplicableError("the dictionary's codes are not finite: its weights are damaged or diverged")
+    return found
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from saetools.dictionaries.base import Dictionary
 from saetools.errors import MismatchError
-from saetools.evals.base import EvalRecord, Evaluation, Subject, Tick, no_tick
+from saetools.evals.base import EvalRecord, Evaluation, NotApplicableError, Subject, Tick, no_tick
 from saetools.evals.bootstrap import bootstrap_interval, too_few
 from saetools.functional.matching import best_matches, hungarian_match, random_atoms_like
 from saetools.rng import torch_seed
@@ -97,7 +97,10 @@ def _atoms(name: str, other: Dictionary, d_model: int) -> Tensor:
 
 
 def _in_use(dictionary: Dictionary) -> Tensor:
-    return dictionary.directions()[dictionary.in_use_F()].cpu()
+    atoms_FD = dictionary.directions()[dictionary.in_use_F()].cpu()
+    if not bool(atoms_FD.isfinite().all()):
+        raise NotApplicableError("atoms of this dictionary, or of another one, are not finite: they have no cosine")
+    return atoms_FD
 
 
 def _mean_of_each(totals_RC: np.ndarray) -> np.ndarray:

@@ -1,7 +1,12 @@
 """Every kind of dictionary can be evaluated; nothing here knows a kind."""
 
+import copy
+import math
+from dataclasses import replace
+
 import pytest
 import torch
+from every_evaluation import NAMES, figures, runnable
 from small_hosts import D_MODEL, by_name, host_subject, row_subject
 
 from saetools.dictionaries.base import available_dictionaries, make_dictionary
@@ -31,3 +36,15 @@ def test_splicing_of_every_kind(kind):
     subject = host_subject(make_dictionary(config, D_MODEL))
     found = by_name(make_evaluation("loss_recovered").run(subject))
     assert found["kl_spliced"].value >= 0 and found["ce_recovered_zero"].value is not None
+
+
+@pytest.mark.parametrize("part", ["W_enc_FD", "W_dec_FD"])
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_that_are_no_numbers_end_no_run(name, part):
+    """Figures are none where they would be no numbers; two evaluations ended in messages of scipy and scikit-learn."""
+    subject = runnable(name)
+    broken = copy.deepcopy(subject.dictionary)
+    with torch.no_grad():
+        getattr(broken, part)[3] = torch.nan
+    for record in figures(name, replace(subject, dictionary=broken)).values():
+        assert record.note if record.value is None else math.isfinite(record.value)
