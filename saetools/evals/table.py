@@ -4,13 +4,15 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
 from saetools.errors import printable
 from saetools.records import EvalRecord
 
-WIDTH = 110
+WIDTH, UNIT_WIDTH = 110, 24
+"""Of a table, and of its column of units, whose lines are wrapped: at least."""
 
 
 def table(records: Sequence[EvalRecord], title: str = "evaluation on held-out data") -> str:
@@ -42,7 +44,10 @@ def plain_table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[S
     for row in rows:
         made.add_row(*map(printable, row))
     text = io.StringIO()
-    width = max(WIDTH, sum(2 + max(len(heading), 12) for heading, _ in columns) + 24)
+    cells = [[heading for heading, _ in columns], *rows]
+    widths = [max(cell_len(printable(row[i])) for row in cells) for i in range(len(columns))]
+    others = sum(2 + w for w, (heading, _) in zip(widths, columns, strict=True) if heading != "unit")
+    width = max(WIDTH, others + UNIT_WIDTH)  # else columns would be cut, or left out
     plain: dict[str, Any] = {"markup": False, "highlight": False, "color_system": None, "force_jupyter": False}
     Console(file=text, width=width, **plain).print(made)  # in a notebook rich would show it instead of writing it
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

@@ -28,6 +28,17 @@ def test_every_figure_of_any_dictionary():
     assert len(lines) == 4
 
 
+@pytest.mark.parametrize("name", ["a_figure_of_an_evaluation_of_ones_own_" * 2, "\u65e5" * 40])
+def test_long_names_cost_no_column(name):
+    """Of a name of 60 letters the table had no room for the unit, and `n` was cut."""
+    for text in (
+        table([record(name, -1234567.0, spread=(-2e30, 1e30), n_unit="parent-child pairs")]),
+        comparison_table({f"{i}/{name}": [record(name, 0.5)] for i in range(3)}),
+    ):
+        assert name in text and "fraction" in text and "\u2026" not in text
+        assert "parent-child pairs" in text or f"2/{name}" in text
+
+
 @pytest.mark.parametrize("changed", [{"heldout": "other text"}, {"config": {"n_tokens": 5}}])
 def test_figures_judged_otherwise_are_marked(changed):
     alike = {"heldout": "text", "config": {"n_tokens": 9}}
