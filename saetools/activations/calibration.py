@@ -94,8 +94,8 @@ def measure(x_ND: Tensor, grad_ND: Tensor | None = None, drops_outliers: bool = 
     variance = float(torch.stack([(chunk - mean_D).square().sum() for chunk in _float64(x_ND)]).sum()) / n
     if not variance > 0:
         raise DataError(
-            f"The {n} rows to calibrate on are all equal, so their variance is 0 and no loss can be normalised by it. "
-            "At least two different rows are needed: check the point, the corpus or the rows file."
+            f"All rows to calibrate on ({n}) are equal, so their variance is 0 and no loss can be normalised by it. At "
+            "least two different rows are needed: check the point, the corpus or the rows file."
         )
     scale = math.sqrt(d_model / float(squares_N.mean()))
     gradient_rms = None

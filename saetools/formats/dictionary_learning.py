@@ -212,8 +212,12 @@ def _config_files(file: Path) -> tuple[Path, ...]:
 def _for_dictionary_learning(dictionary: Dictionary) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
     """(class, its settings, its tensors)."""
     kind, own = dictionary.kind, dictionary.state_dict()
-    if kind not in {*PER_ROW, *POSITIVE, *THRESHOLD, "jumprelu", "gated"}:
-        raise MismatchError(f"dictionary_learning has no class that computes what a {kind} dictionary does.")
+    known = {*PER_ROW, *POSITIVE, *THRESHOLD, "jumprelu", "gated"}
+    if kind not in known:
+        raise MismatchError(
+            f"dictionary_learning has no class that computes what the kind {kind} does. Kinds that it computes: "
+            f"{', '.join(sorted(known))}."
+        )
     W_enc_FD, W_dec_FD, b_dec_D = dictionary.W_enc_FD, dictionary.W_dec_FD, dictionary.b_dec_D
     linear = {"encoder.weight": W_enc_FD, "decoder.weight": W_dec_FD.T}
     if kind == "gated":

@@ -337,6 +337,6 @@ def _for_saelens(dictionary: Dictionary) -> tuple[str, dict[str, Any], dict[str,
         return "matching_pursuit", settings, {}
     known = sorted({*KEEPS_K, *POSITIVE, *THRESHOLD, "jumprelu", "gated", "abs_topk", "matching_pursuit (nonnegative)"})
     raise MismatchError(
-        f"SAELens has no architecture that computes what this {kind} dictionary does. Kinds that can be written for "
-        f"it: {', '.join(known)}."
+        f"SAELens has no architecture that computes what this dictionary of kind {kind} does. Kinds that can be "
+        f"written for it: {', '.join(known)}."
     )

@@ -48,8 +48,8 @@ class SparsifyFormat(Format, name="sparsify", layout=f"{CONFIG} with d_in and k,
     def write(cls, dictionary: Dictionary, path: Path) -> None:
         if dictionary.kind not in PER_ROW or keeps_by_threshold(dictionary):
             raise MismatchError(
-                "sparsify computes the k largest of each row and nothing else; this is a "
-                f"{dictionary.kind} dictionary. Kinds that it computes: {', '.join(PER_ROW)}, with k features per row."
+                "sparsify computes the k largest of each row and nothing else; this dictionary "
+                f"is of kind {dictionary.kind}. Kinds that it computes: {', '.join(PER_ROW)}, with k features per row."
             )
         norms_F = dictionary.W_dec_FD.detach().float().norm(dim=1)
         config = {

@@ -50,9 +50,9 @@ def test_uses_the_first_rows_only_and_all_of_a_short_source(make_list_source):
 def test_zero_rows_and_equal_rows_are_refused(make_list_source):
     with pytest.raises(DataError, match="no rows"):
         calibrate(make_list_source([]), 10)
-    with pytest.raises(DataError, match="all equal"):
+    with pytest.raises(DataError, match="are equal"):
         measure(torch.ones(5, 3))
-    with pytest.raises(DataError, match="all equal"):
+    with pytest.raises(DataError, match="are equal"):
         measure(torch.zeros(5, 3))
 
 

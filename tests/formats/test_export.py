@@ -148,10 +148,10 @@ def test_layout_for_saelens(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["itda", "normalised_topk", "gradient", "top_afa"])
 def test_what_cannot_be_said_is_refused(tmp_path: Path, kind: str) -> None:
     dictionary = make_dictionary(dictionary_class(kind).examples()[0], 16)
-    with pytest.raises(MismatchError, match=f"{kind} dictionary"):
+    with pytest.raises(MismatchError, match=f"kind {kind}"):
         save_saelens(dictionary, tmp_path / "d")
-    with pytest.raises(MismatchError, match=f"{kind} dictionary"):
+    with pytest.raises(MismatchError, match=f"kind {kind}"):
         save_as(dictionary, tmp_path / "d", "sparsify")
-    with pytest.raises(MismatchError, match=f"{kind} dictionary"):
+    with pytest.raises(MismatchError, match=f"kind {kind}"):
         save_as(dictionary, tmp_path / "d", "dictionary_learning")
     assert not (tmp_path / "d").exists()
