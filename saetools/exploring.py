@@ -180,6 +180,8 @@ def _tell_of_another_number(store: FeatureStore, config: Any) -> None:
 
 def _collect(subject: Any, dictionary_hash: str, config: Any, path: Path, how: Collecting, title: str) -> None:
     """Read held-out rows once and write the feature store of a dictionary to `path`."""
+    from tqdm import tqdm
+
     from saetools.features.collect import CollectSettings, collect
     from saetools.features.entries import Description, describe
     from saetools.features.places import umap_class
@@ -190,7 +192,14 @@ def _collect(subject: Any, dictionary_hash: str, config: Any, path: Path, how: C
     if how.map == "umap":
         umap_class()  # before text is read for minutes, not after
     settings = CollectSettings(n_tokens=config.evaluation.n_tokens, seed=config.run.seed)
-    collected = collect(subject.dictionary, subject.heldout, subject.tokens, settings)
+    with tqdm(
+        total=settings.n_tokens,
+        desc="features",
+        unit="token",
+        unit_scale=True,
+        disable=None if config.logging.progress else True,  # None: no bar where stderr is no terminal
+    ) as bar:
+        collected = collect(subject.dictionary, subject.heldout, subject.tokens, settings, bar.update)
     wanted = Description(
         title=title,
         corpus=f"{config.corpus.name}, held-out documents" if subject.tokens else "held-out rows",

@@ -81,8 +81,7 @@ class Interpretability(Evaluation, name="interpretability"):
         return {**super().settings(), "scorers": [scorer.settings() for scorer in self.scorers]}
 
     def run(self, subject: Subject, tick: Tick = no_tick) -> list[EvalRecord]:
-        bench = _Bench(subject, self.config)
-        tick(bench.gathered.moments.n_rows)
+        bench = _Bench(subject, self.config, tick)
         found: dict[str, list[float]] = {name: [] for name in self._figures()}
         for feature in bench.chosen:
             numbers = generator(subject.seed, "interpretability", feature)
@@ -135,7 +134,7 @@ class _Shown:
 class _Bench:
     """The contexts of every feature, cut, labelled and drawn."""
 
-    def __init__(self, subject: Subject, config: Interpretability.Config) -> None:
+    def __init__(self, subject: Subject, config: Interpretability.Config, tick: Tick = no_tick) -> None:
         self.config, self.parts = config, with_host(subject)
         n_random = config.n_explain + config.n_judge
         settings = CollectSettings(
@@ -149,7 +148,7 @@ class _Bench:
             seed=subject.seed,
         )
         try:
-            self.gathered: Collected = collect(subject.dictionary, subject.heldout, self.parts.tokens, settings)
+            self.gathered: Collected = collect(subject.dictionary, subject.heldout, self.parts.tokens, settings, tick)
         except DataError as error:  # no rows, or codes that are not finite
             raise NotApplicableError(str(error)) from error
         self.contexts = self.gathered.contexts

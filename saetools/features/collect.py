@@ -61,12 +61,19 @@ class Collected:
 
 
 @torch.no_grad()
-def collect(dictionary: Dictionary, source: RowSource, plan: TokenPlan | None, settings: CollectSettings) -> Collected:
+def collect(
+    dictionary: Dictionary,
+    source: RowSource,
+    plan: TokenPlan | None,
+    settings: CollectSettings,
+    tick: Callable[[int], object] = lambda n_rows: None,
+) -> Collected:
     """Encode the rows of a source and gather every feature's statistics and examples.
 
     `dictionary` is for raw rows (what `saetools.load` gives). `plan` is the plan of tokens that the source's rows were
-    made from, None for a bare rows file: then contexts are the rows themselves. Codes stay sparse. Raises
-    MismatchError where rows and plan differ, DataError where the source has no rows.
+    made from, None for a bare rows file: then contexts are the rows themselves. Codes stay sparse. `tick` is told the
+    number of rows of each batch. Raises MismatchError where rows and plan differ, DataError where the source has no
+    rows.
     """
     n_features = dictionary.config.n_features
     gathered = Collected(
@@ -89,6 +96,7 @@ def collect(dictionary: Dictionary, source: RowSource, plan: TokenPlan | None, s
             gathered.add(Firings.of(flat, where_N2, tokens), tokens or _single_rows(number, where_N2))
             if gathered.coactivation is not None:
                 gathered.coactivation.add(*flat, len(code))
+            tick(len(code))
             if settings.n_tokens is not None and gathered.moments.n_rows >= settings.n_tokens:
                 break
     finally:

@@ -127,6 +127,13 @@ def test_what_is_not_labelled_is_not_measured_by_classes():
     assert found["token_purity"].value > 0 and found["ngram_fuzzing"].value > 0.6
 
 
+def test_progress_is_told_while_rows_are_read():
+    """It had stood at 0 until all of them were."""
+    ticked, subject = [], subject_of(planted_rows, 0.8)
+    Interpretability(**SMALL).run(subject, ticked.append)
+    assert ticked == [len(rows) for _, rows in subject.heldout.batches(0)] and len(ticked) > 1
+
+
 def test_silent_dictionaries_are_skipped():
     with pytest.raises(NotApplicableError, match="n_tokens"):
         Interpretability(**SMALL).run(subject_of(planted_rows, 50.0))
