@@ -22,7 +22,7 @@ BLOCK_ROWS = 1000
 
 def places(first: int, end: int) -> Tensor:
     """`where` of the rows first .. end - 1 that belong to no document: (block of BLOCK_ROWS rows, row)."""
-    rows = torch.arange(first, end)
+    rows = torch.arange(first, end, device="cpu")
     return torch.stack([rows // BLOCK_ROWS, rows], 1)
 
 

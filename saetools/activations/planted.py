@@ -53,7 +53,9 @@ class Planted:
 
         p_i = min(c (i + 1)^-exponent, 1/2), c found by bisection.
         """
-        weights = torch.arange(1, self.config.n_features + 1, dtype=torch.float64) ** -self.config.zipf_exponent
+        weights = (
+            torch.arange(1, self.config.n_features + 1, dtype=torch.float64, device="cpu") ** -self.config.zipf_exponent
+        )
         low, high = 0.0, 0.5 / float(weights.min())
         for _ in range(100):
             middle = (low + high) / 2
@@ -64,7 +66,7 @@ class Planted:
     @cached_property
     def parent_F(self) -> Tensor:
         """The parent of each feature; its own number where it has none (int64)."""
-        feature_F = torch.arange(self.config.n_features)
+        feature_F = torch.arange(self.config.n_features, device="cpu")
         return feature_F - feature_F % (1 + self.config.children_per_parent)
 
     def block(self, number: int, n_rows: int = 1024, purpose: str = "train") -> PlantedBlock:

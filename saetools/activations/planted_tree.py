@@ -44,7 +44,7 @@ class PlantedTree:
     @cached_property
     def parent_F(self) -> Tensor:
         """The parent of each feature; its own number where it has none. Parents 0, 4, 8 stand before their children."""
-        feature_F = torch.arange(N_FEATURES)
+        feature_F = torch.arange(N_FEATURES, device="cpu")
         in_tree = feature_F < N_PARENTS * (1 + N_CHILDREN)
         return torch.where(in_tree, feature_F - feature_F % (1 + N_CHILDREN), feature_F)
 
@@ -53,8 +53,8 @@ class PlantedTree:
         """Unit vectors, float32."""
         gaussian = rng.generator(self.seed, "tree.atoms").standard_normal((self.config.d_model, N_FEATURES))
         atoms_FD = torch.from_numpy(np.linalg.qr(gaussian).Q.T.copy())
-        is_top = self.parent_F == torch.arange(N_FEATURES)
-        families = torch.arange(N_PARENTS * (1 + N_CHILDREN)).view(N_PARENTS, -1)[:, 1:]
+        is_top = self.parent_F == torch.arange(N_FEATURES, device="cpu")
+        families = torch.arange(N_PARENTS * (1 + N_CHILDREN), device="cpu").view(N_PARENTS, -1)[:, 1:]
         groups = [(is_top.nonzero()[:, 0], self.config.mix_parents)]
         groups += [(children, self.config.mix_children) for children in families]
         for members, mix in groups:

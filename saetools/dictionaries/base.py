@@ -215,7 +215,7 @@ class Dictionary(nn.Module):
         """
         self.take_constants_(calibration)
         with torch.no_grad():
-            self.b_dec_D.copy_(torch.tensor(calibration.b_dec_start, dtype=torch.float32))
+            self.b_dec_D.copy_(torch.tensor(calibration.b_dec_start, dtype=torch.float32, device="cpu"))
             if self.has_encoder and self.trained_by == "gradient":
                 x_ND = starting_rows(self.d_model)
                 recon_ND = self.starting_recon(x_ND + self.b_dec_D) - self.b_dec_D
@@ -363,8 +363,9 @@ def dictionary_class(kind: str) -> type[Dictionary]:
 
 
 def make_dictionary(config: "Dictionary.Config", d_model: int, seed: int = 0) -> Dictionary:
-    """A fresh dictionary; equal arguments give equal weights."""
-    return dictionary_class(config.kind)(config, d_model, seed)
+    """A fresh dictionary on the CPU, whatever torch's default device; equal arguments give equal weights."""
+    with torch.device("cpu"):
+        return dictionary_class(config.kind)(config, d_model, seed)
 
 
 __all__ = [

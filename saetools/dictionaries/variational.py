@@ -131,8 +131,10 @@ class Variational(Dictionary, kind="variational"):
             values_NK, indices_NK = topk_code(pre_NF, self.config.k)
         else:
             generator = torch.Generator().manual_seed(torch_seed(self.seed, "variational", progress.step))
-            noise_NF = torch.randn(pre_NF.shape, generator=generator, dtype=pre_NF.dtype).to(pre_NF.device)
+            noise_NF = torch.randn(pre_NF.shape, generator=generator, dtype=pre_NF.dtype, device="cpu")
             sigma = self.config.sigma if logvar_NF is None else (logvar_NF / 2).exp()
             scale = self.total_variance.sqrt().to(pre_NF.dtype)
-            values_NK, indices_NK = topk_code(pre_NF.relu() + sigma * scale * noise_NF, self.config.k, signed=True)
+            values_NK, indices_NK = topk_code(
+                pre_NF.relu() + sigma * scale * noise_NF.to(pre_NF.device), self.config.k, signed=True
+            )
         return SparseCode(values_NK, indices_NK, self.config.n_features)

@@ -101,7 +101,7 @@ class GroundTruth(Evaluation, name="ground_truth"):
         cosine_G = paired.cosine_G.double()
         generator = torch.Generator().manual_seed(torch_seed(subject.seed, "ground truth chance"))
         n_learned, signed = int(learned_FD.any(dim=1).sum()), subject.dictionary.signed  # some places may hold no atom
-        random_FD = torch.randn(n_learned, learned_FD.shape[1], generator=generator, dtype=torch.float32)
+        random_FD = torch.randn(n_learned, learned_FD.shape[1], generator=generator, dtype=torch.float32, device="cpu")
         chance = hungarian_match(random_FD, truth_GD, signed).cosine_P
         best_F, atom_F = best_matches(learned_FD, truth_GD, signed)
         alive_F = counts.fired_F > 0

@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from saetools.dictionaries.base import Dictionary, dictionary_class
+from saetools.dictionaries.base import Dictionary, dictionary_class, make_dictionary
 from saetools.errors import ConfigError, FormatError
 from saetools.formats.base import Reading
 
@@ -115,7 +115,7 @@ def build(kind: str, settings: Mapping[str, Any], weights: Mapping[str, Tensor],
     cls = dictionary_class(kind)
     n_features, d_model = weights["W_dec_FD"].shape
     try:
-        dictionary = cls(cls.configure(n_features=n_features, **settings), d_model)
+        dictionary = make_dictionary(cls.configure(n_features=n_features, **settings), d_model)
     except (ValidationError, ConfigError) as error:
         raise FormatError(f"{path}: {' '.join(str(error).split())[:300]}") from error
     total_variance = dictionary.total_variance

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from saetools.atomic import MANIFEST, committed_directory, write_json, write_tensors
-from saetools.dictionaries.base import Dictionary, dictionary_class
+from saetools.dictionaries.base import Dictionary, dictionary_class, make_dictionary
 from saetools.errors import ConfigError, FormatError, MismatchError
 from saetools.formats.base import Format, Reading
 from saetools.records import Calibration, FrozenModel, PointSpec
@@ -152,7 +152,7 @@ def _build(record: DictionaryRecord, tensors: dict[str, Tensor], path: Path) -> 
         cls = dictionary_class(str(record.dictionary.get("kind")))
         config = cls.Config.model_validate(record.dictionary)
         _check_shape(path / WEIGHTS, "W_dec_FD", tensors.get("W_dec_FD"), (config.n_features, record.d_model))
-        dictionary = cls(config, record.d_model, record.seed)
+        dictionary = make_dictionary(config, record.d_model, record.seed)
     except ValidationError as error:
         raise FormatError(f"{path / CONFIG}: dictionary.{_first_problem(error)}") from error
     except ConfigError as error:

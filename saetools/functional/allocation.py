@@ -39,5 +39,5 @@ def capped_to_sum(shares: np.ndarray, total: float) -> np.ndarray:
 
 def random_rounding(expected_F: Tensor, generator: torch.Generator) -> Tensor:
     """int64 [F]: floor or ceiling at random, such that the mean is the given number."""
-    draws_F = torch.rand(expected_F.shape, generator=generator, dtype=torch.float64).to(expected_F.device)
+    draws_F = torch.rand(expected_F.shape, generator=generator, dtype=torch.float64, device="cpu").to(expected_F.device)
     return (expected_F + draws_F).floor().long()

@@ -11,7 +11,7 @@ from saetools.rng import torch_seed
 def random_directions(n_features: int, d_model: int, seed: int, purpose: str = "decoder") -> Tensor:
     """W_FD (float32): rows uniform on the unit sphere (normal draws divided by their norm)."""
     generator = torch.Generator().manual_seed(torch_seed(seed, f"initialise/{purpose}"))
-    W_FD = torch.randn(n_features, d_model, generator=generator, dtype=torch.float32)
+    W_FD = torch.randn(n_features, d_model, generator=generator, dtype=torch.float32, device="cpu")
     return W_FD / W_FD.norm(dim=1, keepdim=True)
 
 

@@ -59,4 +59,4 @@ def random_atoms_like(atoms_FD: Tensor, seed: int) -> Tensor:
     moment_DD = unit_FD.double().T @ unit_FD.double() / max(len(unit_FD), 1)
     value_D, vector_DD = torch.linalg.eigh(moment_DD)
     root_DD = (vector_DD * value_D.clamp_min(0).sqrt()) @ vector_DD.T
-    return unit(torch.randn(unit_FD.shape, generator=generator, dtype=torch.float32) @ root_DD.float())
+    return unit(torch.randn(unit_FD.shape, generator=generator, dtype=torch.float32, device="cpu") @ root_DD.float())

@@ -199,7 +199,7 @@ class CapturedStep:
         learnt = cast("ThresholdState", state)
         for record in records:
             if record.applied:
-                learnt = learnt.observe(torch.tensor(record.least, dtype=torch.float32))
+                learnt = learnt.observe(torch.tensor(record.least, dtype=torch.float32, device="cpu"))
         return learnt
 
     def _again(self, x_ND: Tensor, lr: float) -> StepRecord:
@@ -281,11 +281,11 @@ class CapturedStep:
             losses[self.plan.auxiliary] = record.auxk
         loss = record.reconstruction + self._device.settings.aux_weight * record.auxk
         return StepResult(
-            loss=torch.tensor(loss, dtype=torch.float32),
-            losses={name: torch.tensor(value, dtype=torch.float32) for name, value in losses.items()},
-            l0=torch.tensor(record.l0, dtype=torch.float64),
-            n_dead=torch.tensor(record.n_dead),
-            grad_norm=torch.tensor(record.norm, dtype=torch.float32),
-            applied=torch.tensor(record.applied),
+            loss=torch.tensor(loss, dtype=torch.float32, device="cpu"),
+            losses={name: torch.tensor(value, dtype=torch.float32, device="cpu") for name, value in losses.items()},
+            l0=torch.tensor(record.l0, dtype=torch.float64, device="cpu"),
+            n_dead=torch.tensor(record.n_dead, device="cpu"),
+            grad_norm=torch.tensor(record.norm, dtype=torch.float32, device="cpu"),
+            applied=torch.tensor(record.applied, device="cpu"),
             state=self._state,
         )

@@ -56,7 +56,7 @@ class ConstructionTrainer(Trainer):
             l0=l0_N(terms.code).double().mean(),
             n_dead=dead.sum(),
             grad_norm=x_ND.new_zeros(()),
-            applied=torch.tensor(True),
+            applied=torch.tensor(True, device="cpu"),
             state=terms.new_state,
         )
 
@@ -66,9 +66,9 @@ class ConstructionTrainer(Trainer):
             loss=nothing,
             losses={},
             l0=nothing,
-            n_dead=torch.tensor(0),
+            n_dead=torch.tensor(0, device="cpu"),
             grad_norm=nothing,
-            applied=torch.tensor(False),
+            applied=torch.tensor(False, device="cpu"),
             state=self.state.dictionary,
         )
 

@@ -116,8 +116,8 @@ class FusedStep:
             losses=forward.losses,
             l0=(selected.code.values != 0).sum().double() / max(len(x_ND), 1),
             n_dead=dead_F(state.tokens_since_fired_F, progress.dead_after_tokens).sum(),
-            grad_norm=torch.tensor(norm, dtype=torch.float32),
-            applied=torch.tensor(applied),
+            grad_norm=torch.tensor(norm, dtype=torch.float32, device="cpu"),
+            applied=torch.tensor(applied, device="cpu"),
             state=state,
         )
 

@@ -275,24 +275,40 @@ def test_half_precision(config: Dictionary.Config, dtype: torch.dtype) -> None:
     assert (dictionary.decode(code) - recon).norm() < 0.2 * recon.norm()
 
 
+X_ND, PLACES_N2 = rows(dtype=torch.float32), torch.arange(128).view(64, 2)
+
+
 def learnt(config: Dictionary.Config, impl: Impl) -> list[Tensor]:
     """What a fresh dictionary learns of a few batches, and its codes and reconstructions then."""
     dictionary = make_dictionary(config, D)
-    found, x_ND, state = [], rows(dtype=torch.float32), dictionary.initial_state()
+    found, x_ND, state = [], X_ND, dictionary.initial_state()
     dictionary.calibrate_(measure(x_ND))
     if dictionary.trained_by == "construction":
-        found += dictionary.update(x_ND, torch.arange(128).view(64, 2), state).losses.values()
+        found += dictionary.update(x_ND, PLACES_N2, state).losses.values()
     elif dictionary.trained_by == "gradient":
         optimizer = Adam(trained_parameters(dictionary))
         step = make_step(dictionary, optimizer, 1.0, impl)
         for number in range(3):
-            result = step(x_ND, x_ND, fields(), state, Progress(number, 3, 192, 100), 1e-3)
+            result = step(x_ND, x_ND, {"grad": X_ND.flip(0)}, state, Progress(number, 3, 192, 100), 1e-3)
             state = result.state
             found += [result.loss, result.grad_norm]
         dictionary.absorb_(state)
     with torch.no_grad():
-        code = dictionary.encode(x_ND, fields())
+        code = dictionary.encode(x_ND, {"grad": X_ND.flip(0)})
         return [*found, *dictionary.state_dict().values(), code.values, dictionary.decode(code)]
+
+
+@pytest.mark.parametrize("impl", ["auto", "plain"])
+def test_torchs_default_device_is_not_asked_for(config: Dictionary.Config, impl: Impl, tmp_path: Path) -> None:
+    """Notebooks set it, too. What lies on the device `meta` has no numbers, so that nothing could be read of it."""
+    expected = learnt(config, impl)
+    save_dictionary(trained(config), tmp_path / "d", None)
+    x_ND = rows()
+    recon_ND = load_dictionary(tmp_path / "d")(x_ND)
+    with torch.device("meta"):
+        found = learnt(config, impl)
+        assert torch.equal(load_dictionary(tmp_path / "d")(x_ND), recon_ND)
+    assert all(map(torch.equal, found, expected))
 
 
 @pytest.mark.parametrize("impl", ["auto", "plain"])

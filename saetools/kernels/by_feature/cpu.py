@@ -28,8 +28,8 @@ def counting_sort(values, indices, offsets, slots):
 
 def by_feature(values_M: Tensor, indices_M: Tensor, n_features: int) -> tuple[Tensor, Tensor]:
     """As the reference."""
-    offsets_F1 = torch.empty(n_features + 1, dtype=torch.int32)
-    slots = torch.empty(len(values_M), dtype=torch.int32)
+    offsets_F1 = torch.empty(n_features + 1, dtype=torch.int32, device="cpu")
+    slots = torch.empty(len(values_M), dtype=torch.int32, device="cpu")
     with exclusive():
         used = counting_sort(values_M.numpy(), indices_M.numpy(), offsets_F1.numpy(), slots.numpy())
     return offsets_F1, slots[:used]

@@ -76,7 +76,7 @@ def gather_dot_rows(indices, offsets, g, W, dots):
 
 def gather_sum(values_M: Tensor, indices_M: Tensor, offsets_N1: Tensor, W_FD: Tensor) -> Tensor:
     """As in `stock`."""
-    out_ND = torch.empty(len(offsets_N1) - 1, W_FD.shape[1], dtype=torch.float32)
+    out_ND = torch.empty(len(offsets_N1) - 1, W_FD.shape[1], dtype=torch.float32, device="cpu")
     with exclusive():
         gather_sum_rows(values_M.numpy(), indices_M.numpy(), offsets_N1.numpy(), W_FD.numpy(), out_ND.numpy())
     return out_ND
@@ -84,7 +84,7 @@ def gather_sum(values_M: Tensor, indices_M: Tensor, offsets_N1: Tensor, W_FD: Te
 
 def gather_dot(indices_M: Tensor, offsets_N1: Tensor, g_ND: Tensor, W_FD: Tensor) -> Tensor:
     """dots_M: <g[row], W[index]> of each slot."""
-    dots_M = torch.empty(len(indices_M), dtype=torch.float32)
+    dots_M = torch.empty(len(indices_M), dtype=torch.float32, device="cpu")
     with exclusive():
         gather_dot_rows(indices_M.numpy(), offsets_N1.numpy(), g_ND.numpy(), W_FD.numpy(), dots_M.numpy())
     return dots_M

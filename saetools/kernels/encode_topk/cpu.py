@@ -63,8 +63,8 @@ def encode_topk(
 ) -> tuple[Tensor, Tensor]:
     """values_NK, indices_NK as in the reference; `screen`: candidates by a bf16 product (`screen.py`)."""
     N, F = len(x_ND), len(W_FD)
-    values_NK = torch.empty(N, k, dtype=torch.float32)
-    indices_NK = torch.empty(N, k, dtype=torch.int32)
+    values_NK = torch.empty(N, k, dtype=torch.float32, device="cpu")
+    indices_NK = torch.empty(N, k, dtype=torch.int32, device="cpu")
     if screen and GROUPS * k <= F:
         _screened(x_ND, W_FD, b_F, k, relu, first, workspace, values_NK, indices_NK)
         return values_NK, indices_NK
@@ -81,7 +81,10 @@ def encode_topk(
 def select(score_CF: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest positive scores of each row and their features; unused slots are score 0, feature 0."""
     C, F = score_CF.shape
-    scores_CK, indices_CK = torch.empty(C, k, dtype=torch.float32), torch.empty(C, k, dtype=torch.int32)
+    scores_CK, indices_CK = (
+        torch.empty(C, k, dtype=torch.float32, device="cpu"),
+        torch.empty(C, k, dtype=torch.int32, device="cpu"),
+    )
     with exclusive():
         select_rows(score_CF.numpy(), np.zeros(F, np.float32), k, True, 0, scores_CK.numpy(), indices_CK.numpy())
     return scores_CK, indices_CK

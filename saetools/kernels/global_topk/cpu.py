@@ -154,7 +154,7 @@ def _kept(
         out_values, out_indices = np.empty(offsets[N], np.float32), np.empty(offsets[N], np.int32)
         keep(found, scores, values, starts, threshold, n_ties, offsets, out_values, out_indices, first)
     as_tensors = [torch.from_numpy(a) for a in (out_values, out_indices, offsets)]
-    return as_tensors[0], as_tensors[1], as_tensors[2], torch.tensor(threshold, dtype=torch.float32)
+    return as_tensors[0], as_tensors[1], as_tensors[2], torch.tensor(threshold, dtype=torch.float32, device="cpu")
 
 
 def _candidates(

@@ -247,8 +247,8 @@ def matching_pursuit(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As in `stock`; gram_FF may be the larger buffer of a `Gram`."""
     N, F = len(x_ND), len(W_FD)
-    values_NK = torch.zeros(N, n_steps, dtype=torch.float32)
-    indices_NK = torch.zeros(N, n_steps, dtype=torch.int32)
+    values_NK = torch.zeros(N, n_steps, dtype=torch.float32, device="cpu")
+    indices_NK = torch.zeros(N, n_steps, dtype=torch.int32, device="cpu")
     residual_ND = torch.empty_like(x_ND)
     options = (rule == "absolute", rule == "nonnegative", np.float32(tolerance), reselect)
     W = W_FD.numpy()
