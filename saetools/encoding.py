@@ -1,11 +1,8 @@
 """The codes of any text or rows file: `saetools encode`."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from saetools import pipeline
 from saetools.activations.base import ActivationBatch
@@ -40,7 +37,7 @@ def encode_rows(
         for first in range(0, n_rows, BATCH_ROWS):
             yield file.read(first, min(n_rows, first + BATCH_ROWS))
 
-    with _bar(n_rows) as progress:
+    with pipeline.rows_bar(n_rows) as progress:
         return write_codes(expanded(out), dictionary, batches(), str(rows), dictionary.spec, None, dtype, progress)
 
 
@@ -82,7 +79,7 @@ def encode_corpus(
         gradients=settings.activations.gradients,
     )
     check_belongs(dictionary, live.spec, elsewhere)
-    with _bar(n_rows) as progress:
+    with pipeline.rows_bar(n_rows) as progress:
         return write_codes(
             *(expanded(out), dictionary, _first(live, n_rows), data.corpus.description),
             *(live.spec, plan.document_id, dtype, progress),
@@ -141,10 +138,3 @@ def _of(spec: PointSpec) -> list[str]:
         "corpus.context_tokens": spec.context_tokens,
     }
     return [f"--{name}={value}" for name, value in said.items() if value is not None]
-
-
-@contextmanager
-def _bar(n_rows: int | None) -> Iterator[Callable[[int], Any]]:
-    """A progress bar over rows on stderr, where that is a terminal."""
-    with tqdm(total=n_rows, unit=" rows", unit_scale=True, leave=False, disable=None) as bar:
-        yield bar.update

@@ -180,8 +180,6 @@ def _tell_of_another_number(store: FeatureStore, config: Any) -> None:
 
 def _collect(subject: Any, dictionary_hash: str, config: Any, path: Path, how: Collecting, title: str) -> None:
     """Read held-out rows once and write the feature store of a dictionary to `path`."""
-    from tqdm import tqdm
-
     from saetools.features.collect import CollectSettings, collect
     from saetools.features.entries import Description, describe
     from saetools.features.places import umap_class
@@ -192,21 +190,10 @@ def _collect(subject: Any, dictionary_hash: str, config: Any, path: Path, how: C
     if how.map == "umap":
         umap_class()  # before text is read for minutes, not after
     settings = CollectSettings(n_tokens=config.evaluation.n_tokens, seed=config.run.seed)
-    with tqdm(
-        total=settings.n_tokens,
-        desc="features",
-        unit="token",
-        unit_scale=True,
-        disable=None if config.logging.progress else True,  # None: no bar where stderr is no terminal
-    ) as bar:
-        collected = collect(subject.dictionary, subject.heldout, subject.tokens, settings, bar.update)
-    wanted = Description(
-        title=title,
-        corpus=f"{config.corpus.name}, held-out documents" if subject.tokens else "held-out rows",
-        dictionary_hash=dictionary_hash,
-        map=how.map,
-        loss_effects=how.loss_effects,
-    )
+    with pipeline.rows_bar(settings.n_tokens, config.logging.progress) as tick:
+        collected = collect(subject.dictionary, subject.heldout, subject.tokens, settings, tick)
+    corpus = f"{config.corpus.name}, held-out documents" if subject.tokens else "held-out rows"
+    wanted = Description(title, corpus, dictionary_hash, how.map, how.loss_effects)
     info, entries = describe(collected, subject.dictionary, subject.spec, subject.host, wanted)
     write_store(path, info, entries)
 

@@ -6,7 +6,8 @@ stored rows never waits for them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from importlib import resources
@@ -358,3 +359,12 @@ def harvest(config: Any, out: Path | str, points: Sequence[str], n_rows: int | N
     set_threads(config.run.threads)
     data = Data(config)
     return harvest_points(data.host, data.plan("train"), points, config.activations, expanded(out), n_rows)
+
+
+@contextmanager
+def rows_bar(n_rows: int | None, wanted: bool = True) -> Iterator[Callable[[int], Any]]:
+    """A progress bar over rows on stderr, where that is a terminal and it is wanted."""
+    from tqdm import tqdm
+
+    with tqdm(total=n_rows, unit=" rows", unit_scale=True, leave=False, disable=None if wanted else True) as bar:
+        yield bar.update
