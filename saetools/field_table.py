@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -37,6 +37,8 @@ def _allowed(annotation: Any) -> str:
         return "null"
     if origin is Literal:
         return "{" + ",".join(str(part) for part in parts) + "}"
+    if origin is Annotated:
+        return _allowed(parts[0])
     if origin is tuple:
         return f"[{_allowed(parts[0])},...]"
     if origin is dict:

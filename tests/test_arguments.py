@@ -191,6 +191,7 @@ def test_help_lists_every_field_with_its_description() -> None:
     words = " ".join(text.split())
     assert "--training.lr NUMBER|null peak learning rate; null: 2e-4 / sqrt(F / 2^14) (> 0, default: null)" in words
     assert "--host.dtype {float32,bfloat16,float16} dtype in which the host runs (default: float32)" in words
+    assert "--run.dir PATH run" in words and "--activations.path PATH|null store" in words
     assert "--evaluation.run [TEXT,...]" in words and '(default: ["reconstruction", ' in words
 
 
