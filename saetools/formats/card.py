@@ -83,14 +83,16 @@ def _figures(records: Sequence[EvalRecord]) -> str:
 
 
 def _origin(dictionary: Dictionary, provenance: Mapping[str, Any]) -> str:
-    config = provenance.get("config")
+    config, n_tokens, versions = (provenance.get(name) for name in ("config", "n_tokens", "versions"))
+    if isinstance(versions, Mapping):
+        versions = ", ".join(f"{name} {version}" for name, version in versions.items())
     facts = {
         "kind": dictionary.kind,
-        "trained on": f"{provenance['n_tokens']:,} tokens" if provenance.get("n_tokens") else None,
+        "trained on": f"{n_tokens:,} tokens" if n_tokens and isinstance(n_tokens, int) else n_tokens,
         "read from the layout of": provenance.get("layout"),
         "data fingerprint": provenance.get("data_fingerprint"),
         "commit of saetools": provenance.get("git_commit"),
-        "versions": ", ".join(f"{name} {version}" for name, version in (provenance.get("versions") or {}).items()),
+        "versions": versions,
     }
     text = _table(("what", "value"), facts.items())
     if not isinstance(config, Mapping):

@@ -148,6 +148,14 @@ def test_the_card_says_what_the_records_say(hub: Hub, run: Path) -> None:
     assert config == {"dictionary": {"kind": "topk", "k": 3}, "run": {"seed": 0}}
 
 
+def test_the_card_takes_what_somebody_else_wrote_of_the_training(hub: Hub, tmp_path: Path) -> None:
+    dictionary = saetools.load(GOLDEN / "sparsify-f32")
+    save_dictionary(dictionary, tmp_path / "d", None, provenance={"n_tokens": "many", "versions": ["a", "b"]})
+    push(tmp_path / "d", "hf://me/sae")
+    card = hub.files["me/sae"]["README.md"].decode()
+    assert "| trained on | many |" in card and "| versions | ['a', 'b'] |" in card
+
+
 def test_a_dictionary_without_records_says_so(hub: Hub, tmp_path: Path) -> None:
     push(GOLDEN / "sparsify-f32", "hf://me/sae")
     card = hub.files["me/sae"]["README.md"].decode()
