@@ -66,9 +66,9 @@ class HostPass:
     def _run(self, number: int) -> bool:
         if number != self._next:
             self._tokens = self.plan.batches(number)
+        self._next = -1  # where it ends, or raises, another is begun: a generator that has raised gives nothing more
         tokens = next(self._tokens, None)
         if tokens is None:
-            self._next = -1
             return False
         self._next = number + 1
         self._kept[number] = self._forward(tokens)

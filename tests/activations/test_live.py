@@ -97,6 +97,20 @@ def test_after_the_end_earlier_batches_can_be_read(host, make_plan, same):
         assert same(first(source, 1, 3)[0][1], straight[3][1])
 
 
+def test_after_a_document_that_could_not_be_read_the_rows_go_on(host, make_plan, same, monkeypatch):
+    """A notebook's cell is run again: the rows had seemed to be at their end."""
+
+    def gone(document_id):
+        raise DataError("gone")
+
+    whole, plan = first(LiveSource(host, make_plan(), "embed", "float32"), 4), make_plan()
+    source = LiveSource(host, plan, "embed", "float32")
+    with monkeypatch.context() as patched, pytest.raises(DataError, match="gone"):
+        patched.setattr(plan.corpus, "document", gone)
+        first(source, 4)
+    assert all(same(ours[1], theirs[1]) for ours, theirs in zip(first(source, 4), whole, strict=True))
+
+
 def test_the_heldout_split_ends(host, make_plan):
     source = LiveSource(host, make_plan("heldout"), "embed", "float32")
     assert [n for n, _ in source.batches()] == list(range(7))
