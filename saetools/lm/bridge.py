@@ -168,7 +168,7 @@ class BridgeHost:
 
         loss = sum over b, t with keep[b, t + 1] of -log p(ids[b, t + 1] | ids[b, :t + 1]), in nats, log-softmax in
         float32. One pass forwards and one back, from the logits to the first of the points: its activations are a
-        leaf, so that nothing below is differentiated, and no parameter either.
+        leaf, so that nothing below is differentiated, and no parameter either. Under `torch.inference_mode` too.
         """
         found: dict[str, Tensor] = {}
 
@@ -180,9 +180,12 @@ class BridgeHost:
             return watch
 
         wanted = list(dict.fromkeys(self.canonical(point) for point in points))
-        with torch.enable_grad(), self._watching({point: keep(point) for point in wanted}):
+        watches = {point: keep(point) for point in wanted}
+        with torch.inference_mode(False), torch.enable_grad(), self._watching(watches):
+            ids_BT, keep_BT = (
+                t.to(self.device).clone() for t in (ids_BT, keep_BT)
+            )  # of inference mode there is no graph
             logits_BTV = self._forward(ids_BT)
-            ids_BT, keep_BT = ids_BT.to(self.device), keep_BT.to(self.device)
             losses_BT = nnf.cross_entropy(logits_BTV[:, :-1].float().transpose(1, 2), ids_BT[:, 1:], reduction="none")
             loss = (losses_BT * keep_BT[:, 1:]).sum()
             gradients = torch.autograd.grad(loss, [found[point] for point in wanted]) if wanted else ()

@@ -111,6 +111,15 @@ def test_gradients_equal_those_of_plain_transformers(host: BridgeHost, plain) ->
     assert all(parameter.grad is None for parameter in host._bridge.parameters())
 
 
+def test_gradients_under_inference_mode(host: BridgeHost) -> None:
+    """Functions that judge models are often decorated by it; steering ended in an error of autograd's."""
+    expected = host.activations_and_gradients(IDS_BT, [MIDDLE], KEEP_BT)[MIDDLE]
+    with torch.inference_mode():
+        found = host.activations_and_gradients(IDS_BT.clone(), [MIDDLE], KEEP_BT.clone())[MIDDLE]
+    assert all(map(torch.equal, found, expected)) and found[1].any()
+    assert not any(t.requires_grad for t in found)
+
+
 def test_gradients_of_several_points_come_from_one_pass_and_do_not_depend_on_each_other(host: BridgeHost) -> None:
     points = ["blocks.2.hook_out", "blocks.1.attn.o.hook_in", MIDDLE, "blocks.2.mlp.hook_out"]
     together = host.activations_and_gradients(IDS_BT, points, KEEP_BT)
