@@ -90,12 +90,12 @@ def collect_labelled(
 ) -> LabelledRows:
     """Up to per_group = (training, test) rows of each group among the first n_tokens held-out tokens.
 
-    Groups are known by their names, labellers by theirs, where the subject's `references` have the rows from before.
+    Groups are known by their names, where the subject's `references` have the rows that this labeller gave before.
     Raises NotApplicableError where no document can be labelled.
     """
     if subject.references is None:
         return _collect(subject, labeller, groups, n_tokens, per_group, tick)
-    own = subject.heldout.fingerprint(), subject.seed, labeller.__qualname__, tuple(groups), n_tokens, per_group
+    own = subject.heldout.fingerprint(), subject.seed, labeller, tuple(groups), n_tokens, per_group
     if (kept := subject.references.labelled(own)) is not None:
         tick(kept.n_read)
         return kept

@@ -167,3 +167,22 @@ def test_labelled_rows_are_read_once_for_all_dictionaries(monkeypatch):
     for of, sizes in ((subject, (20, 10)), (replace(subject, seed=1), (200, 100))):
         with pytest.raises(TypeError):  # another size or seed, which would have to be read
             collect_labelled(of, python_labeller, class_groups(), 10**6, sizes, ticked.append)
+
+
+def test_labellers_of_one_name_are_told_apart():
+    """As made by one function with other arguments: the second had got the rows of the first."""
+
+    def labels_where(name):
+        def labeller(text, tokens):
+            found = python_labeller(text, tokens)
+            return found[:, [CLASSES.index(name)]]
+
+        return labeller
+
+    subject, groups = replace(planted_subject(), references=References()), class_groups(("it",))
+    one, two = (
+        collect_labelled(subject, labels_where(name), groups, 10**6, (200, 100), lambda n: None)
+        for name in ("comment", "string")
+    )
+    places = [rows.x_ND[rows.members["it", "train"]] for rows in (one, two)]
+    assert places[0].shape != places[1].shape or not torch.equal(*places)
