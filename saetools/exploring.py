@@ -178,6 +178,7 @@ def _tell_of_another_number(store: FeatureStore, config: Any) -> None:
         )
 
 
+@pipeline.cpu_by_default()
 def _collect(subject: Any, dictionary_hash: str, config: Any, path: Path, how: Collecting, title: str) -> None:
     """Read held-out rows once and write the feature store of a dictionary to `path`."""
     from saetools.features.collect import CollectSettings, collect

@@ -136,6 +136,19 @@ class Data:
         )
 
 
+@contextmanager
+def cpu_by_default() -> Iterator[None]:
+    """What says nothing of its device lies on the CPU, where sums are kept, whatever a notebook set for its models."""
+    import torch
+
+    if torch.get_default_device().type == "cpu":  # where one is set, every operation takes a little longer
+        yield
+        return
+    with torch.device("cpu"):
+        yield
+
+
+@cpu_by_default()
 def train(configs: Sequence[Any], allow_inexact: bool = False) -> list[TrainResult]:
     """Train one dictionary per config, several of them on one stream; a run that was begun goes on."""
     from saetools.training.loop import train as train_runs
@@ -183,6 +196,7 @@ def _vectors(dictionary: Any) -> Any:
     return dictionary.spec and dictionary.spec.identity
 
 
+@cpu_by_default()
 def evaluate(
     source: Path | str,
     config: Any,

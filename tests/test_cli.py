@@ -173,6 +173,25 @@ def test_jobs_take_paths_as_text(run: Path, rows: Path, tmp_path: Path) -> None:
     assert (found.n_rows, found.source) == (9, str(run))
 
 
+def test_jobs_do_not_ask_for_torchs_default_device(run: Path, rows: Path, tmp_path: Path) -> None:
+    """What lies on the device `meta` has no numbers."""
+    run = Path(shutil.copytree(run, tmp_path / "run"))
+    given = pipeline.read_config(run, ["--evaluation.n_tokens=2000", "--logging.progress=false"])
+    expected = pipeline.evaluate(run, given, fresh=True)
+    torch.set_default_device("meta")
+    try:
+        found = pipeline.evaluate(run, given, fresh=True)
+        exploring.export(run, given, tmp_path / "page.html")
+        assert main(arguments(rows, tmp_path / "again")) == 0
+    finally:
+        torch.set_default_device(None)
+    assert [line for line in found.splitlines() if "cost" not in line] == [
+        line for line in expected.splitlines() if "cost" not in line
+    ]
+    weights = [run_ / "dictionary" / "model.safetensors" for run_ in (run, tmp_path / "again")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
 def test_several_dictionaries_are_compared(
     run: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
