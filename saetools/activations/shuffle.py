@@ -4,6 +4,7 @@ The stream of blocks is a pure function of (source, ring_rows, block_rows, seed)
 to about ring_rows rows before it: a document of L rows leaves about L * batch / ring_rows of them in one batch.
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from saetools.config import Dtype
 from saetools.errors import ConfigError, MismatchError
 from saetools.kernels.swap_rows import swap_rows_
 
+_logger = logging.getLogger(__name__)
 BLOCK_ROWS = 1024
 _WHERE_BYTES = 16
 _RING, _LEFTOVER = "ring.", "leftover."
@@ -154,6 +156,8 @@ class ShuffledRows:
                 columns = piece.tensors()
                 if not self._ring:
                     self._ring = {name: t.new_empty((self.ring_rows, *t.shape[1:])) for name, t in columns.items()}
+                    n_bytes = sum(column.nbytes for column in self._ring.values())  # a file's own gradients included
+                    _logger.info("the shuffle ring takes %.1f MB for %d rows", n_bytes / 1e6, self.ring_rows)
                 for name, column in self._ring.items():
                     column[self._size : self._size + len(piece)] = columns[name]
                 self._size += len(piece)

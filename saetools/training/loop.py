@@ -11,7 +11,7 @@ from signal import Signals
 from typing import Any
 
 from saetools.activations.base import RowSource
-from saetools.activations.shuffle import ShuffledRows, check_ring, ring_bytes
+from saetools.activations.shuffle import ShuffledRows, check_ring
 from saetools.errors import ConfigError, DataError
 from saetools.records import Calibration
 from saetools.training.environment import set_threads
@@ -52,7 +52,7 @@ def train(configs: Sequence[Any], make_source: MakeSource, allow_inexact: bool =
             stack.callback(runs[-1].close)
         request = stack.enter_context(stop_on_signals())
         if not all(run.trainer.finished for run in runs):
-            stream = _stream(shared, source)
+            stream = ShuffledRows(source, shared.activations.ring_rows, shared.run.seed)
             stack.callback(stream.close)
             _consume(runs, stream, _restore(stream, runs), request)
         return [run.finish() for run in runs]
@@ -76,13 +76,6 @@ def check_configs(configs: Sequence[Any]) -> None:
     directories = [config.run.dir.resolve() for config in configs]
     if len(set(directories)) < len(directories):
         raise ConfigError("two configs have the same run.dir. Give each run a directory of its own.")
-
-
-def _stream(config: Any, source: RowSource) -> ShuffledRows:
-    settings = config.activations
-    n_bytes = ring_bytes(settings.ring_rows, source.spec.d_model, settings.dtype, int(settings.gradients))
-    _logger.info("the shuffle ring takes %.1f MB for %d rows", n_bytes / 1e6, settings.ring_rows)
-    return ShuffledRows(source, settings.ring_rows, config.run.seed)
 
 
 def _restore(stream: ShuffledRows, runs: list[Run]) -> int:

@@ -1,6 +1,7 @@
 """The ring: multiset in = multiset out, one stream whatever reads it, exact restore."""
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -104,6 +105,16 @@ def test_blocks_own_their_memory(make_list_source):
     for _ in range(30):
         rows.next_block()
     assert block.x_ND.equal(kept)
+
+
+def test_the_memory_told_is_that_of_all_columns(make_list_source, caplog):
+    """A rows file trains with its own gradients, whatever activations.gradients says."""
+    with caplog.at_level(logging.INFO):
+        rows = ShuffledRows(make_list_source([1000] * 20, 64, fields=True), 5000, 0, 10)
+        rows.next_block()
+        rows.next_block()
+    told = [record.getMessage() for record in caplog.records if "ring takes" in record.getMessage()]
+    assert told == [f"the shuffle ring takes {ring_bytes(5000, 64, 'float32', 1) / 1e6:.1f} MB for 5000 rows"]
 
 
 def test_bytes_of_a_ring():
