@@ -7,6 +7,7 @@ from operator import index
 from typing import Literal, get_args
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from saetools.dictionaries.base import Dictionary
@@ -106,7 +107,7 @@ class FeatureEdit:
         if self.strength == 0 or len(columns) == 0:
             return x_BTD
         part = x_BTD[:, columns]
-        x_ND = part.flatten(0, 1).to(self.dictionary.device, torch.float32)
+        x_ND = rearrange(part, "b t d -> (b t) d").to(self.dictionary.device, torch.float32)
         edited_ND = x_ND + self.strength * (self._edited(x_ND) - x_ND)
         steered_BTD = x_BTD.clone()
         steered_BTD[:, columns] = edited_ND.to(x_BTD.device, x_BTD.dtype).view_as(part)

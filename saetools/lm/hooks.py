@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
+from einops import rearrange
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
@@ -30,7 +31,7 @@ def _attached(hook_point: HookPoint, point: str, watch: Watch) -> Iterator[None]
     def replace(tensor: Tensor, *, hook: HookPoint) -> Tensor | None:
         if tensor.ndim < 3:  # token ids and positions: no vectors
             return None
-        x_BTD = tensor.flatten(2)
+        x_BTD = rearrange(tensor, "b t ... -> b t (...)")
         new_BTD = watch(x_BTD)
         if new_BTD is None:
             return None
