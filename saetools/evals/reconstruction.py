@@ -47,8 +47,8 @@ class _Tally:
     def __init__(self, evaluation: Reconstruction, subject: Subject) -> None:
         self.evaluation, self.seed, self.d_model = evaluation, subject.seed, subject.spec.d_model
         self.window = _window_tokens(subject)
-        of_documents = subject.heldout.document_id(0) != subject.heldout.document_id(1)
-        self.has_positions = self.window is not None or of_documents  # else they are numbers of rows
+        name = subject.heldout.document_id  # of a file that tells no documents always the same
+        self.has_positions = self.window is not None or name(0) != name(1)  # else they are numbers of rows
         self.sums = DocumentSums(len(SCALARS) + 2 * self.d_model)
         self.by_octave = torch.zeros(N_OCTAVES, 2, dtype=torch.float64)  # rows, error
 

@@ -91,6 +91,12 @@ def test_rows_of_no_documents_have_no_curve_over_positions(tmp_path):
         assert (found["fvu"].series or {}).get("first_position") == curve, name
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_split_of_one_document(listed):
+    subject = host_subject(n=1, listed=listed)
+    assert by_name(Reconstruction(n_tokens=200).run(subject))["fvu"].series
+
+
 def test_positions_are_those_in_the_window():
     """Which begins with BOS: each has one token of the document less."""
     subject = host_subject()
