@@ -99,29 +99,25 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     sub = command("train", _train, "Train a dictionary per config, on one stream of rows; begun runs go on.")
-    sub.add_argument("config", nargs="*", type=expanded, help="YAML file, shipped config by name, or run directory")
-    sub.add_argument(
-        "--config", dest="more_configs", action="append", type=expanded, default=[], help=argparse.SUPPRESS
-    )
+    sub.add_argument("config", nargs="*", type=Path, help="YAML file, shipped config by name, or run directory")
+    sub.add_argument("--config", dest="more_configs", action="append", type=Path, default=[], help=argparse.SUPPRESS)
     sub.add_argument("--allow-inexact", action="store_true", help="go on though threads, versions or kernels differ")
     sub.add_argument("--print-config", action="store_true", help="print the resolved config as YAML and stop")
     sub.add_argument("--dry-run", action="store_true", help="print shapes, tokens, disk, memory and time, and stop")
     sub.add_argument("--fields", metavar="KIND", help="list every config field, for a kind of dictionary, and stop")
 
     sub = command("harvest", _harvest, "Store activations on disk for runs with activations.source cached.")
-    sub.add_argument("config", type=expanded, help="YAML file, shipped config by name, or run directory")
-    sub.add_argument("--out", type=expanded, required=True, help="directory for the stores, one per point")
+    sub.add_argument("config", type=Path, help="YAML file, shipped config by name, or run directory")
+    sub.add_argument("--out", type=Path, required=True, help="directory for the stores, one per point")
     sub.add_argument("--rows", type=int, help="rows to store; default: what a run of this config reads")
     sub.add_argument("--points", nargs="+", help="hook points; default: activations.point")
 
     sub = command("evaluate", _evaluate, "Evaluate dictionaries on held-out data; writes eval.json.")
     sub.add_argument("source", nargs="+", help=f"run or dictionary directories, {OTHERS}")
-    sub.add_argument("--config", type=expanded, help="config that names host, corpus and point, for a bare dictionary")
+    sub.add_argument("--config", type=Path, help="config that names host, corpus and point, for a bare dictionary")
     sub.add_argument("--fresh", action="store_true", help="compute again what is there")
     sub.add_argument(
-        "--out",
-        type=expanded,
-        help="directory of the comparison (CSV, page); default: `comparison` beside the first run",
+        "--out", type=Path, help="directory of the comparison (CSV, page); default: `comparison` beside the first run"
     )
     sub.add_argument("--elsewhere", nargs="+", default=[], metavar="WHAT", help=ELSEWHERE)
 
@@ -129,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("source", help=f"run (one that still trains, too) or dictionary directory, {OTHERS}")
     sub.add_argument(
         "--export",
-        type=expanded,
+        type=Path,
         metavar="PATH",
         help="write a page instead: PATH.html is one file with a sample of the features, any other a folder with all",
     )
@@ -138,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--loss-effects", type=int, default=0, metavar="N", help="ablate N features in their top contexts")
     sub.add_argument("--map", choices=["pca", "umap"], default="pca", help="places on the map; umap: the extra map")
     sub.add_argument("--fresh", action="store_true", help="collect again what is there; the two above need it then")
-    sub.add_argument("--config", type=expanded, help="config that names host, corpus and point, for a bare dictionary")
+    sub.add_argument("--config", type=Path, help="config that names host, corpus and point, for a bare dictionary")
     sub.add_argument("--elsewhere", nargs="+", default=[], metavar="WHAT", help=ELSEWHERE)
     sub.add_argument("--host", default="127.0.0.1", help="address of the app; any but this machine needs --token")
     sub.add_argument("--port", type=int, default=8050, help="port of the app")
@@ -148,17 +144,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("source", help=f"run or dictionary directory, {OTHERS}")
     what = sub.add_mutually_exclusive_group(required=True)
     what.add_argument("--corpus", help="stdlib, a hub data set, or a json, jsonl, parquet or txt file or directory")
-    what.add_argument("--rows", type=expanded, metavar="FILE", help="x [N, D] in a .safetensors or .npy file")
-    sub.add_argument("--out", type=expanded, required=True, help="directory to write; it must not exist")
+    what.add_argument("--rows", type=Path, metavar="FILE", help="x [N, D] in a .safetensors or .npy file")
+    sub.add_argument("--out", type=Path, required=True, help="directory to write; it must not exist")
     sub.add_argument("--n-rows", type=int, help="stop after so many rows; default: all")
     sub.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the values")
-    sub.add_argument("--config", type=expanded, help="config that names host and point; default: what it was made for")
+    sub.add_argument("--config", type=Path, help="config that names host and point; default: what it was made for")
     sub.add_argument("--elsewhere", nargs="+", default=[], metavar="WHAT", help=ELSEWHERE)
 
     text = "Read a dictionary of any known layout, and write it as ours or another library's."
     sub = command("convert", _convert, text, has_config=False)
     sub.add_argument("source", help="directory, file, or hf://organisation/repository[/directory][@revision]")
-    sub.add_argument("--out", type=expanded, required=True, help="directory to write; it must not exist")
+    sub.add_argument("--out", type=Path, required=True, help="directory to write; it must not exist")
     sub.add_argument("--to", default="saetools", metavar="FORMAT", help="saelens, sparsify, ...; default: ours")
     sub.add_argument("--from-pt", action="store_true", help="open a .pt file, in a sandbox that takes tensors alone")
     sub.add_argument("--k", type=int, help="features per row, for layouts whose files do not say")
@@ -166,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
 
     text = "Save a dictionary to the Hugging Face hub, with a card of what it is and how good."
     sub = command("push", _push, text, has_config=False)
-    sub.add_argument("source", type=expanded, help="run or dictionary directory")
+    sub.add_argument("source", type=Path, help="run or dictionary directory")
     sub.add_argument("destination", help="hf://organisation/repository[/directory]")
     sub.add_argument("--public", action="store_true", help="where the repository is made: for everyone to see")
 
@@ -266,25 +262,32 @@ def _config_for(source: Path, config: Path | None, overrides: Sequence[str]) -> 
     return pipeline.read_config(config, overrides) if config else pipeline.config_of(source, overrides)
 
 
+def _new(path: Path) -> Path:
+    """The path in full; RunError, before anything is computed for it, where it exists."""
+    path = expanded(path)
+    if path.exists():
+        raise RunError(f"{path} already exists. Remove it or choose another directory.")
+    return path
+
+
 def _encode(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from saetools import encoding
 
-    if options.out.exists():
-        raise RunError(f"{options.out} already exists. Remove it or choose another directory.")
+    out = _new(options.out)
     if options.rows is not None:
         if overrides or options.config or options.elsewhere:
             raise ConfigError("--rows are encoded as they are: no config, field or --elsewhere says anything.")
-        info = encoding.encode_rows(options.source, options.rows, options.out, options.dtype, options.n_rows)
+        info = encoding.encode_rows(options.source, options.rows, out, options.dtype, options.n_rows)
     else:
         info = encoding.encode_corpus(
-            *(options.source, options.corpus, options.out, options.config, overrides),
+            *(options.source, options.corpus, out, options.config, overrides),
             elsewhere=options.elsewhere,
             dtype=options.dtype,
             n_rows=options.n_rows,
         )
     per_row = info.n_values / max(1, info.n_rows)
     _tell(
-        f"{options.out}: {info.n_rows:,} rows, {info.n_values:,} values ({per_row:.1f} per row) of "
+        f"{out}: {info.n_rows:,} rows, {info.n_values:,} values ({per_row:.1f} per row) of "
         f"{info.n_features:,} features, in {len(info.shards)} shards\n"
     )
 
@@ -292,13 +295,12 @@ def _encode(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 def _convert(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from saetools.formats.load import load, save_as
 
-    if options.out.exists():
-        raise RunError(f"{options.out} already exists. Remove it or choose another directory.")
+    out = _new(options.out)
     dictionary = load(options.source, strict=not options.not_strict, allow_pt=options.from_pt, k=options.k)
-    save_as(dictionary, options.out, options.to)
+    save_as(dictionary, out, options.to)
     layout = dictionary.provenance.get("layout", "a saetools dictionary")
     _tell(
-        f"{options.source} ({layout}) -> {options.out}: {dictionary.kind}, {dictionary.config.n_features} features of "
+        f"{options.source} ({layout}) -> {out}: {dictionary.kind}, {dictionary.config.n_features} features of "
         f"width {dictionary.d_model}\n"
     )
 

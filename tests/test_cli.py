@@ -173,6 +173,12 @@ def test_jobs_take_paths_as_text(run: Path, rows: Path, tmp_path: Path) -> None:
     assert (found.n_rows, found.source) == (9, str(run))
 
 
+@pytest.mark.parametrize("option", ["train X", "harvest X --out o", "harvest quickstart --out X", "evaluate X"])
+def test_a_home_directory_that_is_not_there(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(option.replace("X", "~nobody-of-this-name/x").split()) == 2
+    assert "there is no such home directory. Write the path in full." in capsys.readouterr().err
+
+
 def test_jobs_do_not_ask_for_torchs_default_device(run: Path, rows: Path, tmp_path: Path) -> None:
     """What lies on the device `meta` has no numbers."""
     run = Path(shutil.copytree(run, tmp_path / "run"))
