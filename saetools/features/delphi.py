@@ -48,10 +48,10 @@ def export_delphi(
     if not n_rows:
         raise DataError("The held-out split gave no rows, so there are no latents to export. Add held-out documents.")
     folder = atomic.make_directory(Path(directory) / source.spec.point)
+    (folder / "config.json").unlink(missing_ok=True)  # removed first and written last, so that it tells a whole export
     for before in folder.glob("*.safetensors"):
         if re.fullmatch(r"\d+_\d+", before.stem):
             before.unlink()
-    (folder / "config.json").unlink(missing_ok=True)  # written last, so that it tells a whole export
     location_M3, joined_M = _joined(firings, len(tokens[0]))
     ids = torch.from_numpy(np.concatenate(tokens))
     n_features = dictionary.config.n_features
