@@ -46,9 +46,9 @@ def auxk(
     n_dead, N = len(dead_A), max(len(x_ND), 1)
     if n_dead == 0 or len(x_ND) == 0:
         return nothing
-    centred_ND = residual_ND - residual_ND.mean(0)
-    variance = float(centred_ND.square().sum(1).sum(dtype=torch.float64)) / N
-    square = float(residual_ND.square().sum(1).sum(dtype=torch.float64)) / N
+    mean_D = residual_ND.mean(0)
+    variance = float((residual_ND - mean_D).square().sum(1).sum(dtype=torch.float64)) / N
+    square = variance + float(mean_D.square().sum(dtype=torch.float64))  # mean of ||residual||^2
     if variance <= 100 * torch.finfo(residual_ND.dtype).eps ** 2 * square:
         return nothing
     rows = W_enc_FD[dead_A], b_enc_F[dead_A], W_dec_FD[dead_A]
