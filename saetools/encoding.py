@@ -22,6 +22,7 @@ ANY_RUN = ["--dictionary.kind=topk", "--dictionary.n_features=1", "--dictionary.
 """What a config must say though nothing is trained."""
 
 
+@pipeline.cpu_by_default()
 def encode_rows(
     source: Path | str, rows: Path | str, out: Path | str, dtype: str = "float32", n_rows: int | None = None
 ) -> CodesInfo:
@@ -41,6 +42,7 @@ def encode_rows(
         return write_codes(expanded(out), dictionary, batches(), str(rows), dictionary.spec, None, dtype, progress)
 
 
+@pipeline.cpu_by_default()
 def encode_corpus(
     source: Path | str,
     corpus: str | None,

@@ -352,6 +352,7 @@ def _carried_config(source: Path) -> dict[str, Any] | None:
     return None
 
 
+@cpu_by_default()
 def harvest(config: Any, out: Path | str, points: Sequence[str], n_rows: int | None = None) -> dict[str, Path]:
     """Store the first n_rows training rows of each point; one directory per point. Goes on with what it finds there.
 

@@ -338,3 +338,20 @@ def test_a_tilde_is_the_home_directory(live: Path, tmp_path: Path, monkeypatch: 
     assert torch.equal(saetools.load(source).W_dec_FD, saetools.load(live).W_dec_FD)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert main(["convert", str(live), "--out=~/converted"]) == 0 and (tmp_path / "converted").is_dir()
+
+
+def test_jobs_of_a_host_do_not_ask_for_torchs_default_device(
+    common: list[str], live: Path, corpus: Path, store: Path, tmp_path: Path
+) -> None:
+    """What lies on the device `meta` has no numbers."""
+    encode = ["encode", str(live), "--corpus", str(corpus), "--n-rows", "50", "--out"]
+    assert main([*encode, str(tmp_path / "expected")]) == 0
+    torch.set_default_device("meta")
+    try:
+        assert main([*encode, str(tmp_path / "codes")]) == 0
+        assert main(["harvest", "quickstart", "--out", str(tmp_path), *common, "--run.dir", "unused"]) == 0
+    finally:
+        torch.set_default_device(None)
+    for one, two in ((tmp_path / "codes", tmp_path / "expected"), (tmp_path / store.name, store)):
+        for path in two.rglob("*.*"):
+            assert path.read_bytes() == (one / path.relative_to(two)).read_bytes(), path
