@@ -16,9 +16,8 @@ from saetools.safeio import expanded
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
-
-
 LocalPath = Annotated[Path, AfterValidator(expanded)]
+"""Of a file or directory of this machine; a leading ~ is the home directory."""
 
 
 class HostConfig(FrozenConfig):

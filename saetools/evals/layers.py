@@ -88,11 +88,9 @@ def default_measures(config: LayerMatchingConfig, seed: int) -> dict[str, Measur
 def itda_tokens(x_ND: Tensor, k: int, min_cosine: float) -> set[tuple[int, int]]:
     """The tokens (0, row) that an ITDA dictionary of any size takes for atoms, reading x_ND once from its start."""
     made = ITDA(ITDA.configure(n_features=len(x_ND), k=min(k, len(x_ND)), min_cosine=min_cosine), x_ND.shape[1])
-    where_N2, state = (
-        torch.stack([torch.zeros(len(x_ND), dtype=torch.int64), torch.arange(len(x_ND))], 1),
-        made.initial_state(),
-    )
-    for rows in torch.arange(len(x_ND)).split(ITDA_BATCH):
+    row_N, state = torch.arange(len(x_ND)), made.initial_state()
+    where_N2 = torch.stack([torch.zeros_like(row_N), row_N], 1)
+    for rows in row_N.split(ITDA_BATCH):
         state = made.update(x_ND[rows].float(), where_N2[rows], state).new_state
     return {(document, row) for document, row in made.where_F2[: int(made.n_atoms)].tolist()}
 

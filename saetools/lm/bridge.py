@@ -182,9 +182,8 @@ class BridgeHost:
         wanted = list(dict.fromkeys(self.canonical(point) for point in points))
         watches = {point: keep(point) for point in wanted}
         with torch.inference_mode(False), torch.enable_grad(), self._watching(watches):
-            ids_BT, keep_BT = (
-                t.to(self.device).clone() for t in (ids_BT, keep_BT)
-            )  # of inference mode there is no graph
+            # cloned: autograd keeps nothing that was made in inference mode
+            ids_BT, keep_BT = (t.to(self.device).clone() for t in (ids_BT, keep_BT))
             logits_BTV = self._forward(ids_BT)
             losses_BT = nnf.cross_entropy(logits_BTV[:, :-1].float().transpose(1, 2), ids_BT[:, 1:], reduction="none")
             loss = (losses_BT * keep_BT[:, 1:]).sum()

@@ -81,10 +81,8 @@ def encode_topk(
 def select(score_CF: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest positive scores of each row and their features; unused slots are score 0, feature 0."""
     C, F = score_CF.shape
-    scores_CK, indices_CK = (
-        torch.empty(C, k, dtype=torch.float32, device="cpu"),
-        torch.empty(C, k, dtype=torch.int32, device="cpu"),
-    )
+    scores_CK = torch.empty(C, k, dtype=torch.float32, device="cpu")
+    indices_CK = torch.empty(C, k, dtype=torch.int32, device="cpu")
     with exclusive():
         select_rows(score_CF.numpy(), np.zeros(F, np.float32), k, True, 0, scores_CK.numpy(), indices_CK.numpy())
     return scores_CK, indices_CK

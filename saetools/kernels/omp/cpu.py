@@ -77,10 +77,8 @@ def omp(
 ) -> tuple[Tensor, Tensor]:
     """As in `stock`; gram_FF may be the larger buffer of a `Gram`."""
     N, F = len(x_ND), len(W_FD)
-    values_NK, indices_NK = (
-        torch.zeros(N, n_steps, dtype=torch.float32, device="cpu"),
-        torch.zeros(N, n_steps, dtype=torch.int32, device="cpu"),
-    )
+    values_NK = torch.zeros(N, n_steps, dtype=torch.float32, device="cpu")
+    indices_NK = torch.zeros(N, n_steps, dtype=torch.int32, device="cpu")
     for start in range(0, N, CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)
         correlation_CF = workspace.get("pursuit.correlation", (len(x_ND[rows]), F))

@@ -64,10 +64,8 @@ def per_feature_topm(
     N, F = len(x_ND), len(W_FD)
     ends_F = budget_F.cumsum(0)
     n_slots = int(ends_F[-1]) if F else 0
-    rows_M, scores_M = (
-        torch.empty(n_slots, dtype=torch.int32, device="cpu"),
-        torch.empty(n_slots, dtype=torch.float32, device="cpu"),
-    )
+    rows_M = torch.empty(n_slots, dtype=torch.int32, device="cpu")
+    scores_M = torch.empty(n_slots, dtype=torch.float32, device="cpu")
     values_M = scores_M if score is None else torch.empty(n_slots, dtype=torch.float32, device="cpu")
     starts_F = ends_F - budget_F
     features_M = torch.arange(F, device="cpu").repeat_interleave(budget_F)

@@ -347,7 +347,7 @@ class DeviceStep:
         since_F = self.since_F.clone()
         if self.side is None:
             return Mark(self.n_launched, self.ring.clone(), since_F, None)
-        ring = torch.empty(self.ring.shape, dtype=torch.float32, pin_memory=True)
+        ring = torch.empty(self.ring.shape, dtype=torch.float32, device="cpu", pin_memory=True)
         self.side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.side):
             ring.copy_(self.ring, non_blocking=True)
