@@ -125,7 +125,7 @@ def main(shapes: list[str]) -> int:
                 continue
             seen.add(key)
             row = compiled(fn, args, options)
-            most = 32 if options.get("HELD") else 0  # those are timed beside others before they are used
+            most = 64 if options.get("HELD") else 0  # those are timed beside others before they are used
             wrong = "   SPILLS" * (row["spilled"] > most)
             wrong += "   NARROW STORES" * (fn.__name__ in ROWS and row["narrow"] > MOST_NARROW)
             failed |= bool(wrong)
