@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from saetools.activations.base import ActivationBatch
-from saetools.activations.sources import estimate_bytes
+from saetools.activations.shuffle import ring_bytes
 from saetools.dictionaries.base import make_dictionary
 from saetools.pipeline import Data
 from saetools.records import Calibration
@@ -27,18 +27,18 @@ def describe(config: Any) -> list[tuple[str, str]]:
     """(what, amount) rows of the estimate. Raises what the run itself would raise at this config."""
     set_threads(config.run.threads)
     data = Data(config)
-    d_model, rows_per_second = _rows(config, data)
+    d_model, has_gradients, rows_per_second = _rows(config, data)
     plan = make_plan(config.training, config.dictionary.n_features)
     trainer = _trainer(config, d_model, data.dictionary_device)
     n_parameters = sum(p.numel() for p in trainer.dictionary.parameters())
     n_bytes = sum(t.nbytes for t in trainer.dictionary.state_dict().values())
     n_bytes += sum(t.nbytes for t in trainer.optimizer.tensors().values())
-    ring = estimate_bytes(config.activations, d_model, 0).ring
+    settings, free = config.activations, _free(config.run.dir)
+    ring = ring_bytes(settings.ring_rows, d_model, settings.dtype, int(has_gradients))
     checkpoint = n_bytes + ring
     n_kept = min(config.training.keep_checkpoints, -(-plan.n_steps // checkpoint_steps(config.training)))
     step_seconds = _seconds(_step(trainer, plan.batch_rows, d_model))
     seconds = plan.n_steps * step_seconds
-    settings, free = config.activations, _free(config.run.dir)
     found = [
         (
             "point",
@@ -58,11 +58,12 @@ def describe(config: Any) -> list[tuple[str, str]]:
     return [*found, ("estimated time", f"{seconds / 60:.1f} minutes, evaluation not included")]
 
 
-def _rows(config: Any, data: Data) -> tuple[int, float | None]:
-    """(width of the rows, rows per second of the host or None where rows are only read)."""
+def _rows(config: Any, data: Data) -> tuple[int, bool, float | None]:
+    """(width of the rows, whether they have gradients, rows per second of the host or None where they are read)."""
     settings = config.activations
     if settings.source != "live":
-        return data.source("train").spec.d_model, None
+        source = data.source("train")
+        return source.spec.d_model, source.calibration.gradient_rms is not None, None
     host = data.host
     point = host.canonical(settings.point)
     tokens = next(data.plan("train").batches())
@@ -74,7 +75,7 @@ def _rows(config: Any, data: Data) -> tuple[int, float | None]:
         return host.activations(ids_BT, [point])
 
     seconds = _seconds(read)
-    return host.spec(point).d_model, tokens.keep_BT.sum() / seconds
+    return host.spec(point).d_model, settings.gradients, tokens.keep_BT.sum() / seconds
 
 
 def _trainer(config: Any, d_model: int, device: torch.device) -> Trainer:

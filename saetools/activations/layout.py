@@ -114,11 +114,6 @@ def layout_of(header: StoreHeader) -> RowLayout:
     return RowLayout(header.spec.d_model, header.dtype, header.field_shapes)
 
 
-def row_bytes(d_model: int, dtype: Dtype, n_fields: int = 0) -> int:
-    """Bytes of one stored row with `n_fields` fields of its width."""
-    return RowLayout(d_model, dtype, {str(i): (d_model,) for i in range(n_fields)}).row_bytes
-
-
 def shard_path(store: Path, index: int, suffix: Literal["bin", "documents.json", "record.json"]) -> Path:
     """A file of the shard with this index."""
     return store / f"shard-{index:05d}.{suffix}"

@@ -1,15 +1,11 @@
 """From the configuration to rows: the one place that knows all sources."""
 
-from dataclasses import dataclass
-
 from saetools.activations.base import RowSource
 from saetools.activations.calibration import calibrate
-from saetools.activations.layout import row_bytes
 from saetools.activations.live import LiveSource
 from saetools.activations.planted import Planted, PlantedSource
 from saetools.activations.prefetch import PrefetchedSource
 from saetools.activations.rows import RowsSource
-from saetools.activations.shuffle import ring_bytes
 from saetools.activations.store import CachedSource
 from saetools.config import ActivationsConfig, PlantedSection
 from saetools.errors import ConfigError, MismatchError
@@ -144,21 +140,4 @@ def _of_train(plan: TokenPlan) -> TokenPlan:
         plan.seed,
         plan.prepend_bos,
         plan.max_documents,
-    )
-
-
-@dataclass(frozen=True)
-class ByteEstimate:
-    """What a config will take."""
-
-    ring: int  # memory of the shuffle ring
-    store: int  # disk of a store of n_rows rows, per point
-
-
-def estimate_bytes(activations: ActivationsConfig, d_model: int, n_rows: int) -> ByteEstimate:
-    """Bytes of the ring and of a store of `n_rows` rows, gradients included."""
-    n_fields = int(activations.gradients)
-    return ByteEstimate(
-        ring=ring_bytes(activations.ring_rows, d_model, activations.dtype, n_fields),
-        store=n_rows * row_bytes(d_model, activations.dtype, n_fields),
     )

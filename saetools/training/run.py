@@ -150,9 +150,10 @@ class Run:
 
     def _check_space(self) -> None:
         """Raise RunError where the disk cannot hold the checkpoints kept and the one being written."""
-        trainer, settings = self.trainer, self.config.activations
+        trainer, settings, source = self.trainer, self.config.activations, self.source
+        n_fields = int(source.calibration.gradient_rms is not None)
         tensors = [*trainer.dictionary.state_dict().values(), *trainer.optimizer.tensors().values()]
-        ring = ring_bytes(settings.ring_rows, self.source.spec.d_model, settings.dtype, int(settings.gradients))
+        ring = ring_bytes(settings.ring_rows, source.spec.d_model, settings.dtype, n_fields)
         n_checkpoints = self.config.training.keep_checkpoints + 1
         needed = n_checkpoints * (ring + sum(tensor.nbytes for tensor in tensors))
         free = shutil.disk_usage(self.directory.path).free

@@ -9,7 +9,7 @@ from saetools.activations.harvest import harvest_points
 from saetools.activations.live import LiveSource
 from saetools.activations.prefetch import PrefetchedSource
 from saetools.activations.rows import RowsSource
-from saetools.activations.sources import estimate_bytes, make_source
+from saetools.activations.sources import make_source
 from saetools.activations.store import CachedSource
 from saetools.config import ActivationsConfig, HostConfig
 from saetools.errors import ConfigError, DataError, MismatchError
@@ -157,15 +157,6 @@ def test_gradients_of_a_file_are_for_training_unless_asked_for(tmp_path):
 def test_what_is_missing_is_said(source):
     with pytest.raises(ConfigError, match=f"activations.source {source} needs"):
         make_source(config(source=source), "train")
-
-
-def test_estimates():
-    estimate = estimate_bytes(config(dtype="bfloat16", ring_rows=1000), d_model=64, n_rows=500)
-    assert estimate.ring == 1000 * (128 + 16)
-    assert estimate.store == 500 * (128 + 16)
-    with_gradients = estimate_bytes(config(dtype="bfloat16", ring_rows=1000, gradients=True), d_model=64, n_rows=500)
-    assert with_gradients.ring == 1000 * (256 + 16)
-    assert with_gradients.store == 500 * (256 + 16)
 
 
 @pytest.mark.parametrize("gradients", [False, True])
