@@ -30,13 +30,14 @@ from functools import cached_property
 import numpy as np
 from pydantic import Field
 
-from saetools.errors import ConfigError, DataError
+from saetools.errors import ConfigError
 from saetools.evals.base import EvalRecord, Evaluation, NotApplicableError, Subject, Tick, no_tick, with_host
 from saetools.evals.judges import ClassScorer, NgramScorer, Scorer, Shown, Task
 from saetools.evals.labelled import python_labeller
 from saetools.evals.python_labels import CLASSES
 from saetools.features.collect import Collected, CollectSettings, collect
 from saetools.features.contexts import WindowTexts
+from saetools.features.firings import NotFiniteError
 from saetools.features.records import Example
 from saetools.rng import generator
 
@@ -149,7 +150,7 @@ class _Bench:
         )
         try:
             self.gathered: Collected = collect(subject.dictionary, subject.heldout, self.parts.tokens, settings, tick)
-        except DataError as error:  # no rows, or codes that are not finite
+        except NotFiniteError as error:
             raise NotApplicableError(str(error)) from error
         self.contexts = self.gathered.contexts
         self.texts: WindowTexts = self.gathered.window_texts(self.parts.host.token_texts)

@@ -13,13 +13,17 @@ Flat = tuple[np.ndarray, np.ndarray, np.ndarray]
 """(row_M, feature_M, value_M) of the slots of a code that are not zero, rows ascending."""
 
 
+class NotFiniteError(DataError):
+    """A code that is no number, or infinite: of weights that are damaged or diverged, or of such rows."""
+
+
 def flat_code(code: Code) -> Flat:
-    """The slots of a code as arrays; values of any dtype as float32. DataError for a value that is not finite."""
+    """The slots of a code as arrays; values of any dtype as float32. NotFiniteError for a value that is not finite."""
     row_M, feature_M, value_M = (column.cpu() for column in code.flat())
     value_M = value_M.float()
     if not bool(value_M.isfinite().all()):
         feature = int(feature_M[~value_M.isfinite()][0])
-        raise DataError(
+        raise NotFiniteError(
             f"the code of feature {feature} is not finite at some token: the weights of the dictionary are damaged or "
             "diverged in training, or the host overflowed. Take another checkpoint, or run the host in float32."
         )

@@ -33,7 +33,7 @@ from saetools.rng import generator
 from saetools.safeio import read_json
 
 MAX_PIECE_BYTES = 64 << 20  # of one feature's examples, decompressed
-MAX_WAIT_SECONDS = 20.0  # for others who write labels: of three that never pause one had waited for more than five
+MAX_WAIT_SECONDS = 20.0  # for others who write labels: where three never pause, one may wait for more than five
 
 
 @dataclass(frozen=True)

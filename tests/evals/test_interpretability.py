@@ -10,7 +10,7 @@ import torch
 from planted_classes import N_CLASSES, noise, planted_rows, sources
 from small_hosts import by_name, scaled_copy, text_subject
 
-from saetools.errors import ConfigError
+from saetools.errors import ConfigError, DataError
 from saetools.evals.base import NotApplicableError
 from saetools.evals.interpretability import Interpretability, Peak, _Bench, auc, purity
 from saetools.evals.judges import NgramScorer, TextScorer
@@ -132,6 +132,19 @@ def test_progress_is_told_while_rows_are_read():
     ticked, subject = [], subject_of(planted_rows, 0.8)
     Interpretability(**SMALL).run(subject, ticked.append)
     assert ticked == [len(rows) for _, rows in subject.heldout.batches(0)] and len(ticked) > 1
+
+
+def test_text_that_cannot_be_read_ends_the_evaluation():
+    """It is no property of the dictionary, for which a figure could be missing."""
+
+    def rows(document, positions):
+        raise DataError("the file went away")
+
+    subject = subject_of(planted_rows, 0.8)
+    subject.heldout.make = rows
+    with pytest.raises(DataError, match="went away") as found:
+        Interpretability(**SMALL).run(subject)
+    assert not isinstance(found.value, NotApplicableError)
 
 
 def test_silent_dictionaries_are_skipped():
