@@ -9,7 +9,7 @@ from operator import or_
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, create_model, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 
 from saetools.records import FrozenConfig, FrozenModel
 from saetools.safeio import expanded
@@ -18,6 +18,12 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 LocalPath = Annotated[Path, AfterValidator(expanded)]
 """Of a file or directory of this machine; a leading ~ is the home directory."""
+
+
+def _source(value: object) -> object:
+    """A path as text, in full; hf://... as it is, which as a path would have one slash."""
+    is_local = isinstance(value, Path) or (isinstance(value, str) and not value.startswith("hf://"))
+    return str(expanded(str(value))) if is_local else value
 
 
 class HostConfig(FrozenConfig):
@@ -115,7 +121,9 @@ class TrainingConfig(FrozenConfig):
     warmup_steps: int | None = Field(None, ge=0, description="null: min(1000, 5 % of the steps)")
     decay_fraction: float = Field(0.2, ge=0, le=1, description="last part of the run with linear decay to 0")
     clip_norm: float = Field(1.0, gt=0, description="global norm to which gradients are clipped")
-    init_from: LocalPath | None = Field(None, description="dictionary or run of the same kind and sizes to start from")
+    init_from: Annotated[str, BeforeValidator(_source)] | None = Field(
+        None, description="dictionary or run, also hf://..., of the same kind and sizes to start from"
+    )
     checkpoint_every_tokens: int | None = Field(None, gt=0, description="null: a tenth of n_tokens")
     keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints kept")
     impl: Literal["auto", "fused", "plain"] = Field("auto", description="training step: fused kernels or autograd")

@@ -210,7 +210,9 @@ def test_a_tilde_is_the_home_directory(config: Path, monkeypatch: pytest.MonkeyP
         "dictionary: {kind: topk, n_features: 9}\nrun: {dir: ~/runs/x}\ntraining: {init_from: ~/runs/w}\n"
     )
     parsed = parse_run(config, ["--activations.path=~/rows.npy"], KINDS)
-    assert (parsed.run.dir, parsed.training.init_from) == (Path("/home/me/runs/x"), Path("/home/me/runs/w"))
+    assert (parsed.run.dir, parsed.training.init_from) == (Path("/home/me/runs/x"), "/home/me/runs/w")
     assert parsed.activations.path == Path("/home/me/rows.npy")
+    hub = "hf://organisation/repository"
+    assert parse_run(config, [f"--training.init_from={hub}"], KINDS).training.init_from == hub, "a path has no //"
     with pytest.raises(ConfigError, match="no such home directory"):
         parse_run(config, ["--run.dir=~nobody-of-this-name/x"], KINDS)
