@@ -48,7 +48,7 @@ class Stability(Evaluation, name="stability"):
         return None if subject.others else "needs other dictionaries to compare with"
 
     def run(self, subject: Subject, tick: Tick = no_tick) -> list[EvalRecord]:
-        own_FD = _in_use(subject.dictionary)
+        own_FD = _in_use("this dictionary", subject.dictionary)
         names = list(subject.others)
         columns, chance = [], []
         for name, other in subject.others.items():
@@ -87,7 +87,7 @@ class Stability(Evaluation, name="stability"):
 
 
 def _atoms(name: str, other: Dictionary, d_model: int) -> Tensor:
-    other_FD = _in_use(other)
+    other_FD = _in_use(repr(name), other)
     if other_FD.shape[1] != d_model:
         raise MismatchError(
             f"the dictionary {name!r} is for width {other_FD.shape[1]}, this one for {d_model}: their atoms cannot be "
@@ -96,10 +96,10 @@ def _atoms(name: str, other: Dictionary, d_model: int) -> Tensor:
     return other_FD
 
 
-def _in_use(dictionary: Dictionary) -> Tensor:
+def _in_use(name: str, dictionary: Dictionary) -> Tensor:
     atoms_FD = dictionary.directions()[dictionary.in_use_F()].cpu()
     if not bool(atoms_FD.isfinite().all()):
-        raise NotApplicableError("atoms of this dictionary, or of another one, are not finite: they have no cosine")
+        raise NotApplicableError(f"atoms of {name} are not finite: they have no cosine")
     return atoms_FD
 
 

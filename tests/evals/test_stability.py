@@ -8,6 +8,7 @@ from small_hosts import Given, by_name, row_subject
 
 from saetools.dictionaries.itda import ITDA
 from saetools.errors import MismatchError
+from saetools.evals.base import NotApplicableError
 from saetools.evals.stability import Stability
 
 
@@ -78,6 +79,12 @@ def test_other_widths_and_no_others(gaussian):
     with pytest.raises(MismatchError, match="'wide' is for width 7"):
         figures(torch.randn(5, 6), gaussian, wide=torch.randn(5, 7))
     assert "other dictionaries" in Stability().missing(row_subject(dictionary(torch.randn(5, 6)), gaussian))
+
+
+def test_the_one_whose_atoms_are_no_numbers_is_named(gaussian):
+    own = torch.randn(60, 40)
+    with pytest.raises(NotApplicableError, match="atoms of 'runs/diverged' are not finite"):
+        figures(own, gaussian, good=own, **{"runs/diverged": own * torch.nan})
 
 
 def test_another_without_any_atom(gaussian):
