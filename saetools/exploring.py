@@ -277,7 +277,7 @@ def serve(
         from saetools.dashboard.live import app, guard
     except ImportError as error:
         raise FormatError(
-            f"the live app needs the extra dash ({error.name} is missing): pip install 'saetools[dash]', or make a "
+            f"the live app needs the extra dash ({error.name} is missing): pip install dash dash-ag-grid, or make a "
             "page with --export page.html."
         ) from error
     guard.check_address(host, token)

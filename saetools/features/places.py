@@ -48,7 +48,7 @@ def umap_class() -> Any:
         from umap import UMAP
     except ImportError as error:
         raise ConfigError(
-            "a UMAP map needs umap-learn: pip install 'saetools[map]', or take --map pca, which needs nothing."
+            "a UMAP map needs umap-learn: pip install umap-learn, or take --map pca, which needs nothing."
         ) from error
     return UMAP
 
