@@ -87,7 +87,6 @@ class Dictionary(nn.Module):
     has_encoder: ClassVar[bool] = True
     signed: bool = False  # whether to negate a feature (its atom and encoder) negates its code and changes nothing else
     batch_coupled: bool = False  # whether the training code of a row depends on the other rows or its place among them
-    scheduled_by: ClassVar[tuple[str, ...]] = ()  # settings that, unless 0, act by the length of the run
     scaled_with_x: tuple[str, ...] = ("b_enc_F", "b_dec_D")
     """Parameters and buffers in units of x: multiplying the data by c multiplies them, and the code, by c."""
 
@@ -100,6 +99,7 @@ class Dictionary(nn.Module):
     class Config(FrozenConfig):
         """What all kinds share."""
 
+        scheduled_by: ClassVar[tuple[str, ...]] = ()  # fields that, unless 0, act by the length of the run
         n_features: int = Field(gt=0, description="F, the number of features")
         if TYPE_CHECKING:
             kind: str  # each kind's own field is the Literal of its names

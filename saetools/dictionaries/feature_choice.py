@@ -77,8 +77,6 @@ class FeatureChoiceState(ThresholdState):
 class FeatureChoice(Dictionary, kind="feature_choice"):
     """Feature choice: every feature takes its own share of the tokens."""
 
-    scheduled_by = ("mutual_fraction",)
-
     batch_coupled = True
     scaled_with_x = ("b_enc_F", "b_dec_D", "threshold_F")
     threshold_F: Tensor
@@ -86,6 +84,7 @@ class FeatureChoice(Dictionary, kind="feature_choice"):
     class Config(WithK, WithAuxK):
         """Settings of feature choice."""
 
+        scheduled_by = ("mutual_fraction",)
         budgets: Literal["zipf", "uniform"] = Field("zipf", description="shares of the features")
         mutual_fraction: float = Field(0.5, ge=0, le=1, description="part of the run trained by mutual choice first")
         under_used: float = Field(0.5, ge=0, description="a feature below this part of its share is helped by AuxZipf")

@@ -32,8 +32,6 @@ from saetools.functional.losses import power_penalty, reconstruction
 class Gated(Dictionary, kind="gated"):
     """Gated: one path decides which features are active, another how much."""
 
-    scheduled_by = ("warmup_fraction",)
-
     scaled_with_x = ("b_enc_F", "b_dec_D", "b_magnitude_F")
 
     class Config(WithL1, WithAuxK):

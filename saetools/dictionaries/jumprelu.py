@@ -32,8 +32,6 @@ from saetools.functional.straight_through import jumprelu, step
 class JumpReLU(Dictionary, kind="jumprelu"):
     """JumpReLU: each feature has its own learnt threshold; the number of active features is penalised directly."""
 
-    scheduled_by = ("warmup_fraction",)
-
     scaled_with_x = ("b_enc_F", "b_dec_D", "threshold_F")
 
     class Config(WithWarmup, WithAuxK):

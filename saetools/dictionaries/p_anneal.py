@@ -64,11 +64,10 @@ class AnnealState(State):
 class PAnneal(Dictionary, kind="p_anneal"):
     """P-anneal: ReLU with a penalty sum code^p whose p falls from 1 towards 0 while training."""
 
-    scheduled_by = ("warmup_fraction", "p_end")
-
     class Config(WithL1, WithAuxK):
         """Settings of p-anneal."""
 
+        scheduled_by = (*WithL1.scheduled_by, "p_end")
         p_end: float = Field(0.2, gt=0, le=1, description="last p")
         n_updates: int = Field(10, gt=0, description="equal steps in which p falls")
         anneal_start: float = Field(0.1, ge=0, lt=1, description="fraction of the run at which p begins to fall")

@@ -28,8 +28,6 @@ from saetools.functional.losses import power_penalty
 class ReluL1(Dictionary, kind="relu_l1"):
     """ReLU with an L1 penalty: the first sparse autoencoders of language models."""
 
-    scheduled_by = ("warmup_fraction",)
-
     class Config(WithL1, WithAuxK):
         """Settings of ReLU with L1."""
 

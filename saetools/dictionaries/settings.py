@@ -1,6 +1,6 @@
 """Settings that several kinds share, as mixins of their configs."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -38,6 +38,7 @@ class WithAuxK(Dictionary.Config):
 class WithWarmup(Dictionary.Config):
     """A penalty whose weight grows at the beginning, so that features first find directions."""
 
+    scheduled_by: ClassVar[tuple[str, ...]] = ("warmup_fraction",)
     warmup_fraction: float = Field(0.05, ge=0, le=1, description="first part of the run, over which the penalty grows")
 
 

@@ -44,8 +44,6 @@ LOGVAR_START = -2.0
 class Variational(Dictionary, kind="variational"):
     """Variational: TopK on a noisy code, with a Gaussian prior on it."""
 
-    scheduled_by = ("warmup_fraction",)
-
     class Config(WithWarmup, WithK, WithAuxK):
         """Settings of the variational dictionary."""
 

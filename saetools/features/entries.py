@@ -98,8 +98,8 @@ def _entries(
     map_xy: list[list[float]],
 ) -> Iterator[Entry]:
     text_of = effects.texts(host.token_texts) if effects and host else {}
-    text_of_ids = host.token_texts if host else None if collected.has_tokens else row_texts
-    texts = collected.window_texts(text_of_ids) if text_of_ids else None
+    is_readable = host is not None or not collected.has_tokens  # else nobody knows the text of the tokens
+    texts = collected.window_texts(host.token_texts if host else row_texts) if is_readable else None
     moments, contexts = collected.moments, collected.contexts
     density, mean, mean_square = moments.density_F(), moments.mean_F(), moments.mean_square_F()
     skewness, kurtosis = moments.skewness_kurtosis_F()

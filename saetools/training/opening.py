@@ -9,11 +9,11 @@ from saetools.activations.base import RowSource
 from saetools.dictionaries.base import Dictionary, dictionary_class, make_dictionary
 from saetools.errors import MismatchError, RunError
 from saetools.formats.load import load
-from saetools.training.checkpoint import Checkpoint
+from saetools.training.checkpoint import Checkpoint, Facts
 from saetools.training.construction import make_trainer
 from saetools.training.environment import dictionary_device, environment, resolve_device
 from saetools.training.run_directory import RunDirectory
-from saetools.training.schedule import extended, make_plan
+from saetools.training.schedule import Plan, extended, make_plan
 from saetools.training.state import TrainState
 from saetools.training.trainer import Trainer
 
@@ -54,22 +54,26 @@ def resumed_trainer(
     trainer.n_blocks = facts.n_blocks
     directory.write_config(config)
     _logger.info("resumed %s at step %d of %d", directory.path, facts.step, plan.n_steps)
-    scheduled = [name for name in dictionary.scheduled_by if getattr(dictionary.config, name)]
-    if scheduled and plan.n_steps != facts.plan.n_steps:
+    if plan.n_steps != facts.plan.n_steps:
+        _warn_of_first_length(config, directory, facts, plan)
+    return trainer
+
+
+def _warn_of_first_length(config: Any, directory: RunDirectory, facts: Facts, plan: Plan) -> None:
+    """Say what a run that was made longer does not do as one of that length from the start would."""
+    scheduled = [f"dictionary.{name}" for name in config.dictionary.scheduled_by if getattr(config.dictionary, name)]
+    if scheduled:
         _logger.warning(
             "%s: %s act by the length of the run, which was %d steps for the %d steps done and is %d for the others. A "
             "run of %d tokens from the start is another.",
-            *(directory.path, ", ".join(f"dictionary.{name}" for name in scheduled), facts.plan.n_steps, facts.step),
-            *(plan.n_steps, plan.n_tokens),
+            *(directory.path, ", ".join(scheduled), facts.plan.n_steps, facts.step, plan.n_steps, plan.n_tokens),
         )
-    by_rule = None in (config.training.warmup_steps, config.training.dead_after_tokens)
-    if by_rule and plan.n_steps != facts.plan.n_steps:
+    if None in (config.training.warmup_steps, config.training.dead_after_tokens):
         _logger.warning(
             "%s keeps what followed from its first length: %d steps of warm-up, dead after %d tokens. A run of %d "
             "tokens from the start equals it only where training.warmup_steps and training.dead_after_tokens say so.",
             *(directory.path, plan.warmup_steps, plan.dead_after_tokens, plan.n_tokens),
         )
-    return trainer
 
 
 def trainer_environment(trainer: Trainer) -> dict[str, str | int]:

@@ -121,9 +121,9 @@ def test_what_acts_by_the_length_of_the_run_is_named(config: Dictionary.Config) 
         terms = dictionary.loss_terms(x, x, fields(), half_dead(dictionary), now)
         return dictionary.loss_weights(now), {name: float(value.detach()) for name, value in terms.losses.items()}
 
-    named = any(getattr(config, name) for name in dictionary.scheduled_by)
+    named = any(getattr(config, name) for name in config.scheduled_by)
     assert named or all(computed(step, 100) == computed(step, 1000) for step in (20, 60))
-    assert set(dictionary.scheduled_by) <= set(type(config).model_fields)
+    assert set(config.scheduled_by) <= set(type(config).model_fields)
 
 
 def test_shapes(config: Dictionary.Config) -> None:
