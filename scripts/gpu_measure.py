@@ -25,6 +25,8 @@ from saetools.kernels.topk_step.triton import DeviceStep
 SHAPES = {"a": (4096, 768, 24576, 32), "b": (4096, 2304, 65536, 64), "c": (8192, 4096, 131072, 64)}
 GOALS_MS = {"a": 0.80, "b": 5.2, "c": 25.0}
 AUX_K = 256
+LR = 1e-6
+"""So small that random weights stay random, and a batch's threshold is near the last one's, as in training."""
 N_BATCHES = 4
 DEVICE = "cuda"
 Checks = dict[str, Callable[[], str | None]]
@@ -188,14 +190,21 @@ def random_step(
     )
     since = torch.zeros(F, dtype=torch.int64, device=DEVICE)
     if dead:
-        weights.W_enc_FD[: int(F * dead)] *= 0.3  # they never reach the k largest, and half of them are positive
-        since[: int(F * dead)] = 1 << 40
+        dead_F = dead_features(F, dead)
+        weights.W_enc_FD[dead_F] *= 0.3  # they never reach the k largest, and half of them are positive
+        since[dead_F] = 1 << 40
     base = StepSettings(k=k, variance=float(D), aux_k=AUX_K, dead_after=1 << 30)
     step = DeviceStep(weights, first, second, since, StepSettings(**(base.__dict__ | settings)), N)
-    step.set_rates([1e-4] * step.settings.n_ahead)
+    step.set_rates([LR] * step.settings.n_ahead)
     batches = [torch.randn(N, D, device=DEVICE, dtype=torch.bfloat16) for _ in range(N_BATCHES)]
     step.load(batches[0])
     return step, batches
+
+
+def dead_features(n_features: int, share: float) -> Tensor:
+    """Which of them are dead: as many as the share says, all over them."""
+    numbers = torch.arange(n_features, device=DEVICE)
+    return (numbers * share).floor() != ((numbers - 1) * share).floor()
 
 
 def current_commit() -> str:

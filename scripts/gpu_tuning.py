@@ -28,9 +28,9 @@ def tune(report: Report, shape: str, device: Ceilings) -> None:
     pre = step.workspace.get("encode.pre", (rows, F), torch.bfloat16, step.device)
     best = step.workspace.get("encode.max", (rows, F // 32), torch.float32, step.device)
     out = tuple(t.view(-1, k)[:rows] for t in (step.values_M, step.indices_M, step.keys_M))
-    for block, warps in ((1024, 1), (2048, 2), (2048, 4), (4096, 4), (4096, 8), (8192, 8)):
-        ms = times(lambda n, b=block, w=warps: encode.group_max(pre, step.weights.b_enc_F, best, b, w))
-        report.add(shape, f"group maxima: {block} columns, {warps} warps", "time", "ms", ms)
+    for block in (1024, 2048, 4096, 8192):
+        ms = times(lambda n, b=block: encode.group_max(pre, step.weights.b_enc_F, best, b))
+        report.add(shape, f"group maxima: {block} columns", "time", "ms", ms)
     step.control.values[Control.NEEDED] = 1
     none = Sorted(slots.keys_M, slots.order_M, torch.zeros_like(slots.offsets_F1))
     report.add(shape, "update without slots", "time", "ms", times(lambda n: step.backward.update(none)))
@@ -38,7 +38,7 @@ def tune(report: Report, shape: str, device: Ceilings) -> None:
     scratch = torch.empty(rows, encode.scratch_columns(k, F), dtype=torch.int32, device=DEVICE)
     for warps in (1, 2, 4, 8):
         ms = times(lambda n, w=warps: encode.select(pre, step.weights.b_enc_F, best, scratch, out, k, True, warps=w))
-        report.add(shape, f"select {rows} rows: {warps} warps", "time", "ms", ms)
+        report.add(shape, f"select with the maxima, {rows} rows: {warps} warps", "time", "ms", ms)
     for columns, warps, slots_at_once, per in (
         (256, 1, 2, 24), (256, 1, 8, 24), (512, 1, 4, 24), (512, 1, 2, 24), (1024, 2, 4, 24), (512, 1, 8, 24),
     ):  # fmt: skip

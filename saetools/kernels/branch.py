@@ -17,7 +17,8 @@ class Branch:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        # of high priority: blocks of others, which fill the device, would all be begun before the first of these
+        self.stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
 
     def start(self, work: Callable[[], T]) -> Callable[[], T]:
         """Launch the work after all that was launched so far. The result joins: what is launched after its call waits

@@ -67,9 +67,9 @@ def why_not_captured(dictionary: "Dictionary") -> str | None:
 
 
 def room_for(n_dead: int, most: int) -> int:
-    """How many dead features a graph that is recorded now has room for: a quarter more than are dead, since AuxK's
+    """How many dead features a graph that is recorded now has room for: an eighth more than are dead, since AuxK's
     products are as large as the room."""
-    return min(most, max(n_dead + n_dead // 4, LEAST_ROOM)) if n_dead else 0
+    return min(most, max(n_dead + n_dead // 8, LEAST_ROOM)) if n_dead else 0
 
 
 def runs_on(device: torch.device) -> bool:

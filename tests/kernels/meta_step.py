@@ -55,6 +55,7 @@ def run_steps(N: int, D: int, F: int, k: int) -> None:
         (replace(base, route="fused", clip="lagged"), torch.float32),
         (replace(base, clip="lagged", exact_values=True), torch.bfloat16),
         (replace(base, aux_k=D // 2, aux_weight=1 / 32, capacity=F // 10), torch.float32),
+        (replace(base, aux_k=256, aux_weight=1 / 32, capacity=F // 8), torch.float32),
         (replace(base, selection="global", aux_k=D // 2, aux_weight=1 / 32, capacity=F // 10), torch.float32),
         (replace(base, selection="global", compute="fp32"), torch.float32),
         (replace(base, selection="global", clip="lagged", exact_values=True), torch.bfloat16),

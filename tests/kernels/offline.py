@@ -39,7 +39,7 @@ TYPES = {
     torch.uint8: "u8",
     torch.bool: "i1",
 }
-ROWS = "_centre", "_group_max", "_decode_loss", "_residual", "_windows", "_measure", "_update", "_keep_largest", "_mask"
+ROWS = "_centre", "_group_max", "_decode_loss", "_residual", "_windows", "_measure", "_update"
 """Kernels that write whole rows."""
 MOST_NARROW = 8
 """Stores of at most 4 bytes that those have beside: single numbers, and none of a row."""
@@ -125,7 +125,8 @@ def main(shapes: list[str]) -> int:
                 continue
             seen.add(key)
             row = compiled(fn, args, options)
-            most = 64 if options.get("HELD") else 0  # those are timed beside others before they are used
+            tried = fn.__name__ == "_update" and (options["HELD"] or options["maxnreg"] is None)
+            most = 64 if tried else 0  # a capture times those beside others before it uses one
             wrong = "   SPILLS" * (row["spilled"] > most)
             wrong += "   NARROW STORES" * (fn.__name__ in ROWS and row["narrow"] > MOST_NARROW)
             failed |= bool(wrong)

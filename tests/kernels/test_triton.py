@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 pytest.importorskip("triton", reason="triton is not installed: it exists for Linux on x86-64 alone")
 
 from saetools.kernels.auxk import auxk
+from saetools.kernels.auxk import triton as auxk_kernels
 from saetools.kernels.backward_adam import Batch, ExtraRows, Rule, Weights, backward_adam, gradients
 from saetools.kernels.backward_adam import cases as backward_cases
 from saetools.kernels.backward_adam import triton as backward
@@ -289,10 +290,14 @@ def assert_same(step: DeviceStep, plain: PlainSteps) -> None:
     assert torch.equal(step.since_F, plain.since_F)
 
 
-@pytest.mark.parametrize("clip", ["exact", "lagged"])
-def test_steps_are_the_plain_ones(clip: str) -> None:
-    """One batch is clipped; one is not, though the bound of its norm is too high; of the last it is low enough."""
-    settings = replace(SETTINGS, clip=clip, n_ahead=2)
+@pytest.mark.parametrize(
+    "clip, route, takes", [("exact", "cublas", False), ("lagged", "cublas", True), ("exact", "fused", True)]
+)
+def test_steps_are_the_plain_ones(clip: str, route: str, takes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One batch is clipped; one is not, though the bound of its norm is too high; of the last it is low enough. AuxK
+    takes the pre-activations of the dead from those of all, which are made in chunks, or makes them."""
+    monkeypatch.setattr(auxk_kernels, "TAKEN_ABOVE", 0 if takes else 1 << 30)
+    settings = replace(SETTINGS, clip=clip, n_ahead=2, route=route, chunk_bytes=5 * F * 4)
     plain, step = PlainSteps(settings, age=N), DeviceStep(*start(age=N), settings, N)
     needed = []
     for number in range(3):
@@ -313,6 +318,24 @@ def test_steps_are_the_plain_ones(clip: str) -> None:
     assert aux > 0
     assert clip == "lagged" or needed == [(True, True), (False, True), (False, False)]
     assert_same(step, plain)
+
+
+@pytest.mark.parametrize("n_dead", [40, 64, 65, 130])
+def test_of_too_many_dead_features_those_are_helped_that_are_dead_for_longest(
+    n_dead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auxk_kernels, "TRITON_CAPACITY", 64)
+    since_F = torch.zeros(150, dtype=torch.int64)
+    since_F[torch.randperm(150)[:n_dead]] = torch.randint(5, 9, (n_dead,))
+    work = auxk_kernels.DeviceAuxK(2, 150, 8, 64, 3, 1.0, torch.float32, torch.device("cpu"))
+    W_FD, b_F = torch.randn(150, 8), torch.randn(150)
+    work.prepare(W_FD, b_F, -W_FD, since_F, 5)
+    longest = sorted(range(150), key=lambda f: (-int(since_F[f]), f))[: min(64, n_dead)]
+    helped, n = sorted(longest), len(longest)
+    assert work.list_C[:n].tolist() == helped and int(work.n_dead) == n_dead
+    assert torch.equal(work.bias_C[:n], b_F[helped]) and (work.bias_C[n:] == -torch.inf).all()
+    assert torch.equal(work.rows_enc_CD[:n], W_FD[helped]) and torch.equal(work.rows_dec_CD[:n], -W_FD[helped])
+    assert work.extra.place_F.tolist() == [helped.index(f) if f in longest else -1 for f in range(150)]
 
 
 def test_the_bound_holds_for_extra_rows_of_any_sign() -> None:
@@ -489,6 +512,6 @@ def test_every_kernel_compiles_for_hopper(shape: str) -> None:
     assert (
         "_update" in done.stdout
         and "_select" in done.stdout
-        and "_keep_largest" in done.stdout
+        and "_keep_chosen" in done.stdout
         and "_label" in done.stdout
     )

@@ -171,7 +171,7 @@ def test_room_shrinks_where_the_dead_have_long_come_back(anywhere: None, monkeyp
     state.tokens_since_fired_F[:30] = 1000
     result = step(x := rows(0) * 10, x, {}, state, PROGRESS, 1e-2)
     n_dead = int(result.n_dead)
-    assert step.room == max(captured.LEAST_ROOM, n_dead + n_dead // 4) < F
+    assert step.room == captured.room_for(n_dead, F) < F
     room = step.room
     for number, left in enumerate((room, 0, 0), start=1):
         step._device.since_F.zero_()

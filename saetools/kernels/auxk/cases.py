@@ -1,7 +1,7 @@
 """Inputs on which every implementation of `auxk` is judged: by the tests, and by the benchmark's gate."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ def cases() -> Iterator[Case]:
     yield random_case("one dead", 9, 7, 20, 1, 3)
     yield random_case("very many dead", 33, 8, 500, 300, 4)
     yield random_case("all dead", 16, 5, 30, 30, 8)
+    mixed = random_case("dead in any order", 12, 6, 50, 20, 4)
+    yield replace(mixed, dead_A=mixed.dead_A.flip(0))
 
 
 def verify(impl: Impl, device: str = "cpu", most: int | None = None) -> None:

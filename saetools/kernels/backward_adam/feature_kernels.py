@@ -65,7 +65,7 @@ def _windows(
 @triton.jit
 def _gradient(
     f, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr,
-    place_ptr, x_enc_ptr, x_dec_ptr, extra_scale, scale, shrink, D, d, inside,
+    place, x_enc_ptr, x_dec_ptr, extra_scale, scale, shrink, D, d, inside,
     K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, WIN: tl.constexpr, EXTRA: tl.constexpr,
 ):  # fmt: skip
     """dW_dec and dW_enc of a feature in the columns d."""
@@ -79,10 +79,10 @@ def _gradient(
         g_dec += tl.load(sums, mask=inside, other=0.0)
         g_enc += tl.load(sums + D, mask=inside, other=0.0)
     if EXTRA:
-        place = tl.load(place_ptr + f).to(tl.int64)
-        helped = inside & (tl.load(place_ptr + f + 0 * d) >= 0)
-        g_enc += extra_scale * tl.load(x_enc_ptr + place * D + d, mask=helped, other=0.0).to(tl.float32)
-        g_dec += extra_scale * tl.load(x_dec_ptr + place * D + d, mask=helped, other=0.0).to(tl.float32)
+        helped = d < tl.where(place >= 0, D, 0)
+        at = tl.cast(place, tl.int64) * D + d
+        g_enc += extra_scale * tl.load(x_enc_ptr + at, mask=helped, other=0.0).to(tl.float32)
+        g_dec += extra_scale * tl.load(x_dec_ptr + at, mask=helped, other=0.0).to(tl.float32)
     return g_dec, g_enc
 
 
@@ -107,9 +107,10 @@ def _measure(
     if not EMIT:
         n = tl.where(tl.load(control_ptr + 8) != 0, F, 0)
     for f in range(pid, n, tl.num_programs(0)):
+        place = tl.load(place_ptr + f) if EXTRA else -1
         g_dec, g_enc = _gradient(
             f, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr,
-            place_ptr, x_enc_ptr, x_dec_ptr, extra_scale, scale, shrink, D, d, inside, K, G, U, BD, WIN, EXTRA,
+            place, x_enc_ptr, x_dec_ptr, extra_scale, scale, shrink, D, d, inside, K, G, U, BD, WIN, EXTRA,
         )  # fmt: skip
         bias = tl.load(bias_ptr + f)
         along = tl.load(along_ptr + f)
@@ -143,7 +144,7 @@ def _adam(
 @triton.jit
 def _update_columns(
     f, c, limit, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr,
-    place_ptr, x_enc_ptr, x_dec_ptr, dec_ptr, enc_ptr, m_dec_ptr, v_dec_ptr, m_enc_ptr, v_enc_ptr, low_enc_ptr,
+    place, x_enc_ptr, x_dec_ptr, dec_ptr, enc_ptr, m_dec_ptr, v_dec_ptr, m_enc_ptr, v_enc_ptr, low_enc_ptr,
     along, extra_scale, clip, step, correction, seed, scale, shrink, b1, b2, c1, c2, eps, D,
     K: tl.constexpr, G: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, WIN: tl.constexpr, EXTRA: tl.constexpr,
     LOW: tl.constexpr, NOISE: tl.constexpr, CHUNKS: tl.constexpr, HELD: tl.constexpr,
@@ -163,7 +164,7 @@ def _update_columns(
     v_enc = tl.load(v_enc_ptr + at, mask=inside, other=0.0, eviction_policy="evict_first")
     g_dec, g_enc = _gradient(
         f, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr,
-        place_ptr, x_enc_ptr, x_dec_ptr, extra_scale, scale, shrink, D, d, inside, K, G, U, BD, WIN, EXTRA,
+        place, x_enc_ptr, x_dec_ptr, extra_scale, scale, shrink, D, d, inside, K, G, U, BD, WIN, EXTRA,
     )  # fmt: skip
     g_dec -= along * w
     squares = g_dec * g_dec + g_enc * g_enc
@@ -225,11 +226,12 @@ def _update(
         row = tl.cast(f, tl.int64) * D
         length = tl.zeros([BD // 4], tl.float32)
         along = tl.load(along_ptr + f)
+        place = tl.load(place_ptr + f) if EXTRA else -1
         held = ()  # unrolled, or no element of it would stay in a register
         for c in tl.static_range(CHUNKS if HELD else 0):
             w, square = _update_columns(
                 f, c, limit, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr,
-                place_ptr, x_enc_ptr, x_dec_ptr, dec_ptr, enc_ptr, m_dec_ptr, v_dec_ptr, m_enc_ptr, v_enc_ptr,
+                place, x_enc_ptr, x_dec_ptr, dec_ptr, enc_ptr, m_dec_ptr, v_dec_ptr, m_enc_ptr, v_enc_ptr,
                 low_enc_ptr, along, extra_scale, clip, step, correction, seed, scale, shrink, b1, b2, c1, c2, eps, D,
                 K, G, U, BD, WIN, EXTRA, LOW, NOISE, CHUNKS, HELD,
             )  # fmt: skip
@@ -239,7 +241,7 @@ def _update(
         for c in range(0 if HELD else CHUNKS):
             w, square = _update_columns(
                 f, c, limit, off_ptr, order_ptr, val_ptr, row_ptr, group_ptr, pull_ptr, x_ptr, dot_ptr, sum_ptr,
-                place_ptr, x_enc_ptr, x_dec_ptr, dec_ptr, enc_ptr, m_dec_ptr, v_dec_ptr, m_enc_ptr, v_enc_ptr,
+                place, x_enc_ptr, x_dec_ptr, dec_ptr, enc_ptr, m_dec_ptr, v_dec_ptr, m_enc_ptr, v_enc_ptr,
                 low_enc_ptr, along, extra_scale, clip, step, correction, seed, scale, shrink, b1, b2, c1, c2, eps, D,
                 K, G, U, BD, WIN, EXTRA, LOW, NOISE, CHUNKS, HELD,
             )  # fmt: skip

@@ -7,8 +7,8 @@ import triton
 
 from saetools.kernels.triton_parts import n_processors, next_power
 
-MOST_HELD = 4
-"""Blocks of columns of an atom that stay in registers: four take a few bytes of spills at D = 4,096, fewer none."""
+MOST_HELD = 5
+"""Blocks of columns of an atom that stay in registers."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def tiles(n_features: int, d_model: int, device: torch.device) -> tuple[Tile, Ti
     """For measuring and for updating, unless they are measured: the best on an H200 of `gpu_suite.py --tune`."""
     wide = d_model > 1024
     measuring = _measuring(512 if wide else 256, 4 if wide else 2, n_features, d_model, device)
-    return measuring, _updating(128, 1, n_features, d_model, device, 128)
+    return measuring, _updating(256, 1, n_features, d_model, device, 136)
 
 
 def other_tiles(n_features: int, d_model: int, device: torch.device) -> tuple[list[Tile], list[Tile]]:
@@ -36,7 +36,7 @@ def other_tiles(n_features: int, d_model: int, device: torch.device) -> tuple[li
     measuring = [_measuring(columns, slots, *sizes) for columns, slots in ((256, 2), (512, 4))]
     plain = [
         _updating(columns, warps, *sizes, registers)
-        for columns, warps, registers in ((128, 1, None), (128, 1, 128), (256, 1, 136))
+        for columns, warps, registers in ((256, 1, 136), (256, 1, None), (512, 2, None))
     ]
     # four columns a thread, so that bf16 and float32 rows lie alike, and as few threads as hold an atom
     held = [

@@ -41,7 +41,7 @@ from saetools.kernels.workspace import Workspace
 
 WINDOW = 128
 """Slots of one feature that one program sums; the static number of windows bounds the memory for their sums."""
-SAMPLED = 16_384
+SAMPLED = 32_768
 """Features on whose copies tiles are measured: enough to fill a GPU."""
 _TILES: dict[tuple[Any, ...], tuple[Tile, Tile]] = {}
 """The best tiles by shape, once measured."""
@@ -235,7 +235,7 @@ class Backward:
         per_split, block = triton.cdiv(max(N, 1), len(out)), min(128, max(16, next_power(self.D)))
         _column_sums[(len(out), triton.cdiv(self.D, block))](
             rows, rows if weights is None else weights, out, N, self.D, stride, per_split,
-            BN=min(16, next_power(per_split)), BD=block, WEIGHTED=weights is not None,
+            BN=min(32, next_power(per_split)), BD=block, WEIGHTED=weights is not None,
         )  # fmt: skip
 
     def b_dec_gradient(self) -> None:

@@ -1,8 +1,8 @@
 """Decode, loss and residuals by a dense product on the GPU: where there are few features for each that is kept.
 
 A gather moves 2 N k D bytes, a product takes 2 N F D operations: at an H200's rates (790 TFLOP/s, 4.3 to 5.4 TB/s) they
-are equal at F = 145 to 184 k, without the code that is written and read. The code is rounded to the atoms' dtype; sums
-and residuals are in float32.
+would be equal at F = 145 to 184 k, without the code that is written and read; measured, between 64 and 128 k.
+The code is rounded to the atoms' dtype; sums and residuals are in float32.
 """
 
 import torch
@@ -15,8 +15,9 @@ from saetools.kernels.encode_topk.triton import chunk_rows
 from saetools.kernels.triton_parts import row_slots
 from saetools.kernels.workspace import Workspace
 
-DENSE_BELOW = 128
-"""Features for each kept one below which the product is taken; of the model above, to be measured by `gpu_suite.py`."""
+DENSE_UP_TO = 64
+"""Features for each kept one up to which the product is taken: of 32, 64, 128 and 256 the last at which it is faster on
+an H200 (D = 2,304: 1.09x, 4,096: 1.13x; at 128 0.66x), by `gpu_suite.py`."""
 
 
 @triton.jit
@@ -48,6 +49,13 @@ def _residual(x_ptr, b_ptr, product_ptr, pull_ptr, loss_ptr, D, n_blocks, BLOCK:
     tl.store(pull_ptr + row * D + d, left.to(pull_ptr.dtype.element_ty), mask=inside)
 
 
+def spread(values: Tensor, indices: Tensor, offsets_N1: Tensor | None, code_NF: Tensor) -> None:
+    """Write the dense code of slots: [N, K], or ragged ones by their offsets."""
+    K = 0 if offsets_N1 is not None else values.shape[1]
+    N, F = code_NF.shape
+    _spread[(N,)](values, indices, values if offsets_N1 is None else offsets_N1, code_NF, F, K=K, BLOCK=2048, SLOTS=128)
+
+
 def dense_decode_loss_into(
     x_ND: Tensor,
     values: Tensor,
@@ -65,12 +73,14 @@ def dense_decode_loss_into(
     rows = chunk_rows(N, F, W_FD.element_size(), chunk_bytes)
     code_CF = workspace.get("encode.pre", (rows, F), W_FD.dtype, device)
     product_CD = workspace.get("decode.product", (rows, D), torch.float32, device)
-    block, K = block_columns(D), 0 if offsets_N1 is not None else values.shape[1]
+    block = block_columns(D)
     for start in range(0, N, rows):
         part = slice(start, min(N, start + rows))
         n = part.stop - start
-        slots = (values, indices, offsets_N1[start:]) if offsets_N1 is not None else (values[part], indices[part])
-        _spread[(n,)](*slots[:2], slots[-1], code_CF, F, K=K, BLOCK=2048, SLOTS=128)
+        if offsets_N1 is None:
+            spread(values[part], indices[part], None, code_CF[:n])
+        else:
+            spread(values, indices, offsets_N1[start:], code_CF[:n])
         _product(code_CF[:n], W_FD, product_CD[:n])
         _residual[(n, triton.cdiv(D, block))](
             x_ND[part], b_D, product_CD, pull_NGD[part], loss_NGB[part], D, loss_NGB.shape[2], BLOCK=block,

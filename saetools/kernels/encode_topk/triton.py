@@ -5,12 +5,14 @@ another group, k groups would each hold a larger (or an equal, earlier) one. So 
 then k groups, never the whole row again. Groups are chosen by a threshold, then the few elements that reach it, then
 among these the k largest. Ties go to the lowest index in every stage.
 
-Two routes give pre-activations and maxima: a cuBLAS product followed by one pass (`group_max`), or one kernel that
-does both (`encode_group_max`); `route` says which, "auto" measures once per shape. Rows are worked on in chunks, so
+Two routes give pre-activations and maxima: a cuBLAS product, after which selection makes them, or one kernel that does
+both (`encode_group_max`); `route` says which, "auto" measures once per shape. Rows are worked on in chunks, so
 that the workspace is bounded. Pre-activations are rounded to the rows' dtype; selection is exact with respect to
 them. Source: our own.
 """
 
+import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -72,27 +74,40 @@ def _larger(a, b):
 
 
 @triton.jit
+def _write_maxima(
+    pre_ptr, b_ptr, max_ptr, row, start, F, n_groups, BLOCK: tl.constexpr, GROUP: tl.constexpr, BIAS: tl.constexpr
+):  # fmt: skip
+    """The maxima of every GROUP of a row's pre (+ b), of BLOCK columns from `start`."""
+    columns = start + tl.arange(0, BLOCK)
+    v = tl.load(pre_ptr + row * F + columns, mask=columns < F, other=float("-inf")).to(tl.float32)
+    if BIAS:
+        v += tl.load(b_ptr + columns, mask=columns < F, other=0.0)
+    best = tl.reduce(tl.reshape(v, [BLOCK // GROUP, GROUP]), 1, _larger)
+    best = tl.where(best != best, float("inf"), best)  # of one in GROUP, not of all
+    groups = start // GROUP + tl.arange(0, BLOCK // GROUP)
+    tl.store(max_ptr + row * n_groups + groups, best, mask=groups < n_groups)
+
+
+@triton.jit
 def _group_max(pre_ptr, b_ptr, max_ptr, F, BLOCK: tl.constexpr):
     """The maxima of every 32 of pre + b; one pass over a row."""
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    v = tl.load(pre_ptr + row * F + columns, mask=columns < F, other=float("-inf")).to(tl.float32)
-    v += tl.load(b_ptr + columns, mask=columns < F, other=0.0)
-    best = tl.reduce(tl.reshape(v, [BLOCK // 32, 32]), 1, _larger)
-    best = tl.where(best != best, float("inf"), best)  # of one in 32, not of all
-    groups = tl.program_id(1) * (BLOCK // 32) + tl.arange(0, BLOCK // 32)
-    n_groups = tl.cdiv(F, 32)
-    tl.store(max_ptr + row * n_groups + groups, best, mask=groups < n_groups)
+    row, start = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK
+    _write_maxima(pre_ptr, b_ptr, max_ptr, row, start, F, tl.cdiv(F, 32), BLOCK, 32, True)
 
 
 @triton.jit
 def _select(
     pre_ptr, b_ptr, max_ptr, scratch_ptr, val_ptr, idx_ptr, key_ptr, F, n_groups, first,
     K: tl.constexpr, NG: tl.constexpr, GC: tl.constexpr, S: tl.constexpr, KP: tl.constexpr, RELU: tl.constexpr,
-    BIAS: tl.constexpr,
+    BIAS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The K largest of a row, from its group maxima; key: the feature, or F for a slot that is not in use."""
+    """The K largest of a row, from the maxima of every GROUP, which are written first, BLOCK columns at a time, or are
+    there (BLOCK = 0); key: the feature, or F for a slot that is not in use."""
     row = tl.program_id(0).to(tl.int64)
+    if BLOCK > 0:
+        for start in range(0, F, BLOCK):
+            _write_maxima(pre_ptr, b_ptr, max_ptr, row, start, F, n_groups, BLOCK, GROUP, BIAS)
+        tl.debug_barrier()
     g = tl.arange(0, NG)
     best = tl.load(max_ptr + row * n_groups + g, mask=g < n_groups, other=float("-inf"))
     group_keys = tl.maximum(best.to(tl.int32, bitcast=True), 0) if RELU else order_key(best)  # none is NaN
@@ -100,26 +115,28 @@ def _select(
     wanted = tl.minimum(K, n_groups)
     lo = 0 if RELU else tl.min(tl.where(g < n_groups, group_keys, hi), axis=0)
     lo = tl.minimum(lo, hi)
-    threshold = bisect(group_keys, lo, hi, wanted, GC)
+    threshold = lo
+    if n_groups > wanted:
+        threshold = bisect(group_keys, lo, hi, wanted, GC)
     taken, place, n_taken = places(tl.where(g < n_groups, group_keys, -2147483648), threshold, GC)
     scratch = scratch_ptr + row * (2 * S + GC)  # pairs of 8 bytes first, at places that 8 divides: S and GC are even
     tl.store(scratch + 2 * S + place, g, mask=taken)
     tl.debug_barrier()
     slot = tl.arange(0, GC)
     chosen = tl.load(scratch + 2 * S + slot, mask=slot < n_taken, other=0)
-    columns = chosen[:, None] * 32 + tl.arange(0, 32)[None, :]
+    columns = chosen[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     there = (slot < n_taken)[:, None] & (columns < F)
     v = tl.load(pre_ptr + row * F + columns, mask=there, other=float("-inf")).to(tl.float32)
     if BIAS:
         v += tl.load(b_ptr + columns, mask=there, other=0.0)
-    keys = tl.reshape(tl.where(there, order_key(v), -2147483648), [GC * 32])
+    keys = tl.reshape(tl.where(there, order_key(v), -2147483648), [GC * GROUP])
     if n_groups < K:  # the groups' threshold says nothing of the elements'
         threshold = tl.minimum(0 if RELU else tl.min(tl.where(keys > -2147483648, keys, hi), axis=0), hi)
     # few elements reach the groups' threshold (1.07 k of Gaussian ones): those are written together, and chosen from
     if tl.sum((keys >= threshold).to(tl.int32), axis=0) > S:
         threshold = bisect(keys, threshold, hi, K, S)
     taken, place, n_taken = places(keys, threshold, S)
-    both = (keys.to(tl.int64) << 32) | tl.reshape(columns, [GC * 32]).to(tl.int64)  # one scattered store, not two
+    both = (keys.to(tl.int64) << 32) | tl.reshape(columns, [GC * GROUP]).to(tl.int64)  # one scattered store, not two
     pairs = scratch.to(tl.pointer_type(tl.int64))
     tl.store(pairs + place, both, mask=taken)
     tl.debug_barrier()
@@ -162,10 +179,11 @@ def encode_group_max(x_ND: Tensor, W_FD: Tensor, b_F: Tensor, pre_NF: Tensor, ma
     )
 
 
-def group_max(pre_NF: Tensor, b_F: Tensor, max_NG: Tensor, block: int = 2048, warps: int = 4) -> None:
+def group_max(pre_NF: Tensor, b_F: Tensor, max_NG: Tensor, block: int = 8192) -> None:
     """The maximum of every 32 of pre + b."""
     N, F = pre_NF.shape
     block = min(block, max(32, next_power(F)))
+    warps = max(1, min(8, block // 1024))
     _group_max[(N, triton.cdiv(F, block))](pre_NF, b_F, max_NG, F, BLOCK=block, num_warps=warps)
 
 
@@ -179,32 +197,46 @@ def select(
     relu: bool,
     first: int = 0,
     warps: int | None = None,
+    *,
+    given: bool = False,
+    group: int = GROUP,
 ) -> None:
-    """values, indices and sort keys of the k largest of pre (+ b) in each row, from its group maxima."""
+    """values, indices and sort keys of the k largest of pre (+ b) in each row, by the maxima of its groups, which are
+    `given` or written."""
     N, F = pre_NF.shape
     n_groups = next_power(max_NG.shape[1])
-    capacity, survivors = group_capacity(k, F), survivor_capacity(k, F)
-    warps = warps or (8 if max(n_groups, capacity * 32) > 4096 else 4)
+    capacity, survivors = group_capacity(k, F, group), survivor_capacity(k, F, group)
+    held = max(n_groups, capacity * group, 2 * survivors)
+    warps = warps or (16 if held > 8192 else 8 if held > 4096 else 4)
+    block = (2048 if held > 1024 else 1024) * warps
     _select[(N,)](
         pre_NF, b_F if b_F is not None else pre_NF, max_NG, scratch, *out, F, max_NG.shape[1], first, K=k, NG=n_groups,
-        GC=capacity, S=survivors, KP=next_power(k), RELU=relu, BIAS=b_F is not None, num_warps=warps,
+        GC=capacity, S=survivors, KP=next_power(k), RELU=relu, BIAS=b_F is not None, GROUP=group,
+        BLOCK=0 if given else min(block, max(group, next_power(F))), num_warps=warps,
         maxnreg=168 if warps == 4 else None,  # unasked the assembler spills one register at k = 32
     )  # fmt: skip
 
 
-def group_capacity(k: int, n_features: int) -> int:
-    """How many groups the second stage of selection holds; even, since pairs of integers lie beside their list."""
-    return max(2, min(next_power(k), next_power(triton.cdiv(n_features, GROUP))))
+def group_size(k: int, n_features: int) -> int:
+    """Elements of a group, of which k are looked into, so that about as many elements are as there are groups."""
+    return 1 << max(1, min(5, round(math.log2(n_features / k) / 2)))
 
 
-def survivor_capacity(k: int, n_features: int) -> int:
+def group_capacity(k: int, n_features: int, group: int = GROUP) -> int:
+    """How many groups the second stage of selection holds; even, since pairs of integers lie beside their list. Small
+    ones are twice as many as are needed: their threshold is found sooner."""
+    slack = 1 if group == GROUP else 2
+    return max(2, min(slack * next_power(k), next_power(triton.cdiv(n_features, group))))
+
+
+def survivor_capacity(k: int, n_features: int, group: int = GROUP) -> int:
     """How many elements the last stage holds."""
-    return min(max(16, next_power(2 * k)), 32 * group_capacity(k, n_features))
+    return min(max(16, next_power(2 * k)), group * group_capacity(k, n_features, group))
 
 
-def scratch_columns(k: int, n_features: int) -> int:
+def scratch_columns(k: int, n_features: int, group: int = GROUP) -> int:
     """Integers that the selection of a row writes for itself."""
-    return 2 * survivor_capacity(k, n_features) + group_capacity(k, n_features)
+    return 2 * survivor_capacity(k, n_features, group) + group_capacity(k, n_features, group)
 
 
 def chunk_rows(n_rows: int, n_features: int, element_size: int, chunk_bytes: int = CHUNK_BYTES) -> int:
@@ -225,8 +257,10 @@ def encode_into(
     first: int = 0,
     route: Route = "auto",
     chunk_bytes: int = CHUNK_BYTES,
+    seen: Callable[[slice, Tensor, bool], None] | None = None,
 ) -> None:
-    """Write values_NK, indices_NK and keys_NK; no allocation but in `workspace`, no synchronisation."""
+    """Write values_NK, indices_NK and keys_NK; no allocation but in `workspace`, no synchronisation. `seen` is given
+    the pre-activations of some rows, before those of others take their place, and whether b is in them."""
     (N, _), F = x_ND.shape, len(W_FD)
     if N == 0:
         return
@@ -234,19 +268,25 @@ def encode_into(
     pre_CF = workspace.get("encode.pre", (rows, F), x_ND.dtype, x_ND.device)
     max_CG = workspace.get("encode.max", (rows, triton.cdiv(F, GROUP)), torch.float32, x_ND.device)
     scratch = workspace.get("encode.groups", (rows, scratch_columns(k, F)), torch.int32, x_ND.device)
-    if route == "auto":
-        route = fastest_route(x_ND[:rows], W_FD, b_F, pre_CF, max_CG)
-    for start in range(0, N, rows):
+
+    def run(route: Route, start: int) -> None:
         n = min(rows, N - start)
         x_CD, pre, best = x_ND[start : start + n], pre_CF[:n], max_CG[:n]
-        parts = tuple(t[start : start + n] for t in out)
+        parts = out[0][start : start + n], out[1][start : start + n], out[2][start : start + n]
         if route == "fused":
             encode_group_max(x_CD, W_FD, b_F, pre, best)
-            select(pre, None, best, scratch, parts, k, relu, first)  # type: ignore[arg-type]
+            select(pre, None, best, scratch, parts, k, relu, first, given=True)
         else:
             torch.mm(x_CD, W_FD.T, out=pre)
-            group_max(pre, b_F, best)
-            select(pre, b_F, best, scratch, parts, k, relu, first)  # type: ignore[arg-type]
+            select(pre, b_F, best, scratch, parts, k, relu, first)
+
+    if route == "auto":
+        route = _fastest_route((rows, *x_ND.shape, F, k, x_ND.dtype, x_ND.device), can_fuse(x_ND), run)
+    for start in range(0, N, rows):
+        run(route, start)
+        if seen is not None:
+            part = slice(start, min(N, start + rows))
+            seen(part, pre_CF[: part.stop - start], route == "fused")
 
 
 def encode_topk(
@@ -271,17 +311,11 @@ def encode_topk(
 _ROUTES: dict[tuple[Any, ...], Route] = {}
 
 
-def fastest_route(x_CD: Tensor, W_FD: Tensor, b_F: Tensor, pre_CF: Tensor, max_CG: Tensor) -> Route:
-    """The faster of both routes at this shape, measured once on this device."""
-    key = (*x_CD.shape, *W_FD.shape, x_CD.dtype, x_CD.device)
+def _fastest_route(key: tuple[Any, ...], fusible: bool, run: Callable[[Route, int], None]) -> Route:
+    """The faster of both routes at this shape, measured once on this device by encoding the first rows."""
     if key not in _ROUTES:
-        if x_CD.device.type != "cuda" or not can_fuse(x_CD) or torch.cuda.is_current_stream_capturing():
+        if key[-1].type != "cuda" or not fusible or torch.cuda.is_current_stream_capturing():
             return "cublas"
-
-        def product_then_pass() -> None:
-            torch.mm(x_CD, W_FD.T, out=pre_CF)
-            group_max(pre_CF, b_F, max_CG)
-
-        fused = milliseconds(lambda: encode_group_max(x_CD, W_FD, b_F, pre_CF, max_CG))
-        _ROUTES[key] = "fused" if fused < milliseconds(product_then_pass) else "cublas"
+        fused = milliseconds(lambda: run("fused", 0))
+        _ROUTES[key] = "fused" if fused < milliseconds(lambda: run("cublas", 0)) else "cublas"
     return _ROUTES[key]

@@ -12,13 +12,12 @@ by the rounded pre-activations too, and these are the code: the smallest value k
 threshold, is then right to 2^-9 of itself.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from saetools.kernels.auxk import TRITON_CAPACITY
@@ -30,71 +29,23 @@ from saetools.kernels.backward_adam.triton import Backward, Problem
 from saetools.kernels.branch import Branch
 from saetools.kernels.by_feature.triton import Sorted, sort_slots
 from saetools.kernels.decode.triton import gather_dot
-from saetools.kernels.decode_loss.dense import DENSE_BELOW, dense_decode_loss_into
+from saetools.kernels.decode_loss.dense import DENSE_UP_TO, dense_decode_loss_into
 from saetools.kernels.decode_loss.triton import decode_loss_into, n_blocks
 from saetools.kernels.encode_topk.triton import encode_into
 from saetools.kernels.topk_step import StepRecord, StepSettings
-from saetools.kernels.topk_step.choice import BatchChoice, next_bound
+from saetools.kernels.topk_step.choice import BatchChoice
+from saetools.kernels.topk_step.step_kernels import _centre, _record
 from saetools.kernels.triton_parts import next_power
 from saetools.kernels.workspace import Workspace
 
 N_STATS = 9
+"""Numbers of a record."""
 
 
-@triton.jit
-def _centre(x_ptr, b_ptr, out_ptr, norm_ptr, D, BLOCK: tl.constexpr):
-    """x - b_dec of one row, rounded to the type that is multiplied, and its norm."""
-    row = tl.program_id(0).to(tl.int64)
-    d = tl.arange(0, BLOCK)
-    x = tl.load(x_ptr + row * D + d, mask=d < D, other=0.0).to(tl.float32)
-    b = tl.load(b_ptr + d, mask=d < D, other=0.0)
-    centred = (x - b).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + row * D + d, centred, mask=d < D)
-    centred = centred.to(tl.float32)
-    tl.store(norm_ptr + row, tl.sqrt(tl.sum(centred * centred, axis=0)))
-
-
-@triton.jit
-def _total(sum_ptr, aux_ptr, loss_ptr, scale, weight, AUX: tl.constexpr):
-    """The weighted loss of the batch."""
-    loss = tl.load(sum_ptr) * scale
-    if AUX:
-        loss += weight * tl.load(aux_ptr)
-    tl.store(loss_ptr, loss)
-
-
-@triton.jit
-def _record(
-    ring_ptr, n_ring, control_ptr, count_ptr, sum_ptr, aux_ptr, flag_ptr, off_ptr, dead_ptr, n_parts, helped_ptr, scale,
-    N, F, capacity, least_ptr, threshold_ptr, bound_ptr, share,
-    WIDTH: tl.constexpr, PARTS: tl.constexpr, AUX: tl.constexpr, HELP: tl.constexpr, CHOICE: tl.constexpr,
-):  # fmt: skip
-    """One row of statistics; what the next batch's selection tries (CHOICE); and the flag of the next batch, where this
-    one has it or more features are dead than AuxK has room for."""
-    parts = tl.arange(0, PARTS)
-    n_dead = tl.sum(tl.load(dead_ptr + parts, mask=parts < n_parts, other=0), axis=0)
-    out = ring_ptr + (tl.load(count_ptr + 1) - 1) % n_ring * WIDTH
-    tl.store(out, tl.load(sum_ptr) * scale)
-    beyond = 0.0
-    auxiliary = 0.0
-    if AUX:
-        auxiliary = tl.load(aux_ptr)
-        beyond = tl.maximum(tl.load(helped_ptr).to(tl.float32) - capacity, 0.0)
-    tl.store(out + 1, auxiliary)
-    tl.store(out + 2, tl.load(off_ptr + F).to(tl.float32) / N)
-    tl.store(out + 3, n_dead.to(tl.float32))
-    applied = tl.load(control_ptr)
-    tl.store(out + 4, tl.load(control_ptr + 5))
-    tl.store(out + 5, applied)
-    tl.store(out + 6, beyond)
-    flag = tl.load(flag_ptr)
-    tl.store(out + 7, flag.to(tl.float32))
-    if HELP:
-        tl.store(flag_ptr, flag | (n_dead > capacity).to(tl.int32))
-    least = 0.0
-    if CHOICE:
-        least = next_bound(least_ptr, N + 1, threshold_ptr, bound_ptr, share, applied, 1024)
-    tl.store(out + 8, least)
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all steps: cuBLAS keeps a workspace for every stream that it has seen."""
+    return torch.cuda.Stream(device)
 
 
 @dataclass(frozen=True)
@@ -137,7 +88,7 @@ class DeviceStep:
             return torch.empty(shape, dtype=dtype, device=device)
 
         self.low = (weights.W_enc_FD.bfloat16(), weights.W_dec_FD.bfloat16()) if low else None
-        self.dense = low and DENSE_BELOW * k > F  # whether to decode by a dense product
+        self.dense = low and DENSE_UP_TO * k >= F  # whether to decode by a dense product
         self.x_ND = empty(n_rows, D, dtype=row_dtype or self.dtype)
         self.centred_ND, self.pull_NGD = empty(n_rows, D), empty(n_rows, 1, D)
         self.values_M = empty(n_rows * k, dtype=torch.float32)
@@ -157,9 +108,7 @@ class DeviceStep:
         self.control = Control.make(self.rule, device, s.n_ahead)
         self.scale = 1 / (n_rows * s.variance)
         with_aux = s.aux_weight > 0 and s.capacity > 0
-        self.auxk = (
-            DeviceAuxK(n_rows, F, D, s.capacity, s.aux_k, s.aux_weight, self.dtype, device) if with_aux else None
-        )
+        self.auxk = self._auxk(s.capacity) if with_aux else None
         self.dots_M = empty(n_rows * k, dtype=torch.float32)
         problem = Problem(
             *(weights, first, second, self.centred_ND, self.pull_NGD),
@@ -181,6 +130,11 @@ class DeviceStep:
     def capacity(self) -> int:
         """How many dead features AuxK helps at once."""
         return 0 if self.auxk is None else self.auxk.capacity
+
+    def _auxk(self, capacity: int) -> DeviceAuxK:
+        s = self.settings
+        sizes = self.n_rows, self.F, self.D, capacity, s.aux_k, s.aux_weight
+        return DeviceAuxK(*sizes, self.dtype, self.device, encoded=s.selection == "per_row")
 
     @property
     def _flags(self) -> bool:
@@ -209,9 +163,9 @@ class DeviceStep:
             raise ValueError(f"the batch is {tuple(x_ND.shape)}; this step was made for {tuple(self.x_ND.shape)}")
         self.x_ND.copy_(x_ND, non_blocking=True)
 
-    def encode(self) -> None:
-        """Values, indices and sort keys of the batch."""
-        w, s, N = self.weights, self.settings, self.n_rows
+    def encode(self, found: Callable[[], object] = lambda: None) -> None:
+        """Values, indices and sort keys of the batch; `found` waits for AuxK's list."""
+        w, s, N, a = self.weights, self.settings, self.n_rows, self.auxk
         _centre[(N,)](
             self.x_ND, w.b_dec_D, self.centred_ND, self.backward.p.x_norm_N, self.D, BLOCK=next_power(self.D),
             num_warps=max(1, min(8, next_power(self.D) // 256)),
@@ -222,7 +176,13 @@ class DeviceStep:
             self.choice.run(*product, slots, self.workspace, s.chunk_bytes, self.control.flag)
         else:
             out = slots[0].view(N, s.k), slots[1].view(N, s.k), slots[2].view(N, s.k)
-            encode_into(*product, s.k, out, self.workspace, route=s.route, chunk_bytes=s.chunk_bytes)
+
+            def taken(part: slice, pre_CF: Tensor, biased: bool) -> None:
+                found()
+                a.take(part, pre_CF, w.b_enc_F, biased)  # type: ignore[union-attr]
+
+            seen = taken if a is not None and a.takes else None
+            encode_into(*product, s.k, out, self.workspace, route=s.route, chunk_bytes=s.chunk_bytes, seen=seen)
         if s.exact_values:
             x_ND = self.x_ND.float() - w.b_dec_D
             again_M = gather_dot(self.indices_M, self.rows, x_ND, w.W_enc_FD, w.b_enc_F, self.values_M)
@@ -258,14 +218,23 @@ class DeviceStep:
         if self.auxk is not None:
             self.auxk.prepare(enc, self.weights.b_enc_F, dec, self.since_F, self.settings.dead_after)
 
+    def sums(self) -> None:
+        """Sums of the residuals: over rows, and of their squares, which is the loss but for AuxK's."""
+        self.backward.column_sums()
+        torch.sum(self.loss_NGB.view(-1), dim=0, out=self.sum)
+        torch.mul(self.sum, self.scale, out=self.control.loss[0])
+
+    def choose_dead(self) -> None:
+        """AuxK's code; nothing of the residual."""
+        if self.auxk is not None:
+            self.auxk.choose(self.centred_ND)
+
     def help_dead(self) -> None:
-        """AuxK, where it takes part; and the weighted loss."""
-        a = self.auxk
-        if a is not None:
+        """AuxK's gradients, where it takes part, and its share of the loss."""
+        if self.auxk is not None:
             columns = self.backward.columns
-            a.run(self.centred_ND, self.pull_NGD[:, 0], columns, self.sum, self.control, self.aux_loss)
-        weight = self.settings.aux_weight
-        _total[(1,)](self.sum, self.aux_loss, self.control.loss, self.scale, weight, AUX=a is not None)
+            sums = columns, self.sum, self.control, self.aux_loss
+            self.auxk.run(self.centred_ND, self.pull_NGD[:, 0], *sums, self.branch)
 
     def launch(self) -> Sorted:
         """The whole step for the batch that was loaded, launch by launch; its slots by feature."""
@@ -275,14 +244,14 @@ class DeviceStep:
     def _launch(self) -> Sorted:
         s, back, start = self.settings, self.backward, self.branch.start
         found = start(self.find_dead)
-        self.encode()
+        self.encode(found)
+        chosen = start(self.choose_dead)
         in_order = start(lambda: sort_slots(self.keys_M, self.F, self.workspace))
         self.residuals()
-        summed = start(back.column_sums)
+        summed = start(self.sums)
         self.dots()
-        torch.sum(self.loss_NGB.view(-1), dim=0, out=self.sum)
-        found()
-        summed()
+        for join in (found, chosen, summed):
+            join()
         self.help_dead()
         if s.clip == "lagged":
             torch.amax(self.values_M, dim=0, out=self.control.values[Control.LARGEST])
@@ -304,7 +273,7 @@ class DeviceStep:
         """Record the step as a CUDA graph; the batch that is loaded is not trained on."""
         small = self._small()
         kept = [t.clone() for t in small]
-        stream = torch.cuda.Stream()
+        stream = _capture_stream(self.device)
         stream.wait_stream(torch.cuda.current_stream())
         n_launched = self.n_launched
         with torch.cuda.stream(stream):
@@ -312,7 +281,8 @@ class DeviceStep:
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
         own = torch.cuda.stream(torch.cuda.current_stream())  # after a capture that fails its own would be left behind
-        with own, torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # a host read ahead may allocate
+        mode = "thread_local"  # a host read ahead may allocate
+        with own, torch.cuda.graph(self.graph, None, stream, mode):
             self.launch()
         self.n_launched = n_launched
         for tensor, value in zip(small, kept, strict=True):
@@ -373,9 +343,7 @@ class DeviceStep:
         settings, auxk, problem = self.settings, self.auxk, self.backward.p
         n_dead = int((self.since_F >= settings.dead_after).sum())
         if settings.aux_weight > 0 and n_dead:
-            capacity = min(n_dead, TRITON_CAPACITY)
-            sizes = (self.n_rows, self.F, self.D, capacity, settings.aux_k, settings.aux_weight)
-            self.auxk = DeviceAuxK(*sizes, self.dtype, self.device)
+            self.auxk = self._auxk(min(n_dead, TRITON_CAPACITY))
         extra = None if self.auxk is None else self.auxk.extra
         self.settings = replace(settings, clip="exact")
         self.backward.p = replace(problem, extra=extra)
