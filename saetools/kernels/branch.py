@@ -2,11 +2,19 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TypeVar
 
 import torch
 
 T = TypeVar("T")
+
+
+@cache
+def _beside(device: torch.device) -> torch.cuda.Stream:
+    """One for all, since cuBLAS keeps a workspace for every stream that it has seen. Of high priority: the blocks of
+    others, which fill the device, would all be begun before the first of its own."""
+    return torch.cuda.Stream(device, priority=-1)
 
 
 class Branch:
@@ -17,8 +25,7 @@ class Branch:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        # of high priority: blocks of others, which fill the device, would all be begun before the first of these
-        self.stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
+        self.stream = _beside(device) if device.type == "cuda" else None
 
     def start(self, work: Callable[[], T]) -> Callable[[], T]:
         """Launch the work after all that was launched so far. The result joins: what is launched after its call waits

@@ -4,7 +4,8 @@ Imported by `triton.py` files alone, so triton is needed only where it runs. Wit
 environment the same kernels run on CPU tensors, slowly: that is how the tests check them without a GPU.
 """
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 
 import torch
 import triton
@@ -107,14 +108,16 @@ def n_processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
-def milliseconds(work: Callable[[], object], repeats: int = 5) -> float:
-    """Least time of a few runs, by device events."""
-    times = []
+def fastest(works: Sequence[Callable[[], object]], repeats: int = 7) -> int:
+    """Which of them takes least: medians by device events, in turn, so that a chip that warms up favours none."""
+    times: list[list[float]] = [[] for _ in works]
     for _ in range(repeats + 2):
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-        events[0].record()
-        work()
-        events[1].record()
-        events[1].synchronize()
-        times.append(events[0].elapsed_time(events[1]))
-    return min(times[2:])
+        for work, known in zip(works, times, strict=True):
+            events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            events[0].record()
+            work()
+            events[1].record()
+            events[1].synchronize()
+            known.append(events[0].elapsed_time(events[1]))
+    medians = [statistics.median(known[2:]) for known in times]
+    return medians.index(min(medians))

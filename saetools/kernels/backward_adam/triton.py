@@ -14,6 +14,7 @@ used. Source: the identity for b_dec is that of openai/sparse_autoencoder; the r
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,12 +37,12 @@ from saetools.kernels.backward_adam.feature_sums import _feature_sums
 from saetools.kernels.backward_adam.problem import Batch, ExtraRows, Rule, Weights
 from saetools.kernels.backward_adam.tiles import Tile, other_tiles, tiles
 from saetools.kernels.by_feature.triton import Sorted, sort_slots
-from saetools.kernels.triton_parts import milliseconds, n_processors, next_power
+from saetools.kernels.triton_parts import fastest, n_processors, next_power
 from saetools.kernels.workspace import Workspace
 
 WINDOW = 128
 """Slots of one feature that one program sums; the static number of windows bounds the memory for their sums."""
-SAMPLED = 32_768
+SAMPLED = 24_576
 """Features on whose copies tiles are measured: enough to fill a GPU."""
 _TILES: dict[tuple[Any, ...], tuple[Tile, Tile]] = {}
 """The best tiles by shape, once measured."""
@@ -144,20 +145,17 @@ class Backward:
         if self._key not in _TILES:
             n = min(self.F, SAMPLED)
             some = Sorted(slots.keys_M, slots.order_M, slots.offsets_F1[: n + 1])
-            trial = Backward(self.p.of_first(n), replace(self.control, values=self.control.values.clone()), self.rule)
-            trial.control.values[Control.APPLIED] = trial.control.values[Control.NEEDED] = 1
-            trial.sums(some)
-            measuring, updating = other_tiles(n, self.D, self.p.x_ND.device)
+            control = replace(self.control, values=self.control.values.clone())
+            control.values[Control.APPLIED] = control.values[Control.NEEDED] = 1
+            problem, (measuring, updating) = self.p.of_first(n), other_tiles(n, self.D, self.p.x_ND.device)
 
-            def measured(tile: Tile) -> float:
-                trial.use(tile, trial.updating)
-                return milliseconds(lambda: trial.measure(some))
+            def trial(*shapes: Tile) -> Backward:
+                return Backward(problem, control, self.rule, shapes)  # type: ignore[arg-type]
 
-            def updated(tile: Tile) -> float:
-                trial.use(trial.measuring, tile)
-                return milliseconds(lambda: trial.update(some))
-
-            _TILES[self._key] = min(measuring, key=measured), min(updating, key=updated)
+            trial(measuring[0], updating[0]).sums(some)
+            measures = [partial(trial(tile, updating[0]).measure, some) for tile in measuring]
+            updates = [partial(trial(measuring[0], tile).update, some) for tile in updating]
+            _TILES[self._key] = measuring[fastest(measures)], updating[fastest(updates)]
         self.use(*_TILES[self._key])
 
     def _slots(self, slots: Sorted) -> tuple[Tensor, ...]:

@@ -13,6 +13,7 @@ them. Source: our own.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -23,7 +24,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from saetools.kernels.decode.triton import gather_dot
 from saetools.kernels.encode_topk.stock import lowest_ties
-from saetools.kernels.triton_parts import INTERPRETED, bisect, key_value, milliseconds, next_power, order_key, places
+from saetools.kernels.triton_parts import INTERPRETED, bisect, fastest, key_value, next_power, order_key, places
 from saetools.kernels.workspace import Workspace
 
 Route = Literal["auto", "cublas", "fused"]
@@ -316,6 +317,6 @@ def _fastest_route(key: tuple[Any, ...], fusible: bool, run: Callable[[Route, in
     if key not in _ROUTES:
         if key[-1].type != "cuda" or not fusible or torch.cuda.is_current_stream_capturing():
             return "cublas"
-        fused = milliseconds(lambda: run("fused", 0))
-        _ROUTES[key] = "fused" if fused < milliseconds(lambda: run("cublas", 0)) else "cublas"
+        routes: tuple[Route, Route] = ("cublas", "fused")
+        _ROUTES[key] = routes[fastest([partial(run, route, 0) for route in routes])]
     return _ROUTES[key]
