@@ -68,7 +68,7 @@ def timed(what):
         ran.append(what)
     return work
 gpu_suite.TIMINGS = {{what: (timed(what), parts) for what, (_, parts) in gpu_suite.TIMINGS.items()}}
-sys.argv = ["gpu_suite.py", "--out", {str(tmp_path)!r}, "--shapes", "a"]
+sys.argv = ["gpu_suite.py", "--out", {str(tmp_path)!r}, "--shapes", "a", "--workers", "0"]
 assert gpu_suite.main() == 1
 print("ran", ran)
 """,
@@ -78,6 +78,52 @@ print("ran", ran)
     rows = (tmp_path / "gpu.csv").read_text()
     for row in ("division by zero", "off by 2", "no room", "checks failed: trainer", "checks failed: pursuit"):
         assert row in rows, row
+
+
+def test_kernels_are_compiled_beforehand_by_every_check_and_shape() -> None:
+    pytest.importorskip("triton")
+    run_played(
+        """
+import subprocess
+started, done = [], []
+class Process:
+    def __init__(self, command, **options): started.append(command)
+    def wait(self): done.append(self)
+gpu_suite.subprocess.Popen = Process
+gpu_suite.compile_beforehand(3, "ab")
+assert len(started) == len(done) == 5 and all(command[2:4] == ["--workers", "0"] for command in started)
+assert [command[command.index("--shapes") + 1] for command in started] == ["", "", "", "a", "b"]
+assert all(("--skip-checks" in command) == (number >= 3) for number, command in enumerate(started))
+ran = []
+def named(names): return {name: (lambda name=name: ran.append(name)) for name in names}
+checks = {"x": named("ab"), "y": named("cde")}
+gpu_suite.kernel_checks, gpu_suite.step_checks = (lambda: checks), dict
+for command in started[:3]:
+    at = command.index("--checks")
+    assert gpu_suite.failed_parts(gpu_measure.Report(), int(command[at + 1]), int(command[at + 2])) == set()
+assert sorted(ran) == list("abcde")
+""",
+        timeout=120,
+    )
+
+
+def test_a_timeline_says_what_waits_for_what() -> None:
+    pytest.importorskip("triton")
+    told = run_played(
+        """
+from types import SimpleNamespace as Made
+from scripts.gpu_timeline import table
+spans = [(10.0, 30.0, "product"), (12.0, 13.5, "beside"), (31.0, 32.0, "next")]
+print(table([Made(name=name, time_range=Made(start=start, end=end)) for start, end, name in spans]))
+""",
+        timeout=120,
+    )
+    rows = [line.split() for line in told.splitlines()]
+    assert rows == [
+        ["0.0", "20.0", "0.0", "product"],
+        ["2.0", "1.5", "-18.0", "beside"],
+        ["21.0", "1.0", "1.0", "next"],
+    ]
 
 
 @pytest.mark.slow
@@ -120,7 +166,7 @@ for module in (gpu_measure, gpu_timings, gpu_tuning):
     module.times = lambda work, repeats=1, warm=0: once(work, 1, 0)
 gpu_suite.ceilings = lambda report: gpu_measure.Ceilings(1e12, 1e11)
 gpu_suite.kernel_checks, gpu_suite.step_checks = (lambda: {{"decode": {{"fine": lambda: None}}}}), dict
-sys.argv = ["gpu_suite.py", "--out", {str(tmp_path)!r}, "--shapes", "a"]
+sys.argv = ["gpu_suite.py", "--out", {str(tmp_path)!r}, "--shapes", "a", "--workers", "0"]
 assert gpu_suite.main() == 0
 """,
         timeout=1500,
