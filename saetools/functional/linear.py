@@ -31,6 +31,7 @@ class _Preactivations(torch.autograd.Function):
         return functional.linear(u_ND, W_enc_FD, b_enc_F)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         u_ND, W_enc_FD = ctx.saved_tensors
         for_x, for_W, for_b_enc, for_b_dec = ctx.needs_input_grad

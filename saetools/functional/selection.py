@@ -115,7 +115,7 @@ def _repeats(indices_NK: Tensor) -> tuple[Tensor, Tensor]:
     """(order_NK, again_NK): the slots of each row sorted by index, and which of these have the index of the last."""
     order_NK = indices_NK.argsort(dim=1, stable=True)
     sorted_NK = indices_NK.gather(1, order_NK)
-    return order_NK, nn.functional.pad(sorted_NK[:, 1:] == sorted_NK[:, :-1], (1, 0))
+    return order_NK, nn.functional.pad(sorted_NK[:, 1:] == sorted_NK[:, :-1], (1, 0))[:, : indices_NK.shape[1]]
 
 
 @torch.no_grad()

@@ -120,6 +120,13 @@ def resolve(impl: Impl, *tensors: Tensor, triton: bool = True, any_dtype: bool =
     return impl
 
 
+def check_shapes(x_ND: Tensor, W_FD: Tensor, b_F: Tensor) -> None:
+    """ValueError unless rows, matrix and bias fit: compiled loops would read beyond the shorter ones."""
+    if x_ND.ndim != 2 or W_FD.ndim != 2 or x_ND.shape[1] != W_FD.shape[1] or b_F.shape != W_FD.shape[:1]:
+        shapes = [tuple(t.shape) for t in (x_ND, W_FD, b_F)]
+        raise ValueError("x [N, D] {}, W [F, D] {} and b [F] {} do not fit each other".format(*shapes))
+
+
 def _triton_there(devices: set[torch.device]) -> bool:
     return all(have_triton(d.type, d.index) for d in devices)
 

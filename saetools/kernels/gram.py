@@ -36,6 +36,11 @@ class Gram:
         """G, [n_atoms, n_atoms]: a view."""
         return self.buffer[: self.n_atoms, : self.n_atoms]
 
+    def check(self, W_FD: Tensor) -> None:
+        """ValueError where G is that of more atoms, or fewer: compiled loops would read beyond the smaller."""
+        if self.n_atoms != len(W_FD):
+            raise ValueError(f"the Gram matrix is that of {self.n_atoms} atoms, but there are {len(W_FD)}")
+
     @torch.no_grad()
     def extend_(self, W_MD: Tensor) -> None:
         """Add atoms after the others."""

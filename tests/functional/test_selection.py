@@ -76,6 +76,11 @@ def test_a_row_ends_with_its_first_repeat() -> None:
     assert kept.tolist() == [[True, True, True, False], [True] * 4, [True, True, False, False]]
 
 
+def test_rows_without_slots() -> None:
+    none = torch.zeros(5, 0, dtype=torch.int32)
+    assert until_repeat(none).shape == merged_slots(none.float(), none).shape == (5, 0)
+
+
 def test_merging_holds_no_pair_of_slots() -> None:
     """Any repeats: the same as comparing every two slots of a row, in the memory of the slots."""
     generator = torch.Generator().manual_seed(0)

@@ -165,6 +165,17 @@ def test_each_rounding_is_in_the_bound(lost: str) -> None:
     assert indices.item() == 1
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-27, 1e-25, 1e-22])
+def test_screened_is_exact_where_squares_vanish(size: float) -> None:
+    """The norms in the bound are roots of sums of squares, which float32 cannot hold of rows as small as these."""
+    g = torch.Generator().manual_seed(0)
+    x, W, b = torch.randn(300, 64, generator=g), torch.randn(300, 64, generator=g), torch.zeros(300)
+    x[:, :32] = 64 * (x[:, :32] - x[:, :32].mean(1, keepdim=True))  # what is left of long products that cancel
+    W[:, :32] = 1 + W[:, :32] / 30
+    found = [encode_topk(x * size, W, b, 4, impl="numba", precision=p)[1] for p in ("fp32", "bf16-screen")]
+    assert torch.equal(found[0].sort(1).values, found[1].sort(1).values)
+
+
 def test_a_feature_below_the_first_candidates_is_found() -> None:
     """Feature 1 has the greatest bound, but not the greatest score: what reaches that is looked for again."""
     x, W = torch.ones(1, 128), torch.zeros(64, 128)

@@ -48,7 +48,7 @@ def test_a_guess_decides_no_bit(n: int, f: int, k: int, precision: Precision, sh
     assert torch.equal(without.offsets_N1, expected.offsets_N1) and torch.equal(without.indices_M, expected.indices_M)
     torch.testing.assert_close(without.values_M, expected.values_M, rtol=1e-5, atol=1e-5)
     assert reached == pytest.approx(threshold, rel=1e-4, abs=1e-6) and (without.values_M > 0).all()
-    for guess in (0.01, threshold / 2, threshold * 0.97, threshold, threshold * 1.1, 1e9):
+    for guess in (0.01, threshold / 2, threshold * 0.97, threshold, threshold * 1.1, 1e9, math.inf, math.nan):
         got, also = global_topk(x, W, b, k * n, impl="numba", precision=precision, guess=guess)
         cases.assert_same(f"guess {guess}", got, without)
         assert torch.equal(got.values_M, without.values_M) and also == reached
@@ -94,6 +94,16 @@ def test_more_nans_than_places(impl: str, n_bad: int) -> None:
         assert code.values_M.isnan().all() and math.isnan(threshold)
 
 
+@pytest.mark.parametrize("impl", ["reference", "torch", "numba"])
+def test_the_least_score_kept_is_a_number_where_one_is(impl: str) -> None:
+    case = next(cases.cases())
+    x = case.x_ND.clone()
+    x[3] = torch.nan
+    code, threshold = global_topk(x, case.W_FD, case.b_F, 300, impl=impl)
+    assert int(code.values_M.isnan().sum()) == 200
+    assert threshold == float(code.values_M[~code.values_M.isnan()].min())
+
+
 def test_results_do_not_depend_on_threads() -> None:
     case = next(cases.cases())
     results = []
@@ -132,3 +142,24 @@ def test_bad_arguments() -> None:
     for budget in (torch.full((5,), 3), torch.full((4,), 1), torch.full((5,), -1)):
         with pytest.raises(ValueError, match="between 0 and 2"):
             per_feature_topm(x, W, b, budget)
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference", "torch", "numba"])
+def test_what_does_not_fit_is_refused(impl: str) -> None:
+    """Compiled loops would read, and write, beyond an array that is too short."""
+    x, W, b, budget = torch.randn(2, 3), torch.randn(50, 3), torch.zeros(50), torch.ones(50, dtype=torch.int64)
+    wrong = {
+        "one bias": (x, W, b[:1]),
+        "few biases": (x, W, b[:20]),
+        "many biases": (x, W, torch.zeros(51)),
+        "other width": (torch.randn(2, 4), W, b),
+        "one row": (x[0], W, b),
+    }
+    for parts in wrong.values():
+        with pytest.raises(ValueError, match="do not fit"):
+            global_topk(*parts, 7, impl=impl)
+        with pytest.raises(ValueError, match="do not fit"):
+            per_feature_topm(*parts, budget, impl=impl)
+    for threshold_F in (torch.zeros(1), torch.zeros(51)):
+        with pytest.raises(ValueError, match="threshold_F must hold 50 numbers"):
+            per_feature_topm(x, W, b, budget, threshold_F=threshold_F, impl=impl)

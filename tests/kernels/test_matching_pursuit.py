@@ -138,3 +138,16 @@ def test_bad_arguments() -> None:
         matching_pursuit(x, W, 6, reselect=False)
     with pytest.raises(ValueError, match="negative"):
         matching_pursuit(x, W, -1)
+    with pytest.raises(ValueError, match="of 4 atoms, but there are 5"):
+        matching_pursuit(x, W, 2, gram=Gram(W[:4]))
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch", "numba"])
+@pytest.mark.parametrize("gram", [None, "auto"])
+def test_no_atoms(impl: str, gram: str | None) -> None:
+    """Unused slots name atom 0, which compiled loops would read where there is none."""
+    x, W = torch.randn(20, 3), torch.zeros(0, 3)
+    with pytest.raises(ValueError, match="no atoms to select"):
+        matching_pursuit(x, W, 2, gram=gram, impl=impl)
+    values, indices, residual = matching_pursuit(x, W, 0, gram=gram, impl=impl)
+    assert values.shape == indices.shape == (20, 0) and torch.equal(residual, x)

@@ -76,6 +76,8 @@ def test_bad_arguments() -> None:
         omp(x, W, 2, rule="signed")
     with pytest.raises(ValueError, match=r"0\.\.5"):
         omp(x, W, 6)
+    with pytest.raises(ValueError, match="of 4 atoms, but there are 5"):
+        omp(x, W, 2, gram=Gram(W[:4]))
 
 
 def test_not_finite_rows_are_seen() -> None:

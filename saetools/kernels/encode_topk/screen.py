@@ -26,6 +26,8 @@ BLOCK = 16
 EXTRA = 32
 """Columns added for the bound: 5 in use, the rest zero (matrix units work on 32 at a time)."""
 LEAST = np.int16(-(2**15))
+LEAST_NORMAL = np.float32(2.0**-126)
+"""What a square, or a product of the matrix unit, that float32 cannot hold is less than."""
 UP = np.float32(1.0 + 2.0**-7)
 DOWN = np.float32(1.0 - 1.01 * 2.0**-8)
 """More, and less, than what bf16 rounding (relative error at most 2^-8) leaves of a positive number."""
@@ -47,7 +49,7 @@ def bf16_value(bits):
 
 @inline
 def shorten(row, bits, out):
-    """Round a row (and its bits, as int32) to bf16; returns (||row||, ||rounded||, ||row - rounded||)."""
+    """Round a row (and its bits, as int32) to bf16; returns bounds of ||row||, ||rounded|| and ||row - rounded||."""
     D = row.shape[0]
     whole, short, lost = np.float32(0.0), np.float32(0.0), np.float32(0.0)
     for d in range(D):
@@ -58,7 +60,8 @@ def shorten(row, bits, out):
         whole += v * v
         short += s * s
         lost += (v - s) * (v - s)
-    return np.sqrt(whole), np.sqrt(short), np.sqrt(lost)
+    gone = np.float32(D) * LEAST_NORMAL
+    return np.sqrt(whole + gone), np.sqrt(short + gone), np.sqrt(lost + gone)
 
 
 @parallel

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from saetools.kernels.backend import Impl, operation, resolve
+from saetools.kernels.backend import Impl, check_shapes, operation, resolve
 from saetools.kernels.encode_topk import Precision, preferred_precision
 from saetools.kernels.global_topk import reference, stock
 from saetools.kernels.score import Score
@@ -33,10 +33,11 @@ def global_topk(
     it is a bound to try first (the last batch's threshold times 0.9, say), and a bad one costs time alone.
     `precision` as in `encode_topk` (exact in compiled loops; stock torch always works in fp32; on a GPU "bf16-screen"
     chooses 1.25 n_kept by a bf16 product and computes these in float32). No [N, F] tensor beyond a row chunk is kept. A
-    score of NaN is always kept, so that it cannot go unseen.
+    score of NaN is the greatest and always kept, so that it cannot go unseen. ValueError where shapes do not fit.
     """
     if n_kept < 0:
         raise ValueError(f"n_kept is {n_kept}; it cannot be negative")
+    check_shapes(x_ND, W_FD, b_F)
     x_ND, W_FD, b_F = x_ND.contiguous(), W_FD.contiguous(), b_F.contiguous()
     n_kept = min(n_kept, len(x_ND) * len(W_FD))
     chosen = resolve(impl, x_ND, W_FD, b_F)

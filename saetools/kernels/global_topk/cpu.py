@@ -132,8 +132,8 @@ def global_topk(
         assert rescored is not None, "without a guess there is none that is too high"
         found, scores, counts = rescored
         return _kept(len(x_ND), n_kept, first, found, scores, scores, counts)
-    bound = max(np.float32(guess), TINY)
-    found, scores, values, counts = _candidates(x_ND, W_FD, b_F, n_kept, score, bound, guess <= 0, workspace)
+    bound = max(np.float32(guess), TINY) if guess > 0 else TINY  # NaN is no guess
+    found, scores, values, counts = _candidates(x_ND, W_FD, b_F, n_kept, score, bound, not guess > 0, workspace)
     if guess > 0 and len(found) < n_kept:
         found, scores, values, counts = _candidates(x_ND, W_FD, b_F, n_kept, score, TINY, True, workspace)
     return _kept(len(x_ND), n_kept, first, found, scores, values, counts)

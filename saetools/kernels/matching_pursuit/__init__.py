@@ -50,6 +50,8 @@ def matching_pursuit(
         raise ValueError(f"rule is {rule!r}; known: signed, nonnegative, absolute")
     if n_steps < 0 or tolerance < 0:
         raise ValueError(f"n_steps is {n_steps} and tolerance {tolerance}; neither can be negative")
+    if n_steps > 0 and len(W_FD) == 0:
+        raise ValueError(f"n_steps is {n_steps}, but there are no atoms to select")
     if not reselect and n_steps > len(W_FD):
         raise ValueError(f"n_steps is {n_steps}, but there are only {len(W_FD)} atoms to select once each")
     chosen = resolve(impl, x_ND, W_FD, triton=x_ND.dtype == torch.float32)
@@ -57,7 +59,7 @@ def matching_pursuit(
         return reference.matching_pursuit(x_ND, W_FD, n_steps, rule, tolerance, reselect)
     buffer = None
     if isinstance(gram, Gram):
-        assert gram.n_atoms == len(W_FD), "the Gram matrix is that of another dictionary"
+        gram.check(W_FD)
         buffer = gram.buffer if chosen == "numba" else gram.matrix()
     elif gram == "auto" and _gram_pays(len(x_ND) * n_steps, len(W_FD), chosen):
         space = (workspace or Workspace()).get("pursuit.gram", (len(W_FD), len(W_FD)), W_FD.dtype, W_FD.device)

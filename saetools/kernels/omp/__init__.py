@@ -57,7 +57,8 @@ def omp(
     if gram == "auto":
         pays = len(W_FD) < len(x_ND) * n_steps and len(W_FD) <= most_atoms()
         gram = Gram(W_FD.detach()) if pays else None
-    assert gram is None or gram.n_atoms == len(W_FD), "the Gram matrix is that of another dictionary"
+    if gram is not None:
+        gram.check(W_FD)
     return _OMP.apply(x_ND, W_FD, n_steps, rule, tolerance, gram, workspace or Workspace(), chosen)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from saetools.kernels.backend import Impl, operation, resolve
+from saetools.kernels.backend import Impl, check_shapes, operation, resolve
 from saetools.kernels.per_feature_topm import reference, stock
 from saetools.kernels.score import Score
 from saetools.kernels.sparse import Sparse
@@ -33,7 +33,10 @@ def per_feature_topm(
     the lowest row. Also: for each feature how many pre are positive and at least threshold_F[i], where that is given.
     Slots are in row order, features ascending. budget_F: int64 in 0..N; ValueError otherwise.
     """
+    check_shapes(x_ND, W_FD, b_F)
     N, F = len(x_ND), len(W_FD)
+    if threshold_F is not None and threshold_F.shape != (F,):
+        raise ValueError(f"threshold_F must hold {F} numbers, its shape is {tuple(threshold_F.shape)}")
     if budget_F.shape != (F,) or (F and not 0 <= int(budget_F.min()) <= int(budget_F.max()) <= N):
         raise ValueError(f"budget_F must hold {F} numbers between 0 and {N}, the number of rows")
     x_ND, W_FD, b_F = x_ND.contiguous(), W_FD.contiguous(), b_F.contiguous()
