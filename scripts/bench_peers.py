@@ -194,12 +194,29 @@ def rows(n: int, d: int, seed: int) -> torch.Tensor:
     return code @ directions + 0.05 * torch.randn(n, d, generator=generator)
 
 
+def at_least_one(text: str) -> int:
+    """A whole number above 0."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def rows_of(path: Path, more_than: int, d: int) -> torch.Tensor:
+    """The rows of a file; ends the program where they do not do."""
+    if not path.is_file():
+        sys.exit(f"--data: there is no file {path}")
+    found = np.load(path)
+    if found.ndim != 2 or len(found) <= more_than or found.shape[1] != d:
+        sys.exit(f"--data: {path} holds {found.shape}, it must hold more than {more_than} rows of width {d}")
+    return torch.from_numpy(found).float()
+
+
 class Batches:
     """Batches of the synthetic rows, or of a file's in order; `held` are the last 4096 rows, which no batch has."""
 
     def __init__(self, data: str | None, batch: int, d: int) -> None:
         self.batch, self.d = batch, d
-        self.file = None if data is None else torch.from_numpy(np.load(data)).float()
+        self.file = None if data is None else rows_of(Path(data), 4096 + batch, d)
         rows_of_file = None if self.file is None else self.file[:-4096]
         sample = rows(4096, d, 0) if rows_of_file is None else rows_of_file[:4096]
         self.scale = float((d / (sample - sample.mean(0)).square().sum(1).mean()).sqrt())
@@ -231,14 +248,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("peer", choices=PEERS)
     parser.add_argument("--task", default="step", choices=tuple(MAKE))
-    parser.add_argument("--d", type=int, default=512)
-    parser.add_argument("--features", type=int, default=8192)
-    parser.add_argument("--k", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=2048)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--d", type=at_least_one, default=512)
+    parser.add_argument("--features", type=at_least_one, default=8192)
+    parser.add_argument("--k", type=at_least_one, default=32)
+    parser.add_argument("--batch", type=at_least_one, default=2048)
+    parser.add_argument("--steps", type=at_least_one, default=8, help="in all; the first two are not timed")
     parser.add_argument("--data", help=".npy of rows [N, D] instead of synthetic ones")
     parser.add_argument("--lr", type=float, default=3e-4)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=at_least_one, default=2)
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
     parser.add_argument("--allocator", choices=("default", "keep-freed"), default="keep-freed")
     a = parser.parse_args()
@@ -252,14 +269,14 @@ def main() -> None:
     batches = Batches(a.data, a.batch, a.d)
     weights, out = torch.randn(a.features, a.d), torch.empty(a.batch, a.features)
     ms, gemm_ms, now = [], [], CLOCKS[a.clock]
-    for number in range(2 + a.steps):
+    for number in range(a.steps):
         x = batches(number)
         times = []
         for call in (lambda x=x: torch.mm(x, weights.T, out=out), lambda n=number, x=x: step(n, x)):
             start = now()
             call()
             times.append((now() - start) * 1e3)
-        if number >= 2:
+        if number >= min(2, a.steps - 1):
             gemm_ms.append(times[0])
             ms.append(times[1])
     found = {

@@ -17,8 +17,9 @@ from bench_turns import in_turn, run_peer
 
 from saetools.activations.calibration import measure
 from saetools.dictionaries.base import Dictionary, Progress, dictionary_class
+from saetools.errors import ConfigError
 from saetools.records import Calibration
-from saetools.training.fused import FusedStep
+from saetools.training.fused import FusedStep, why_not_fused
 from saetools.training.optim import Adam
 from saetools.training.step import PlainStep, trained_parameters
 
@@ -37,6 +38,10 @@ class StepRunner:
 
     def __init__(self, a: argparse.Namespace, provider: str) -> None:
         cls = dictionary_class(a.dictionary)
+        if cls.trained_by != "gradient":
+            raise ConfigError(
+                f"dictionaries of kind {cls.kind!r} are not trained by gradients: there is no step to time"
+            )
         self.dictionary: Dictionary = cls(cls.configure(n_features=a.features, k=a.k), a.d, 0)
         self.batches = Batches(a.data, a.batch, a.d)
         self.few = [self.batches(i) for i in range(4)]
@@ -45,14 +50,21 @@ class StepRunner:
         kind = PROVIDERS[provider]
         if kind is None:
             self.step: Any = PlainStep(self.dictionary, optimizer, a.clip_norm)
+        elif reason := why_not_fused(self.dictionary):
+            raise ConfigError(reason)
         else:
             self.step = FusedStep(self.dictionary, optimizer, a.clip_norm, precision=kind[0], impl=kind[1])
         self.state = self.dictionary.initial_state()
         self.n_dead = round(a.dead * a.features)
         if self.n_dead:
+            if not cls.has_encoder:
+                raise ConfigError(
+                    f"--dead: dictionaries of kind {cls.kind!r} have no encoder whose rows could be short"
+                )
+            dead_F = bench_ops.spread(self.n_dead, a.features)
             with torch.no_grad():
-                self.dictionary.b_enc_F[: self.n_dead] = -1e4  # never among the k largest
-            self.state.tokens_since_fired_F[: self.n_dead] = 10**9
+                self.dictionary.W_enc_FD[dead_F] *= 1e-3  # never among the k largest; of AuxK's codes half are positive
+            self.state.tokens_since_fired_F[dead_F] = 10**9
         self.lr = a.lr
 
     def __call__(self, number: int) -> None:
@@ -63,6 +75,15 @@ class StepRunner:
         result = self.step(x_ND, x_ND, {}, self.state, progress, self.lr)
         assert result.applied
         self.state = result.state
+
+
+def providers_of(a: argparse.Namespace, *own: str) -> list[str]:
+    """Those that are asked for; else our own that can train the kind."""
+    if a.providers:
+        return list(a.providers)
+    cls = dictionary_class(a.dictionary)
+    fused = why_not_fused(cls(cls.configure(n_features=a.features, k=a.k), a.d, 0)) is None
+    return [provider for provider in own if fused or PROVIDERS[provider] is None]
 
 
 def calibration(x_ND: torch.Tensor) -> Calibration:
@@ -81,7 +102,7 @@ def encode_matmul(a: argparse.Namespace, dtype: torch.dtype) -> Callable[[int], 
 
 def run_step(a: argparse.Namespace, setting: Setting) -> list[Timing]:
     """A training step by each provider, and the two matmuls; with --peers other libraries' steps in turn with ours."""
-    providers = a.providers or list(PROVIDERS)
+    providers = providers_of(a, *PROVIDERS)
     variants: dict[str, Callable[[int], Any]] = {
         "gemm fp32": encode_matmul(a, torch.float32),
         "gemm bf16": encode_matmul(a, torch.bfloat16),
@@ -130,7 +151,7 @@ def run_quality(a: argparse.Namespace, setting: Setting) -> list[Timing]:
     config = {name: getattr(a, name) for name in ("dictionary", *SHAPE, "steps", "lr")}
     config |= {"data": "synthetic" if a.data is None else "rows of a file"}
     results, now = [], CLOCKS[a.clock]
-    for provider in a.providers or ["fused fp32", "fused bf16-screen", "plain autograd"]:
+    for provider in providers_of(a, "fused fp32", "fused bf16-screen", "plain autograd"):
         runner, ms = StepRunner(a, provider), []
         for number in range(a.steps):
             x_ND = runner.batches(number)

@@ -22,7 +22,7 @@ def in_turn(a: argparse.Namespace, setting: Setting, task: str, batch: int) -> l
     shared = [f"--{name}={value}" for name, value in config.items()]
     shared += [f"--threads={setting.threads}", f"--allocator={setting.allocator}", f"--clock={setting.clock}"]
     peers = PEERS if task == "step" else PURSUITS
-    calls = ["--steps=6"] if task == "step" else ["--steps=2"]
+    calls = ["--steps=8"] if task == "step" else ["--steps=4"]
     found: dict[str, dict[str, Any]] = {}
     for _ in range(a.rounds):
         for peer in peers:
