@@ -19,6 +19,8 @@ from saetools.pipeline import Data
 from saetools.records import Calibration
 from saetools.training.construction import make_trainer
 from saetools.training.environment import set_threads
+from saetools.training.opening import started_dictionary
+from saetools.training.run_directory import RunDirectory
 from saetools.training.schedule import checkpoint_steps, make_plan
 from saetools.training.trainer import Trainer
 
@@ -79,9 +81,14 @@ def _rows(config: Any, data: Data) -> tuple[int, bool, float | None]:
 
 
 def _trainer(config: Any, d_model: int, device: torch.device) -> Trainer:
-    dictionary = make_dictionary(config.dictionary, d_model, config.run.seed).to(device)
+    if config.training.init_from is None or RunDirectory(config.run.dir).has_begun():  # a run that goes on has its own
+        dictionary = make_dictionary(config.dictionary, d_model, config.run.seed)
+    else:
+        dictionary = started_dictionary(config, d_model)
     plan = make_plan(config.training, config.dictionary.n_features).model_copy(update={"n_steps": 10**9})
-    return make_trainer(dictionary, plan, _unit_calibration(d_model), config.training.impl, config.training.compute)
+    return make_trainer(
+        dictionary.to(device), plan, _unit_calibration(d_model), config.training.impl, config.training.compute
+    )
 
 
 def _unit_calibration(d_model: int) -> Calibration:

@@ -324,6 +324,22 @@ def test_a_dry_run_refuses_what_the_run_refuses(tmp_path: Path, capsys: pytest.C
     assert "activations.source rows needs activations.path" in capsys.readouterr().err
 
 
+def test_a_dry_run_looks_at_the_dictionary_that_the_run_starts_from(
+    run: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = {"training__init_from": str(run)}
+    assert main([*arguments(rows, tmp_path / "out", **start), "--dry-run"]) == 0
+    assert "64 features of width" in capsys.readouterr().out
+    for changes, expected in (
+        (start | {"dictionary__n_features": "80"}, "its n_features is 64, and dictionary.n_features is 80"),
+        ({"training__init_from": "/nowhere"}, "/nowhere does not exist"),
+    ):
+        assert main([*arguments(rows, tmp_path / "out", **changes), "--dry-run"]) == 2
+        assert expected in capsys.readouterr().err
+    assert main([*arguments(rows, run, training__init_from="/nowhere"), "--dry-run"]) == 0, "a run that has begun"
+    assert not (tmp_path / "out").exists()
+
+
 def test_fields_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--fields", "topk"]) == 0 and main(["doctor"]) == 0
     assert "--training.n_tokens" in capsys.readouterr().out

@@ -97,12 +97,22 @@ def _new_dictionary(config: Any, source: RowSource) -> Dictionary:
 
 
 def _started(config: Any, source: RowSource) -> Dictionary:
-    """The weights of `training.init_from`, their units changed to rows scaled by this run's calibration.
+    """The weights of `training.init_from`, their units changed to rows scaled by this run's calibration."""
+    dictionary = started_dictionary(config, source.spec.d_model)
+    dictionary.fold_scale_(1 / source.calibration.scale)
+    dictionary.take_constants_(source.calibration)
+    return dictionary
 
-    Its settings are this run's: a dictionary can go on with another k or penalty, as long as its weights fit.
+
+def started_dictionary(config: Any, d_model: int) -> Dictionary:
+    """The weights of `training.init_from` in their own units.
+
+    Its settings are this run's: a dictionary can go on with another k or penalty. MismatchError where its weights do
+    not fit.
     """
     path = config.training.init_from
-    trained, dictionary = load(path, dtype=torch.float32), _blank_dictionary(config, source)
+    trained = load(path, dtype=torch.float32)
+    dictionary = make_dictionary(config.dictionary, d_model, config.run.seed)
     if trained.d_model != dictionary.d_model:
         raise MismatchError(
             f"training.init_from {path} is a dictionary of width {trained.d_model}; the rows of this run have width "
@@ -119,8 +129,6 @@ def _started(config: Any, source: RowSource) -> Dictionary:
     if differing:
         _logger.warning("training.init_from %s was trained with other settings: %s", path, differing)
     dictionary.load_state_dict(trained.state_dict())
-    dictionary.fold_scale_(1 / source.calibration.scale)
-    dictionary.take_constants_(source.calibration)
     return dictionary
 
 
