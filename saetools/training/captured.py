@@ -149,29 +149,28 @@ class CapturedStep:
 
         Where something is to be done again, or the graph to be recorded anew, all that were begun are waited for.
         """
-        step = self._device
-        if step is None or not self._kept or len(self._kept) % self.n_ahead:
+        if self._device is None or not self._kept or len(self._kept) % self.n_ahead:
             return []
-        earlier, self._mark = self._mark, step.mark()
+        earlier, self._mark = self._mark, self._device.mark()
         if earlier is None:
             return []
-        records = step.read(earlier)
+        records = self._device.read(earlier)
         if any(record.flagged for record in records) or self._room_for(records[-1].n_dead) != self.room:
             return self._finish(records)
         return self._told(records, earlier.since_F)
 
     def _finish(self, records: list[StepRecord]) -> list[StepResult]:
         """The results of these and of all that were begun after them."""
-        step, self._mark = self._device, None
-        if step is None or not self._kept:
+        self._mark = None
+        if self._device is None or not self._kept:
             return []
-        records = records + step.read()
+        records = records + self._device.read()
         flagged = [number for number, record in enumerate(records) if record.flagged]
         if flagged:
             _logger.info("%d of %d batches are done again: a room or a guess was wrong", len(flagged), len(records))
         for number in flagged:
             records[number] = self._again(*self._kept[number])
-        results = self._told(records, step.since_F.clone())
+        results = self._told(records, self._device.since_F.clone())
         self._fit_room(records[-1].n_dead)
         return results
 
@@ -234,7 +233,7 @@ class CapturedStep:
             return
         if n_dead > self._most:
             _logger.warning("%d features are dead; AuxK helps the %d that are dead for longest", n_dead, self._most)
-        self.room, self._n_spare, self._device = room, 0, None  # its memory is free for the next
+        self.room, self._n_spare, self._device = room, 0, None  # no caller holds it: its memory is free for the next
         self._device = self._captured(replace(settings, capacity=room), x_ND, since_F)
 
     def _make(self, x_ND: Tensor, state: "State", progress: "Progress") -> "DeviceStep":

@@ -4,6 +4,7 @@ The kernels are stood in for by plain ones (`stand_in.py`), but for one test by 
 `scripts/gpu_suite.py` compares fifty steps of the captured step itself.
 """
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -177,6 +178,23 @@ def test_room_shrinks_where_the_dead_have_long_come_back(anywhere: None, monkeyp
         step._device.since_F.zero_()
         result = step(x, x, {}, result.state, replace(PROGRESS, step=number), 1e-2)
         assert result.applied and int(result.n_dead) == 0 and step.room == left
+
+
+def test_a_step_is_gone_before_the_next_is_made(anywhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has copies of the weights and all buffers, for which there may be memory only once."""
+    made: list[weakref.ref[StandIn]] = []
+
+    class Counted(StandIn):
+        def __init__(self, *values: Any, **named: Any) -> None:
+            assert all(earlier() is None for earlier in made)
+            super().__init__(*values, **named)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(topk_step, "DeviceStep", Counted)
+    for together in (4, None):
+        made.clear()
+        captured_steps(16, together)
+        assert len(made) > 1
 
 
 def test_who_is_captured(anywhere: None) -> None:
