@@ -1,6 +1,6 @@
 """What the cases of every kernel are judged by: float64 truth, and the error of plain PyTorch as the yardstick."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -42,18 +42,23 @@ def on(device: str, cases: Iterable[Case], most: int | None = None) -> Iterator[
             yield case
         else:
             with torch.device(device):
-                yield _moved(case, device)
+                yield _changed(case, lambda t: t.to(device))  # which keeps an order of dimensions, but no gaps
 
 
-def _moved(value: Any, device: str) -> Any:
+def spread(value: Case) -> Case:
+    """The same with gaps between the elements of every tensor."""
+    return _changed(value, lambda t: torch.stack([t, t], dim=-1)[..., 0])
+
+
+def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
-        return value.to(device)  # keeps strides: what was not contiguous stays so
+        return change(value)
     if isinstance(value, tuple):
-        return tuple(_moved(v, device) for v in value)
+        return tuple(_changed(v, change) for v in value)
     if isinstance(value, dict):
-        return {key: _moved(v, device) for key, v in value.items()}
+        return {key: _changed(v, change) for key, v in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: _moved(getattr(value, f.name), device) for f in fields(value)})
+        return replace(value, **{f.name: _changed(getattr(value, f.name), change) for f in fields(value)})
     return value
 
 

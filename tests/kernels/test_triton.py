@@ -34,6 +34,7 @@ from saetools.kernels.global_topk import cases as global_cases
 from saetools.kernels.global_topk import global_topk
 from saetools.kernels.global_topk import triton as global_kernels
 from saetools.kernels.matching_pursuit import cases as pursuit_cases
+from saetools.kernels.oracle import spread
 from saetools.kernels.per_feature_topm import per_feature_topm
 from saetools.kernels.score import Score
 from saetools.kernels.sparse import Sparse
@@ -336,6 +337,23 @@ def test_of_too_many_dead_features_those_are_helped_that_are_dead_for_longest(
     assert torch.equal(work.bias_C[:n], b_F[helped]) and (work.bias_C[n:] == -torch.inf).all()
     assert torch.equal(work.rows_enc_CD[:n], W_FD[helped]) and torch.equal(work.rows_dec_CD[:n], -W_FD[helped])
     assert work.extra.place_F.tolist() == [helped.index(f) if f in longest else -1 for f in range(150)]
+
+
+def test_no_argument_has_to_be_contiguous() -> None:
+    """Beside what the cases hold: kernels read what lies there, gap or not."""
+    case = backward_cases.random_case("", 5, 3, 9, 4, n_groups=2, n_extra=4, shrink=0.3)
+    tensors = case.weights, case.batch, case.extra
+    for got, expected in zip(gradients(*spread(tensors), impl="triton"), gradients(*tensors, impl="reference")):
+        torch.testing.assert_close(got, expected)
+    tensors = normal(5, 4), normal(9, 4, seed=1), normal(9, seed=2), torch.arange(9) % 6
+    results = []
+    for impl, change in (("triton", spread), ("reference", lambda same: same)):
+        x, W, b, budget, threshold = change((*tensors, normal(9, seed=3)))
+        results.append(per_feature_topm(x, W, b, budget, threshold_F=threshold, impl=impl))
+    (got, reached), (expected, all_reached) = results
+    assert torch.equal(got.indices_M, expected.indices_M) and torch.equal(got.offsets_N1, expected.offsets_N1)
+    torch.testing.assert_close(got.values_M, expected.values_M)
+    assert torch.equal(reached, all_reached)
 
 
 def test_the_bound_holds_for_extra_rows_of_any_sign() -> None:

@@ -260,7 +260,7 @@ def auxk(
     control = Control.make(Rule(0.0, 0), device)
     columns, main = residual_ND.float().sum(0, keepdim=True), residual_ND.float().square().sum()
     loss = torch.zeros((), dtype=torch.float32, device=device)
-    work.prepare(W_enc_FD, b_enc_F.float(), W_dec_FD, since_F, 1)
+    work.prepare(W_enc_FD, b_enc_F.float().contiguous(), W_dec_FD, since_F, 1)
     work.choose(x_ND)
     work.run(x_ND, residual_ND, columns, main, control, loss, Branch(device))
     factor, e = control.values[Control.EXTRA], work.extra

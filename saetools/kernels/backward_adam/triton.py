@@ -301,14 +301,16 @@ def problem_of(
         place_F = torch.full((F,), -1, dtype=torch.int32, device=device)
         place_F[extra.features_A] = torch.arange(len(extra.features_A), dtype=torch.int32, device=device)
         matrices = extra.W_enc_AD.contiguous(), extra.W_dec_AD.contiguous()
+        biases = extra.b_enc_A.contiguous(), extra.b_dec_D.contiguous()
         along_A = (extra.W_dec_AD * weights.W_dec_FD[extra.features_A]).sum(1).float()
-        rows = Extra(place_F, *matrices, extra.b_enc_A, extra.b_dec_D, along_A, *(_norms(m) for m in matrices))
+        rows = Extra(place_F, *matrices, *biases, along_A, *(_norms(m) for m in matrices))
+    slots = code.values_M.contiguous(), batch.dots_M.contiguous()
     problem = Problem(
         *(weights, first, second, batch.x_ND.contiguous(), batch.pull_NGD.contiguous()),
-        *(code.values_M, batch.dots_M, _norms(batch.x_ND), _norms(batch.pull_NGD).square()[:, :, None]),
+        *(*slots, _norms(batch.x_ND), _norms(batch.pull_NGD).square()[:, :, None]),
         *(0, batch.scale),
         rows_M=code.rows(),
-        group_M=batch.groups(),
+        group_M=batch.groups().contiguous(),
         shrink=batch.shrink,
         extra=rows,
         workspace=workspace,
@@ -358,6 +360,7 @@ def feature_squares(weights: Weights, batch: Batch, extra: ExtraRows | None, wor
 
 def gradients(weights: Weights, batch: Batch, extra: ExtraRows | None, workspace: Workspace) -> Weights:
     """The gradient of each parameter, neither projected nor clipped."""
+    weights = Weights(*(w.contiguous() for w in weights))
     out = Weights(*(torch.empty_like(w) for w in weights))
     back = _measured(weights, batch, extra, workspace, out)
     back.column_sums()

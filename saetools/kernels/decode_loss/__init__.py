@@ -42,7 +42,7 @@ def decode_loss(
     if group_M is None:
         group_M = torch.zeros(len(code.values_M), dtype=torch.uint8, device=x_ND.device)
     chosen = resolve(impl, x_ND, code.values_M, W_FD, b_D, triton=x_ND.dim() == 2)
-    x_ND, W_FD = x_ND.contiguous(), W_FD.contiguous()
+    x_ND, W_FD, b_D = x_ND.contiguous(), W_FD.contiguous(), b_D.contiguous()
     weights_G = torch.tensor(weights, dtype=x_ND.dtype, device=x_ND.device)
     x_NHD = x_ND if x_ND.dim() == 3 else x_ND[:, None]  # H: 1 or G
     if x_NHD.shape[1] not in (1, len(weights)):
@@ -60,8 +60,8 @@ def decode_loss(
     if chosen == "triton":
         from saetools.kernels.decode_loss import triton
 
-        parts = (code.values_M, code.indices_M, code.offsets_N1, rows_M)
-        return triton.decode_loss(x_ND, *parts, W_FD, b_D, group_M, weights_G, workspace or Workspace())
+        parts = (code.values_M.contiguous(), code.indices_M.contiguous(), code.offsets_N1.contiguous(), rows_M)
+        return triton.decode_loss(x_ND, *parts, W_FD, b_D, group_M.contiguous(), weights_G, workspace or Workspace())
     if chosen == "torch":
         return stock.decode_loss(
             x_NHD, code.values_M, code.indices_M, code.offsets_N1, rows_M, W_FD, b_D, group_M, weights_G

@@ -39,7 +39,8 @@ def per_feature_topm(
         raise ValueError(f"threshold_F must hold {F} numbers, its shape is {tuple(threshold_F.shape)}")
     if budget_F.shape != (F,) or (F and not 0 <= int(budget_F.min()) <= int(budget_F.max()) <= N):
         raise ValueError(f"budget_F must hold {F} numbers between 0 and {N}, the number of rows")
-    x_ND, W_FD, b_F = x_ND.contiguous(), W_FD.contiguous(), b_F.contiguous()
+    x_ND, W_FD, b_F, budget_F = (t.contiguous() for t in (x_ND, W_FD, b_F, budget_F))
+    threshold_F = None if threshold_F is None else threshold_F.contiguous()
     chosen = resolve(impl, x_ND, W_FD, b_F, triton=N <= TRITON_MAX_ROWS)
     reached_F = None if threshold_F is None else torch.zeros(F, dtype=torch.int64, device=x_ND.device)
     counted = threshold_F, reached_F
