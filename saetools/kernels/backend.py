@@ -26,8 +26,22 @@ Chosen = Literal["reference", "torch", "numba", "triton"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_LOCK = threading.RLock()
-"""Numba's thread pools may not be entered by two Python threads at once."""
+
+class _Pool:
+    """Numba's threads: may not be entered by two Python threads at once, and do not live on in a forked process."""
+
+    lock = threading.RLock()
+    started = False
+    lost = False
+
+    @classmethod
+    def after_fork(cls) -> None:
+        """In the child: whoever held the lock is not here. GNU's OpenMP ends a child that enters the parent's pool."""
+        cls.lock, cls.lost = threading.RLock(), cls.started
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_Pool.after_fork)
 
 
 def operation(function: Callable[P, R]) -> Callable[P, R]:
@@ -56,6 +70,21 @@ def have_numba() -> bool:
     return found
 
 
+def numba_runs() -> bool:
+    """Whether compiled kernels run in this process; says once why not."""
+    if _Pool.lost:
+        _say_lost()
+    return have_numba() and not _Pool.lost
+
+
+@cache
+def _say_lost() -> None:
+    logging.getLogger(__name__).warning(
+        "this process was forked from one that had run compiled kernels, whose threads it does not have: kernels run "
+        "on stock torch operations, exact but slower. Start it by spawn to have them."
+    )
+
+
 @contextmanager
 def exclusive() -> Iterator[None]:
     """Where compiled kernels run: one Python thread at a time, on as many CPU threads as torch has.
@@ -65,7 +94,8 @@ def exclusive() -> Iterator[None]:
     """
     import numba
 
-    with _LOCK:
+    with _Pool.lock:
+        _Pool.started = True
         n_threads, most = torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
         numba.set_num_threads(min(n_threads, most))
         if torch.get_num_threads() != n_threads:  # numba's pool has just been started, which sets OpenMP's number
@@ -105,12 +135,12 @@ def resolve(impl: Impl, *tensors: Tensor, triton: bool = True, any_dtype: bool =
     if impl == "auto":
         if on_gpu and suits_triton and _triton_there(devices):
             return "triton"
-        return "numba" if suits_numba and have_numba() else "torch"
+        return "numba" if suits_numba and numba_runs() else "torch"
     got = ", ".join(sorted({f"{t.dtype} on {t.device.type}" for t in tensors}))
-    if impl == "numba" and not (suits_numba and have_numba()):
+    if impl == "numba" and not (suits_numba and numba_runs()):
         raise ValueError(
-            f"impl='numba' needs numba (installed: {have_numba()}) and float32 tensors on the CPU, got {got}; "
-            "use impl='auto' or 'torch'"
+            f"impl='numba' needs numba (installed: {have_numba()}) in a process that was not forked from one which ran "
+            f"it, and float32 tensors on the CPU, got {got}; use impl='auto' or 'torch'"
         )
     if impl == "triton" and not (suits_triton and _triton_there(devices)):
         raise ValueError(

@@ -24,6 +24,14 @@ class Sparse:
     def __len__(self) -> int:
         return len(self.offsets_N1) - 1
 
+    def check(self, x_ND: Tensor, *of_slots: Tensor) -> None:
+        """ValueError unless it has as many rows as x, and these tensors have one number for each slot: compiled loops
+        would read beyond the shorter. That offsets end at the last slot, and indices within W, is not looked at.
+        """
+        rows, slots = (len(x_ND), len(self)), {tuple(t.shape) for t in (self.values_M, self.indices_M, *of_slots)}
+        if rows[0] != rows[1] or slots != {(len(self.values_M),)}:
+            raise ValueError(f"a code of {rows[1]} rows with slots of shapes {sorted(slots)} for {rows[0]} rows")
+
     def within(self, first_feature: int, n_features: int) -> "Sparse":
         """The slots of a contiguous range of features, counted from its first; those of others are unused.
 

@@ -169,5 +169,5 @@ class PlainStep:
 
 @torch.no_grad()
 def clip_(gradients: Mapping[str, Tensor], norm: Tensor, clip_norm: float) -> None:
-    """g <- g * clip_norm / max(norm, clip_norm), in place: exactly unchanged where the norm is within the bound."""
-    torch._foreach_mul_(list(gradients.values()), clip_norm / norm.clamp_min(clip_norm))
+    """g <- g * min(clip_norm / norm, 1), in place: exactly unchanged where the norm is within the bound."""
+    torch._foreach_mul_(list(gradients.values()), (clip_norm / norm).clamp_max(1.0))

@@ -112,3 +112,38 @@ def test_parameters_that_are_not_contiguous_are_refused() -> None:
     turned = replace(case.weights, W_enc_FD=case.weights.W_enc_FD.T.contiguous().T)
     with pytest.raises(ValueError, match="contiguous"):
         backward_adam(turned, case.first, case.second, case.batch, case.rule)
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch", "numba"])
+def test_shapes_that_do_not_fit_are_refused(impl: str) -> None:
+    """Compiled loops would read, and write, beyond the shorter."""
+    case = next(c for c in cases.cases() if c.name == "extra rows").copy(torch.float32)
+    b, w, e = case.batch, case.weights, case.extra
+    assert e is not None
+    for wrong in (
+        (w, case.first, replace(b, dots_M=b.dots_M[:3]), e),
+        (w, case.first, replace(b, x_ND=b.x_ND[:, :2]), e),
+        (w, case.first, replace(b, x_ND=b.x_ND[:3]), e),
+        (w, case.first, replace(b, pull_NGD=b.pull_NGD[:3]), e),
+        (w, case.first, replace(b, group_M=torch.zeros(1, dtype=torch.uint8)), e),
+        (w, case.first, b, replace(e, W_dec_AD=e.W_dec_AD[:1])),
+        (w, replace(case.first, W_enc_FD=case.first.W_enc_FD[:4]), b, e),
+        (replace(w, b_enc_F=w.b_enc_F[:4]), replace(case.first, b_enc_F=w.b_enc_F[:4]), b, e),
+    ):
+        weights, first, batch, extra = wrong
+        with pytest.raises(ValueError, match=r"fits|a code of|shapes of the parameters"):
+            backward_adam(weights, first, case.second, batch, case.rule, extra, impl=impl)
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch", "numba"])
+def test_an_infinite_bound_clips_nothing(impl: str) -> None:
+    wide, unbound = (next(c for c in cases.cases() if c.name == "not clipped").copy(torch.float32) for _ in range(2))
+    rule = replace(wide.rule, clip_norm=torch.inf)
+    backward_adam(wide.weights, wide.first, wide.second, wide.batch, wide.rule, impl=impl)
+    norm = backward_adam(unbound.weights, unbound.first, unbound.second, unbound.batch, rule, impl=impl)
+    assert norm > 1
+    assert all(torch.equal(a, b) for a, b in zip(wide.weights, unbound.weights))
+    unbound.batch.dots_M[int(unbound.batch.code.values_M.nonzero()[5])] = torch.inf
+    before = [t.clone() for t in unbound.weights]
+    assert not backward_adam(unbound.weights, unbound.first, unbound.second, unbound.batch, rule, impl=impl) < torch.inf
+    assert all(torch.equal(a, b) for a, b in zip(before, unbound.weights))

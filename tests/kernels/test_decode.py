@@ -54,3 +54,43 @@ def test_by_feature_is_stable_and_skips_unused_slots(impl: str) -> None:
     assert by_feature(values[:0], indices[:0], 3, impl=impl)[0].tolist() == [0, 0, 0, 0]
     with pytest.raises(IndexError, match=r"0\.\.4"):
         by_feature(values, indices, 4, impl=impl)
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference", "torch", "numba"])
+def test_slots_that_do_not_fit_are_refused(impl: str) -> None:
+    """Compiled loops would read beyond them."""
+    values, indices, W = torch.ones(40), torch.zeros(40, dtype=torch.int32), torch.randn(900, 5)
+    for offsets in ([0, 10**6, 2 * 10**6], [0, 50, 40], [1, 40], [-5, 40], [0, 30], []):
+        with pytest.raises(ValueError, match="rise from 0 to 40"):
+            decode(values, indices, W, torch.tensor(offsets, dtype=torch.long), impl=impl)
+    for shape in ((4, 10), (39,)):
+        with pytest.raises(ValueError, match="must both be"):
+            decode(values, torch.zeros(shape, dtype=torch.int32), W, torch.tensor([0, 40]), impl=impl)
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference", "torch", "numba"])
+def test_indices_beyond_int32_do_not_come_around(impl: str) -> None:
+    with pytest.raises(IndexError):
+        decode(torch.ones(1, 1), torch.full((1, 1), 2**32 + 3), torch.randn(900, 5), impl=impl)
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference", "torch", "numba"])
+def test_the_gradient_of_a_value_that_is_zero(impl: str) -> None:
+    """What optimises codes begins there: it had been the gradient of feature 0."""
+    W = torch.randn(900, 5)
+    values = torch.tensor([[0.0, 2.0], [0.0, 0.0]], requires_grad=True)
+    decode(values, torch.tensor([[7, 3], [9, 8]], dtype=torch.int32), W, impl=impl).sum().backward()
+    torch.testing.assert_close(values.grad, W.sum(1)[torch.tensor([[7, 3], [9, 8]])])
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference", "torch"])
+def test_values_of_another_dtype(impl: str) -> None:
+    """They are rounded to that of W, whichever road is taken."""
+    values, indices = torch.randn(40, 2), torch.randint(900, (40, 2), dtype=torch.int32)
+    for values_as, W_as in ((torch.float32, torch.bfloat16), (torch.float64, torch.float32)):
+        W = torch.randn(900, 5).to(W_as)
+        leaf = values.to(values_as).requires_grad_()
+        out = decode(leaf, indices, W, impl=impl)
+        assert out.dtype == W_as
+        torch.testing.assert_close(out, decode(values.to(W_as), indices, W, impl="reference"))
+        assert torch.autograd.grad(out.sum(), leaf)[0].dtype == values_as

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from saetools.kernels.decode_loss import cases, decode_loss
+from saetools.kernels.sparse import Sparse
 
 
 @pytest.mark.parametrize("impl", ["reference", "torch", "numba"])
@@ -45,3 +46,16 @@ def test_the_stated_gradients_are_those_of_autograd(name: str) -> None:
     torch.testing.assert_close(-2 * factor * pull[:, 0].sum(0), db)
     mine = -2 * factor * case.code.values_M[:, None] * pull[rows, case.group_M.long()]
     torch.testing.assert_close(torch.zeros_like(dW).index_add(0, case.code.indices_M.long(), mine), dW)
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch", "numba"])
+def test_shapes_that_do_not_fit_are_refused(impl: str) -> None:
+    """Compiled loops would read beyond the shorter."""
+    case = next(cases.cases())
+    x, code, W, b = case.x_ND, case.code, case.W_FD, case.b_D
+    short = Sparse(code.values_M, code.indices_M[:-1], code.offsets_N1)
+    for wrong in ((x[:, :5], code, W, b), (x, code, W, b[:5]), (x[:3], code, W, b), (x, short, W, b)):
+        with pytest.raises(ValueError, match=r"do not fit|a code of"):
+            decode_loss(*wrong, impl=impl)
+    with pytest.raises(ValueError, match="a code of"):
+        decode_loss(x, code, W, b, group_M=torch.zeros(3, dtype=torch.uint8), impl=impl)

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saetools.kernels.encode_topk import cases, encode_topk
+from saetools.kernels.encode_topk import cases, encode_by_score, encode_topk
+from saetools.kernels.score import Score
 from saetools.kernels.workspace import Workspace
 
 IMPLS = ["reference", "torch", "numba"]
@@ -215,3 +216,46 @@ def test_bad_arguments() -> None:
         encode_topk(x.double(), W.double(), b.double(), 2, impl="numba")
     with pytest.raises(ValueError, match="known: auto"):
         encode_topk(x, W, b, 2, impl="cuda")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16-screen"])
+@pytest.mark.parametrize("impl", IMPLS)
+def test_shapes_that_do_not_fit_are_refused(impl: str, precision: str) -> None:
+    """Compiled loops would have written beyond the screen's table, and read beyond the bias."""
+    x, W, b = torch.randn(40, 16), torch.randn(900, 16), torch.randn(900)
+    for wrong in ((x[:, :12], W, b), (x.repeat(1, 9), W, b), (x, W.repeat(1, 99), b), (x, W, b[:3]), (x[0], W, b)):
+        with pytest.raises(ValueError, match="do not fit"):
+            encode_topk(*wrong, 7, impl=impl, precision=precision)
+        with pytest.raises(ValueError, match="do not fit"):
+            encode_by_score(*wrong, 7, Score("absolute"), impl=impl)
+    for k in (0, 901):
+        with pytest.raises(ValueError, match=r"1\.\.900"):
+            encode_by_score(x, W, b, k, Score("absolute"), impl=impl)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_an_infinite_gradient_of_an_unused_slot_goes_nowhere(impl: str) -> None:
+    """That of sqrt(0), say: feature 0, whose index unused slots have, got NaN."""
+    case = next(c for c in cases.cases() if c.name == "few positive")
+    leaves = [t.clone().requires_grad_() for t in (case.x_ND, case.W_FD, case.b_F)]
+    values, _ = encode_topk(*leaves, case.k, impl=impl)
+    assert (values == 0).any() and (values != 0).any()
+    for gradient in torch.autograd.grad(values.sqrt().sum(), leaves):
+        assert gradient.isfinite().all()
+
+
+def test_candidates_are_gathered_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of few features a chunk of pre-activations has many rows, whose candidates took gigabytes at once."""
+    largest = 0
+    multiply = torch.bmm
+
+    def watched(W_CKD: torch.Tensor, *args: object) -> torch.Tensor:
+        nonlocal largest
+        largest = max(largest, W_CKD.numel())
+        return multiply(W_CKD, *args)
+
+    monkeypatch.setattr(torch, "bmm", watched)
+    x, W, b = torch.randn(2000, 256), torch.randn(64, 256), torch.randn(64)
+    values, _ = encode_topk(x, W, b, 32, precision="bf16-screen", impl="torch")
+    assert 0 < largest <= 1 << 24
+    torch.testing.assert_close(values, encode_topk(x, W, b, 32, impl="reference")[0], rtol=1e-3, atol=1e-3)

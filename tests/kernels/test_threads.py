@@ -24,7 +24,7 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
     import os
 
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=300)
 
 
 def every_operation() -> list[Tensor]:
@@ -75,6 +75,48 @@ def test_two_python_threads_take_turns() -> None:
         NUMBA_THREADING_LAYER="workqueue",
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not fork")
+def test_a_forked_process_computes() -> None:
+    """A worker of torch's DataLoader, say: GNU's OpenMP ends a child that enters the threads of its parent."""
+    done = run_python(
+        """
+        import os, threading, torch
+        from saetools.kernels.backend import exclusive
+        from saetools.kernels.encode_topk import encode_topk
+        torch.set_num_threads(1)
+        x, W, b = torch.randn(40, 16), torch.randn(900, 16), torch.zeros(900)
+        expected = encode_topk(x, W, b, 7)[1].sort(1).values
+        held, go_on = threading.Event(), threading.Event()
+        def hold():
+            with exclusive():
+                held.set()
+                go_on.wait()
+        thread = threading.Thread(target=hold)
+        thread.start()
+        held.wait()
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                for _ in range(2):
+                    assert torch.equal(encode_topk(x, W, b, 7)[1].sort(1).values, expected)
+                try:
+                    encode_topk(x, W, b, 7, impl="numba")
+                except ValueError as error:
+                    assert "forked" in str(error)
+                    code = 0
+            finally:
+                os._exit(code)
+        go_on.set()
+        thread.join()
+        assert os.waitpid(child, 0)[1] == 0
+        assert torch.equal(encode_topk(x, W, b, 7, impl="numba")[1].sort(1).values, expected)
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("stock torch operations") == 1
 
 
 def test_without_numba_stock_torch_runs_and_says_so_once() -> None:

@@ -102,6 +102,9 @@ def test_clipping_is_exact_within_the_bound() -> None:
     assert gradients["a"].tolist() == [3.0, 0.0]
     clip_(gradients, torch.tensor(5.0), 1.0)
     assert gradients["b"].item() == pytest.approx(0.8)
+    for norm in (0.0, 5.0):
+        clip_(gradients, torch.tensor(norm), torch.inf)
+    assert gradients["b"].item() == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize("losses", [{"a": torch.tensor(1.0)}, {"a": torch.tensor(1.0), "c": torch.tensor(1.0)}])

@@ -4,7 +4,7 @@ import torch
 
 from saetools.kernels.backend import Impl, operation, resolve
 from saetools.kernels.backward_adam import reference, stock
-from saetools.kernels.backward_adam.problem import Batch, ExtraRows, Rule, Weights
+from saetools.kernels.backward_adam.problem import Batch, ExtraRows, Rule, Weights, check
 from saetools.kernels.workspace import Workspace
 
 
@@ -31,7 +31,8 @@ def backward_adam(
 
     Where the norm is not finite, nothing is changed; the caller sees it in the result. Any value, dot or pull that
     is not finite makes it so. Source: the b_dec identity is that of openai/sparse_autoencoder; the feature-major
-    fusion is our own. Tensors of `weights` and of both moments must be contiguous.
+    fusion is our own. Tensors of `weights` and of both moments must be contiguous; ValueError otherwise, and where
+    shapes do not fit.
 
     A process that holds a range of the features gives its rows, the code `within` that range, what others add to
     b_dec's gradient as `extra.b_dec_D`, and the sum of their `feature_squares` as `rule.elsewhere`: each then applies
@@ -40,6 +41,9 @@ def backward_adam(
     tensors = [*weights, *first, *second]
     if not all(t.is_contiguous() for t in tensors):
         raise ValueError("parameters and moments are updated in place: they must be contiguous")
+    if any(m.shape != p.shape for moments in (first, second) for p, m in zip(weights, moments)):
+        raise ValueError("the moments must have the shapes of the parameters")
+    check(weights, batch, extra)
     chosen = resolve(impl, batch.x_ND, *tensors)
     if chosen == "numba":
         from saetools.kernels.backward_adam import cpu
@@ -64,6 +68,7 @@ def feature_squares(
     impl: Impl = "auto",
 ) -> float:
     """Sum of the squares of the gradients of W_enc, W_dec (projected) and b_enc: these features' part of the norm."""
+    check(weights, batch, extra)
     chosen = resolve(impl, batch.x_ND, *weights)
     if chosen == "numba":
         from saetools.kernels.backward_adam import cpu
@@ -87,6 +92,7 @@ def gradients(
     impl: Impl = "auto",
 ) -> Weights:
     """The gradient of each parameter, neither projected nor clipped: for other optimizers, and to be compared."""
+    check(weights, batch, extra)
     if resolve(impl, batch.x_ND, *weights) == "triton":
         from saetools.kernels.backward_adam import triton
 

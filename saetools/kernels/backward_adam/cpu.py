@@ -19,6 +19,8 @@ from saetools.kernels.workspace import Workspace
 
 SAFE = 0.999
 """A bound below this share of the clip is below it, whatever rounding did."""
+LARGEST = np.finfo(np.float64).max
+"""A bound above it says nothing, even where nothing is to be clipped: the norm decides whether anything is changed."""
 
 
 class _Gradient:
@@ -136,11 +138,11 @@ def backward_adam(
     with exclusive():
         gradient = _Gradient(weights, batch, extra, rule, workspace)
         clip = 1.0
-        if not gradient.bound <= SAFE * rule.clip_norm:
+        if not gradient.bound <= min(SAFE * rule.clip_norm, LARGEST):
             norm = gradient.norm(gradient.sweep(False, 1.0, first, second))
             if not norm < np.inf:
                 return norm
-            clip = rule.clip_norm / max(norm, rule.clip_norm)
+            clip = rule.clip(norm)
         norm = gradient.norm(gradient.sweep(True, clip, first, second))
         for name, g in (("b_enc_F", gradient.db_enc), ("b_dec_D", gradient.db_dec)):
             three = (getattr(w, name).numpy() for w in (weights, first, second))

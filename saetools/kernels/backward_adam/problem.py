@@ -64,6 +64,20 @@ class ExtraRows:
     b_dec_D: Tensor
 
 
+def check(weights: Weights, batch: Batch, extra: ExtraRows | None) -> None:
+    """ValueError where shapes do not fit: compiled loops would read, and write, beyond the shorter."""
+    (F, D), N, pull = weights.W_enc_FD.shape, len(batch.x_ND), batch.pull_NGD
+    batch.code.check(batch.x_ND, batch.dots_M, batch.groups())
+    expected = [(weights.W_dec_FD, (F, D)), (weights.b_enc_F, (F,)), (weights.b_dec_D, (D,))]
+    expected += [(batch.x_ND, (N, D)), (pull, (N, pull.shape[1], D))]
+    if extra is not None:
+        A = len(extra.features_A)
+        expected += [(extra.W_enc_AD, (A, D)), (extra.W_dec_AD, (A, D)), (extra.b_enc_A, (A,)), (extra.b_dec_D, (D,))]
+    for tensor, shape in expected:
+        if tensor.shape != shape:
+            raise ValueError(f"a tensor of shape {tuple(tensor.shape)} where {shape} fits W_enc {(F, D)} and {N} rows")
+
+
 @dataclass(frozen=True)
 class Rule:
     """Clipping to a global norm, then Adam (Kingma & Ba 2015) as its `n_steps + 1`-th update."""
@@ -74,6 +88,10 @@ class Rule:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 6.25e-10
     elsewhere: float = 0.0  # sum of squares of the gradients of features that another process holds
+
+    def clip(self, norm: float) -> float:
+        """The factor on a gradient of this norm; an infinite `clip_norm` clips nothing."""
+        return 1.0 if norm <= self.clip_norm else self.clip_norm / norm
 
     def step_size(self) -> float:
         """lr / (1 - b1^t)."""

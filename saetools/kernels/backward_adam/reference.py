@@ -57,6 +57,6 @@ def backward_adam(
     norm = float(torch.stack([g.double().square().sum() for g in found]).sum() + rule.elsewhere) ** 0.5
     if norm < torch.inf:
         for g in found:
-            g.mul_(rule.clip_norm / max(norm, rule.clip_norm))
+            g.mul_(rule.clip(norm))
         apply_(weights, first, second, found, rule)
     return norm

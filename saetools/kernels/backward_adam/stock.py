@@ -44,7 +44,7 @@ def backward_adam(
     norm = math.hypot(float(torch.nn.utils.get_total_norm(list(found))), rule.elsewhere**0.5)
     if not norm < torch.inf:
         return norm
-    torch._foreach_mul_(list(found), rule.clip_norm / max(norm, rule.clip_norm))
+    torch._foreach_mul_(list(found), rule.clip(norm))
     adam(
         list(weights),
         list(found),

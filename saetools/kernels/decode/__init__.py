@@ -27,8 +27,9 @@ def decode(
 
     values and indices (int32) are [N, K], or [M] with offsets_N1 (row n owns slots offsets[n] : offsets[n + 1]).
     Slots of value 0 add nothing, whatever their index. Differentiable in values and W. IndexError where an index
-    of the other slots lies outside W.
+    of the other slots lies outside W, ValueError where shapes do not fit, or offsets do not cover the slots in order.
     """
+    _check_layout(values, indices, offsets_N1)
     chosen = resolve(impl, values, W_FD)
     n_rows = len(values) if offsets_N1 is None else len(offsets_N1) - 1
     if offsets_N1 is None:
@@ -36,17 +37,36 @@ def decode(
         offsets_N1 = torch.arange(0, n_rows * width + 1, width or 1, device=values.device)[: n_rows + 1]
         if width == 0:
             offsets_N1 = torch.zeros(n_rows + 1, dtype=torch.long, device=values.device)
-    flat = values.reshape(-1)
-    local_M = torch.where(flat.detach() == 0, 0, indices.reshape(-1) - first_feature).int()
-    if len(local_M):
-        low, high = (int(v) for v in local_M.aminmax())
-        if low < 0 or high >= len(W_FD):
-            raise IndexError(f"feature indices span {low}..{high} of the {len(W_FD)} rows of W")
+    flat = values.reshape(-1) if chosen == "triton" else values.reshape(-1).to(W_FD.dtype)
+    local_M = indices.reshape(-1) - first_feature
+    outside_M = (local_M < 0) | (local_M >= len(W_FD))
+    used_outside_M = outside_M & (flat.detach() != 0)
+    if used_outside_M.any():
+        low, high = (int(v) for v in local_M[flat.detach() != 0].aminmax())
+        raise IndexError(f"feature indices span {low}..{high} of the {len(W_FD)} rows of W")
+    local_M = local_M.masked_fill(outside_M, 0).int()
     crowded = n_rows * len(W_FD) < DENSE_BELOW * len(flat)
     if chosen == "reference" or (impl == "auto" and crowded):
         rows_M = _rows(offsets_N1)
         return reference.decode(flat, local_M, rows_M, n_rows, W_FD)
     return _Decode.apply(flat, local_M, offsets_N1.long(), W_FD, chosen)
+
+
+def _check_layout(values: Tensor, indices: Tensor, offsets_N1: Tensor | None) -> None:
+    """ValueError where compiled loops would read beyond the slots."""
+    if values.shape != indices.shape or values.ndim != (2 if offsets_N1 is None else 1):
+        raise ValueError(
+            f"values {tuple(values.shape)} and indices {tuple(indices.shape)} must both be [N, K], or [M] with offsets"
+        )
+    if offsets_N1 is not None:
+        lengths_N = offsets_N1.diff()
+        if (
+            len(offsets_N1) == 0
+            or int(offsets_N1[0]) != 0
+            or int(offsets_N1[-1]) != len(values)
+            or (lengths_N < 0).any()
+        ):
+            raise ValueError(f"offsets must rise from 0 to {len(values)}, the number of slots")
 
 
 def _rows(offsets_N1: Tensor) -> Tensor:

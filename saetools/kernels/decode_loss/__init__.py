@@ -34,13 +34,18 @@ def decode_loss(
 
     With L = c * sum_n sum_g weights[g] * loss_NG the gradients are dL/dvalue = -2 c dots, dL/dW[i] = -2 c * sum over
     its slots of value * pull, dL/db = -2 c * sum_n pull[n, 0]. Buffers belong to the workspace: valid until its next
-    use. The indices must lie within W (not checked: the fused step makes them itself).
+    use. The indices must lie within W (not checked: the fused step makes them itself). ValueError where shapes do
+    not fit.
 
     A process that holds a range of the features gives their rows, the code `within` that range, and for each group x
     less what the others decode of it: loss and pull are then those of the whole code, and dots those of its own slots.
     """
     if group_M is None:
         group_M = torch.zeros(len(code.values_M), dtype=torch.uint8, device=x_ND.device)
+    code.check(x_ND, group_M)
+    if W_FD.shape[1:] != x_ND.shape[-1:] or b_D.shape != x_ND.shape[-1:]:
+        shapes = [tuple(t.shape) for t in (x_ND, W_FD, b_D)]
+        raise ValueError("x {}, W [F, D] {} and b [D] {} do not fit each other".format(*shapes))
     chosen = resolve(impl, x_ND, code.values_M, W_FD, b_D, triton=x_ND.dim() == 2)
     x_ND, W_FD, b_D = x_ND.contiguous(), W_FD.contiguous(), b_D.contiguous()
     weights_G = torch.tensor(weights, dtype=x_ND.dtype, device=x_ND.device)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from saetools.kernels.backend import Impl, bf16_units, operation, resolve
+from saetools.kernels.backend import Impl, bf16_units, check_shapes, operation, resolve
 from saetools.kernels.encode_topk import reference, stock
 from saetools.kernels.encode_topk.by_score import encode_by_score
 from saetools.kernels.workspace import Workspace
@@ -43,8 +43,10 @@ def encode_topk(
     faster where the CPU has bf16 matrix units. Elsewhere ceil(margin * k) candidates are taken: values are exact,
     and recall is at least 0.9999 at margin 1.5. "auto": see `preferred_precision`.
 
-    ValueError where k is not in 1..F. Source: two-stage selection is our own; see `select.py`.
+    ValueError where k is not in 1..F, and where shapes do not fit. Source: two-stage selection is our own; see
+    `select.py`.
     """
+    check_shapes(x_ND, W_FD, b_F)
     F = len(W_FD)
     if not 1 <= k <= F:
         raise ValueError(f"k is {k}; it must lie in 1..{F}, the number of features")
@@ -119,10 +121,10 @@ class _EncodeTopK(torch.autograd.Function):
 
         x_ND, W_FD, values_NK, indices_NK = ctx.saved_tensors
         n_rows, k = values_NK.shape
-        dvalues_M, local_M = dvalues_NK.reshape(-1), (indices_NK - ctx.first).reshape(-1)
+        dvalues_M, local_M = dvalues_NK.reshape(-1).contiguous(), (indices_NK - ctx.first).reshape(-1)
         if ctx.relu:
-            used_M = values_NK.reshape(-1) > 0
-            dvalues_M, local_M = dvalues_M * used_M, local_M * used_M
+            used_M = values_NK.reshape(-1) > 0  # by where: infinity times 0 is no 0
+            dvalues_M, local_M = torch.where(used_M, dvalues_M, 0), local_M * used_M
         dx = dW = db = None
         if ctx.needs_input_grad[0]:
             offsets_N1 = torch.arange(0, n_rows * k + 1, k, device=x_ND.device)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from saetools.kernels.backend import Impl, resolve
+from saetools.kernels.backend import Impl, check_shapes, resolve
 from saetools.kernels.encode_topk import stock
 from saetools.kernels.score import Score
 from saetools.kernels.workspace import Workspace
@@ -22,8 +22,12 @@ def encode_by_score(
 ) -> tuple[Tensor, Tensor]:
     """values_NK, indices_NK (int32): pre at the k largest scores of each row; ties go to the lowest index.
 
-    Slots whose score is not positive are unused (value 0, index 0), and so are those whose pre is 0.
+    Slots whose score is not positive are unused (value 0, index 0), and so are those whose pre is 0. ValueError where
+    k is not in 1..F, and where shapes do not fit.
     """
+    check_shapes(x_ND, W_FD, b_F)
+    if not 1 <= k <= len(W_FD):
+        raise ValueError(f"k is {k}; it must lie in 1..{len(W_FD)}, the number of features")
     chosen, workspace = resolve(impl, x_ND, W_FD, b_F, triton=False), workspace or Workspace()
     x_ND, W_FD, b_F = x_ND.contiguous(), W_FD.contiguous(), b_F.contiguous()
     N, F = len(x_ND), len(W_FD)

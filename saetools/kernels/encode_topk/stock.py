@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from saetools.kernels.decode.stock import CHUNK_ELEMENTS as GATHERED_ELEMENTS
 from saetools.kernels.workspace import Workspace
 
 CHUNK_ELEMENTS = 1 << 22
@@ -15,10 +16,11 @@ def encode_topk(
     """values_NK, indices_NK as in the reference. `screen` > 0: that many candidates are chosen by a bf16 product
     and rescored in x's dtype; 0: chosen by the product itself.
     """
-    N, F = len(x_ND), len(W_FD)
+    (N, D), F = x_ND.shape, len(W_FD)
     values_NK = x_ND.new_empty(N, k)
     indices_NK = torch.empty(N, k, dtype=torch.int32, device=x_ND.device)
-    chunk = max(1, min(N, CHUNK_ELEMENTS // max(F, 1)))
+    gathered = max(1, min(screen, F) * D)  # elements of W, for each row
+    chunk = max(1, min(N, CHUNK_ELEMENTS // max(F, 1), GATHERED_ELEMENTS // gathered))
     low = (W_FD.bfloat16(), b_F.bfloat16()) if screen else None
     for start in range(0, N, chunk):
         rows = slice(start, start + chunk)
