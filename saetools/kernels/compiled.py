@@ -20,16 +20,15 @@ import numba
 from numba import prange
 
 
-def forget_outdated(folder: Path) -> None:
-    """Remove cached machine code that is older than any source file in the folder or below."""
-    newest = max((source.stat().st_mtime for source in folder.rglob("*.py")), default=0.0)
-    for cached in folder.rglob("__pycache__/*.nb[ic]"):
+@cache
+def forget_outdated(sources: Path, kept_in: Path) -> None:
+    """Remove machine code kept in a folder that is older than any source file in `sources` or below."""
+    newest = max((source.stat().st_mtime for source in sources.rglob("*.py")), default=0.0)
+    for code in kept_in.glob("*.nb[ic]"):
         with suppress(OSError):  # another process was faster, or the folder is not ours to write to
-            if cached.stat().st_mtime < newest:
-                cached.unlink()
+            if code.stat().st_mtime < newest:
+                code.unlink()
 
-
-forget_outdated(Path(__file__).parent)
 
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
@@ -47,12 +46,14 @@ def kept(**options: Any) -> Callable[[Callable], Any]:
 
     def compiled(function: Callable) -> Any:
         try:
-            return numba.njit(cache=True, **options)(function)
+            made = numba.njit(cache=True, **options)(function)
         except RuntimeError as error:
             if "cannot cache" not in str(error):
                 raise
             _say_not_kept()
             return numba.njit(**options)(function)
+        forget_outdated(Path(__file__).parent, Path(made.stats.cache_path))
+        return made
 
     return compiled
 

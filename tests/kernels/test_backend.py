@@ -24,12 +24,31 @@ def test_compiled_kernels_use_the_threads_of_torch(n: int) -> None:
 def test_machine_code_older_than_a_source_is_forgotten(tmp_path: Path) -> None:
     from saetools.kernels.compiled import forget_outdated
 
-    for number, name in enumerate(("one/__pycache__/a.nbi", "one/__pycache__/a.nbc", "two.py", "__pycache__/b.nbi")):
+    for number, name in enumerate(("kept/a.nbi", "kept/a.nbc", "one/two.py", "kept/b.nbi")):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (number, number))
-    forget_outdated(tmp_path)
+    forget_outdated(tmp_path, tmp_path / "kept")
     assert sorted(p.name for p in tmp_path.rglob("*.*")) == ["b.nbi", "two.py"]
+
+
+def test_machine_code_kept_elsewhere_is_forgotten_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where NUMBA_CACHE_DIR says, or in the user's cache, it had outlived a change of what it calls."""
+    from saetools.kernels import compiled
+
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+
+    def twice(v: float) -> float:
+        return 2 * v
+
+    kept_in = Path(compiled.serial(twice).stats.cache_path)
+    assert kept_in.is_relative_to(tmp_path)
+    (kept_in / "old.nbi").touch()
+    os.utime(kept_in / "old.nbi", (1, 1))
+    (kept_in / "new.nbi").touch()
+    compiled.forget_outdated.cache_clear()
+    assert compiled.serial(twice)(3.0) == 6.0
+    assert (kept_in / "new.nbi").exists() and not (kept_in / "old.nbi").exists()
 
 
 def test_kernels_run_where_machine_code_cannot_be_kept(
