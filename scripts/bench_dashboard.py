@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from saetools.records import PointSpec
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
-N_EXAMPLES, N_TOKENS = 40, 64
+N_FEATURES, N_EXAMPLES, N_TOKENS = 200, 40, 64
 PARTS = ("switch", "clients", "busy", "table", "map", "prompt", "collect")
 GPT2_FEATURES, PROMPT_TOKENS = 24_576, 64
 N_CLIENTS, REQUESTS, PAUSE = 20, 30, 0.5
@@ -46,10 +46,21 @@ BUSY_TOKENS = 1000
 SPEC = PointSpec(host="synthetic", point="blocks.0.hook_out", d_model=64)
 
 
+def number(least: int, most: int) -> Callable[[str], int]:
+    """What reads a whole number between the two."""
+
+    def whole_number(text: str) -> int:
+        if not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not between {least} and {most}")
+        return int(text)
+
+    return whole_number
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--features", type=int, default=1_000_000, help="rows of the table")
-    parser.add_argument("--switches", type=int, default=60, help="feature switches to time")
+    parser.add_argument("--features", type=number(1, 10**9), default=1_000_000, help="rows of the table")
+    parser.add_argument("--switches", type=number(4, N_FEATURES), default=60, help="feature switches; three go untimed")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
     parser.add_argument("--stores", type=Path, help="directory that keeps the made stores and host for another call")
     options = parser.parse_args()
@@ -67,7 +78,7 @@ def measure(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         if {"switch", "clients", "busy"} & set(options.only) and not small.exists():
-            write_store(small, info(200), (entry(feature) for feature in range(200)))
+            write_store(small, info(N_FEATURES), (entry(feature) for feature in range(N_FEATURES)))
         if "clients" in options.only:
             yield from measure_clients(small)
         if "busy" in options.only:
@@ -197,6 +208,7 @@ class Server:
         ours, theirs = context.Pipe()
         self.process = context.Process(target=serve_in_process, args=(path, with_model, theirs), daemon=True)
         self.process.start()
+        theirs.close()  # so that a process that ends is noticed
         self.address = f"http://127.0.0.1:{ours.recv()}/"
 
     def memory_megabytes(self) -> float:
@@ -321,7 +333,7 @@ def ask_features(address: str, pause: float = 0) -> list[float]:
         times = []
         time.sleep(pause * client / N_CLIENTS)
         for number in range(REQUESTS):
-            feature = (37 * client + number) % 200
+            feature = (37 * client + number) % N_FEATURES
             started = time.perf_counter()
             with urllib.request.urlopen(f"{address}view/{feature}") as answer:
                 view = json.load(answer)

@@ -19,7 +19,11 @@ import torch
 
 from saetools import pipeline
 from saetools.activations.store import CachedSource
+from saetools.errors import SaetoolsError
 from saetools.training.run_directory import RunDirectory
+
+EVERY_STEPS = 2
+"""Steps between two logged ones."""
 
 
 def rate(run: Path) -> float:
@@ -47,6 +51,8 @@ def measure(directory: Path, overrides: list[str]) -> list[tuple[str, float]]:
         return rate(directory / name)
 
     live = config("live")
+    if live.training.n_tokens < (least := 2 * EVERY_STEPS * live.training.batch_rows):
+        sys.exit(f"--tokens is {live.training.n_tokens}; {least} is the least that has two logged steps")
     pipeline.Data(live).host.spec(live.activations.point)  # so that importing and probing is not timed
     n_rows, began = pipeline.rows_needed(live), time.perf_counter()
     (path,) = pipeline.harvest(live, directory / "stores", [live.activations.point], n_rows).values()
@@ -70,8 +76,16 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=150_000, help="rows to train on")
     arguments, overrides = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as name:
-        quiet = [f"--training.n_tokens={arguments.tokens}", "--logging.every_steps=2", "--logging.progress=false"]
-        for what, rows_per_second in measure(Path(name), [*quiet, *overrides]):
+        quiet = [
+            f"--training.n_tokens={arguments.tokens}",
+            f"--logging.every_steps={EVERY_STEPS}",
+            "--logging.progress=false",
+        ]
+        try:
+            found = measure(Path(name), [*quiet, *overrides])
+        except SaetoolsError as error:
+            sys.exit(str(error))
+        for what, rows_per_second in found:
             print(f"{what:16} {rows_per_second:10,.0f} rows/s")
 
 

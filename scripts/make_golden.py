@@ -16,6 +16,7 @@ reads what saetools wrote for SAELens, dictionary_learning and sparsify (`script
 and prints how far their codes and reconstructions are from ours.
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -61,12 +62,13 @@ def hashes(path: Path) -> Iterator[tuple[str, str]]:
 
 def main() -> None:
     """Write the cases to the directory given, or with --check read exports."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--check", action="store_true", help="read the exports in it")
+    options = parser.parse_args()
     if os.environ.get("PYTHONHASHSEED") != "0":  # SAELens writes a config's keys in the order of a set
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"PYTHONHASHSEED": "0"})
-    if sys.argv[1] == "--check":
-        check(Path(sys.argv[2]))
-    else:
-        write_all(Path(sys.argv[1]))
+    (check if options.check else write_all)(options.directory)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ LINE_OVERLAP_LIMIT = 0.1
 MIN_LINE_LENGTH = 20
 STDLIB_SHARE = 0.25
 DECAY_FRACTION = 0.4
+SETTINGS = ("seed", "vocab", "width", "layers", "context", "batch")
+"""What a work directory is for; tokens, threads and checkpoints may change from call to call."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -118,13 +120,29 @@ def encode(tokenizer: Tokenizer, documents: list[Document], path: Path) -> np.nd
         for encoding in tokenizer.encode_batch([d.text for d in documents[start : start + 256]]):
             parts += [bos, np.asarray(encoding.ids, np.uint16)]
     tokens = np.concatenate(parts)
-    np.save(path, tokens)
+    whole = path.with_suffix(".tmp.npy")
+    np.save(whole, tokens)
+    whole.replace(path)
     return tokens
 
 
+def check_settings(arguments: argparse.Namespace) -> None:
+    """Leave in the work directory what model it is for; end where it is for another."""
+    path = arguments.work / "settings.json"
+    settings = {name: getattr(arguments, name) for name in SETTINGS}
+    if not path.exists():
+        path.write_text(json.dumps(settings) + "\n")
+    for name, before in json.loads(path.read_text()).items():
+        if before != settings[name]:
+            sys.exit(f"{arguments.work} is that of another model: {name} is {before} there, {settings[name]} here")
+
+
 def prepare(arguments: argparse.Namespace) -> tuple[Tokenizer, np.ndarray, np.ndarray]:
-    work = arguments.work
+    work, a_step = arguments.work, arguments.batch * arguments.context
+    if arguments.tokens < a_step:
+        sys.exit(f"--tokens is {arguments.tokens}; a step has {a_step}")
     work.mkdir(parents=True, exist_ok=True)
+    check_settings(arguments)
     paths = work / "tokenizer.json", work / "stdlib.npy", work / "packages.npy"
     if all(path.exists() for path in paths):
         return Tokenizer.from_file(str(paths[0])), np.load(paths[1]), np.load(paths[2])
@@ -215,7 +233,7 @@ def train(model: LlamaForCausalLM, arguments: argparse.Namespace, stdlib: np.nda
             saved = {"model": model.state_dict(), "step": step + 1, "optimizers": [o.state_dict() for o in optimizers]}
             torch.save(saved, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
-    return n_steps * tokens_per_step
+    return max(first, n_steps) * tokens_per_step
 
 
 # --- result -------------------------------------------------------------------------------------------------
