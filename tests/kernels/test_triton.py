@@ -521,6 +521,38 @@ def test_a_batch_of_another_shape_is_refused() -> None:
         step.load(batch(0)[1:])
 
 
+def test_the_fastest_route_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Medians of runs in turn; events of the device are played, with a clock that the routes move on."""
+    clock, cost, ran = [0.0], {"cublas": 3.0, "fused": 2.0}, []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            self.at = 0.0
+
+        def record(self) -> None:
+            self.at = clock[0]
+
+        def synchronize(self) -> None: ...
+
+        def elapsed_time(self, other: "Event") -> float:
+            return other.at - self.at
+
+    def run(route: encode.Route, start: int) -> None:
+        assert start == 0
+        late = 100.0 if len(ran) == 7 else 0.0  # one run of the fused route is held up
+        ran.append(route)
+        clock[0] += cost[route] + late
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(encode, "_ROUTES", {})
+    key = (8, 16, 4, 64, 2, torch.bfloat16, torch.device("cuda"))
+    for _ in range(2):
+        assert encode._fastest_route(key, True, run) == "fused"
+    assert ran == ["cublas", "fused"] * 9
+    assert encode._fastest_route((*key[:-1], torch.device("cpu")), True, run) == "cublas" and len(ran) == 18
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", ["a", "b", "c"])
 def test_every_kernel_compiles_for_hopper(shape: str) -> None:
