@@ -273,7 +273,7 @@ def continuations(model: LlamaForCausalLM, tokenizer: Tokenizer) -> list[str]:
 
 
 def write_model(model: LlamaForCausalLM, tokenizer: Tokenizer, arguments: argparse.Namespace, n_tokens: int) -> None:
-    """The Hugging Face directory: config, bf16 weights, tokenizer, generation settings and model card."""
+    """The Hugging Face directory: config, bf16 weights, tokenizer, figures and model card."""
     model = model.to(torch.bfloat16).eval()
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)

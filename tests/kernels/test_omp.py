@@ -1,5 +1,7 @@
 """Orthogonal matching pursuit against least squares."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -83,9 +85,12 @@ def test_bad_arguments() -> None:
 def test_not_finite_rows_are_seen() -> None:
     case = next(cases.cases())
     x = case.x_ND.clone()
-    x[3, 2] = torch.nan
-    for impl in ("torch", "numba"):
-        for built in (None, Gram(case.W_FD)):
-            values, _, residual = omp(x, case.W_FD, 3, impl=impl, gram=built)
-            assert not residual[3].isfinite().all()
-            assert residual[4:].isfinite().all() and values[4:].isfinite().all()
+    for x[3, 2], impl, built in product(
+        (torch.nan, torch.inf), ("reference", "torch", "numba"), (None, Gram(case.W_FD))
+    ):
+        rows, atoms = x.clone().requires_grad_(), case.W_FD.clone().requires_grad_()
+        values, _, residual = omp(rows, atoms, 3, impl=impl, gram=built)
+        assert not residual[3].isfinite().all()
+        assert residual[4:].isfinite().all() and values[4:].isfinite().all()
+        residual.square().sum().backward()  # training asks the loss whether the batch is to be skipped, after this
+        assert not atoms.grad.isfinite().all() and rows.grad[4:].isfinite().all()
