@@ -339,6 +339,15 @@ def test_of_too_many_dead_features_those_are_helped_that_are_dead_for_longest(
     assert work.extra.place_F.tolist() == [helped.index(f) if f in longest else -1 for f in range(150)]
 
 
+def test_few_kernels_serve_many_capacities() -> None:
+    """A batch that is done again has another number of dead features, for which nothing should have to be compiled."""
+    kernels = set()
+    for capacity in range(64, 2112, 64):
+        work = auxk_kernels.DeviceAuxK(1, 4096, 8, capacity, 2048, 1.0, torch.bfloat16, torch.device("meta"))
+        kernels.add((work.k, work.group, work.scratch.shape[1]))
+    assert len(kernels) <= 8
+
+
 def test_no_argument_has_to_be_contiguous() -> None:
     """Beside what the cases hold: kernels read what lies there, gap or not."""
     case = backward_cases.random_case("", 5, 3, 9, 4, n_groups=2, n_extra=4, shrink=0.3)

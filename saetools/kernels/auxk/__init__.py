@@ -15,7 +15,7 @@ from saetools.kernels.workspace import Workspace
 SPARSE_ABOVE = 8
 """Dead features for each that AuxK keeps, above which gathers beat dense products (measured on a CPU)."""
 TRITON_CAPACITY = 32768
-"""Dead features whose pre-activations a Triton program can hold."""
+"""Dead features that AuxK helps on a GPU at most: its products, and tensors of rows by the dead, grow with them."""
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ def cases() -> Iterator[Case]:
     yield random_case("one dead", 9, 7, 20, 1, 3)
     yield random_case("very many dead", 33, 8, 500, 300, 4)
     yield random_case("all dead", 16, 5, 30, 30, 8)
+    yield random_case("more kept than there are", 9, 5, 30, 30, 40)
     yield spread(random_case("not contiguous", 12, 6, 50, 20, 4))
     mixed = random_case("dead in any order", 12, 6, 50, 20, 4)
     yield replace(mixed, dead_A=mixed.dead_A.flip(0))

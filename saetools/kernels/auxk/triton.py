@@ -146,7 +146,7 @@ class DeviceAuxK:
         C, D = capacity, d_model
         self.rows_enc_CD, self.rows_dec_CD, self.bias_C = empty(C, D), empty(C, D), empty(C, dtype=torch.float32)
         self.code_NC, self.dcode_NC, self.error_ND = empty(n_rows, C), empty(n_rows, C), empty(n_rows, D)
-        self.k = k = min(k_aux, C)
+        self.k = k = min(k_aux, next_power(C))  # a constant of the kernels: few of them serve many capacities
         self.values_NK = empty(n_rows, k, dtype=torch.float32)
         self.indices_NK, self.keys_NK = (empty(n_rows, k, dtype=torch.int32) for _ in range(2))
         self.group = group_size(k, C)
