@@ -52,7 +52,8 @@ def kept(**options: Any) -> Callable[[Callable], Any]:
                 raise
             _say_not_kept()
             return numba.njit(**options)(function)
-        forget_outdated(Path(__file__).parent, Path(made.stats.cache_path))
+        if not numba.config.DISABLE_JIT:  # type: ignore[attr-defined]  # else it is the function itself
+            forget_outdated(Path(__file__).parent, Path(made.stats.cache_path))
         return made
 
     return compiled
