@@ -34,7 +34,8 @@ class Workspace:
         size = math.prod(shape)
         buffer = self._buffers.get(name)
         if buffer is None or buffer.numel() < size or buffer.dtype != dtype or buffer.device != torch.device(device):
-            buffer = self._buffers[name] = torch.empty(size, dtype=dtype, device=device)
+            with torch.inference_mode(False):  # what is made in inference mode could not be written to outside it
+                buffer = self._buffers[name] = torch.empty(size, dtype=dtype, device=device)
         view = buffer[:size].view(shape)
         if self._poison:
             view.fill_(torch.nan if dtype.is_floating_point else torch.iinfo(dtype).min)

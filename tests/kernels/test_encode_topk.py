@@ -259,3 +259,13 @@ def test_candidates_are_gathered_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
     values, _ = encode_topk(x, W, b, 32, precision="bf16-screen", impl="torch")
     assert 0 < largest <= 1 << 24
     torch.testing.assert_close(values, encode_topk(x, W, b, 32, impl="reference")[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("impl", ["torch", "numba"])
+def test_a_workspace_used_in_inference_mode_is_used_outside_it(impl: str) -> None:
+    case, workspace = next(cases.cases()), Workspace()
+    tensors = case.x_ND, case.W_FD.clone().requires_grad_(), case.b_F
+    with torch.inference_mode():
+        expected, _ = encode_topk(*tensors, case.k, workspace=workspace, impl=impl)
+    values, _ = encode_topk(*tensors, case.k, workspace=workspace, impl=impl)
+    assert torch.equal(values, expected) and values.requires_grad

@@ -151,3 +151,13 @@ def test_no_atoms(impl: str, gram: str | None) -> None:
         matching_pursuit(x, W, 2, gram=gram, impl=impl)
     values, indices, residual = matching_pursuit(x, W, 0, gram=gram, impl=impl)
     assert values.shape == indices.shape == (20, 0) and torch.equal(residual, x)
+
+
+def test_a_gram_matrix_begun_in_inference_mode_grows_outside_it() -> None:
+    """An ITDA dictionary that has encoded in inference mode goes on learning."""
+    W = torch.randn(30, 7)
+    with torch.inference_mode():
+        gram = Gram(W[:10])
+        gram.extend_(W[10:12])
+    gram.extend_(W[12:14])
+    torch.testing.assert_close(gram.matrix(), W[:14] @ W[:14].T)
