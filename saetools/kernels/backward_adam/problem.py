@@ -67,7 +67,7 @@ class ExtraRows:
 def check(weights: Weights, batch: Batch, extra: ExtraRows | None) -> None:
     """ValueError where shapes do not fit: compiled loops would read, and write, beyond the shorter."""
     (F, D), N, pull = weights.W_enc_FD.shape, len(batch.x_ND), batch.pull_NGD
-    batch.code.check(batch.x_ND, batch.dots_M, batch.groups())
+    batch.code.check(batch.x_ND, batch.dots_M, *([] if batch.group_M is None else [batch.group_M]))
     expected = [(weights.W_dec_FD, (F, D)), (weights.b_enc_F, (F,)), (weights.b_dec_D, (D,))]
     expected += [(batch.x_ND, (N, D)), (pull, (N, pull.shape[1], D))]
     if extra is not None:
