@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from saetools.dictionaries.base import Dictionary, Progress, State
 
 NAMES = ("W_enc_FD", "W_dec_FD", "b_enc_F", "b_dec_D")
+MOST_GROUPS = 256
 
 
 def why_not_fused(dictionary: "Dictionary") -> str | None:
@@ -40,6 +41,8 @@ def why_not_fused(dictionary: "Dictionary") -> str | None:
     uncovered = sorted(_weighted(dictionary) - plan.covers)
     if uncovered:
         return f"the fused step of {dictionary.kind!r} does not cover {', '.join(uncovered)}"
+    if len(plan.groups) > MOST_GROUPS:
+        return f"the fused step numbers groups by a byte, and these are {len(plan.groups)}"
     return None
 
 

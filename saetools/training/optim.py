@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-BETAS = (0.9, 0.999)
-EPS = 6.25e-10
-"""As in Gao et al. 2024 (arXiv 2406.04093), appendix A.3; torch's default 1e-8 is not small beside their gradients."""
+from saetools.kernels.backward_adam.problem import BETAS, EPS
 
 
 class Adam:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from saetools.dictionaries.base import Dictionary, Progress, State, available_dictionaries
+from saetools.dictionaries.matryoshka import Matryoshka
 from saetools.dictionaries.topk import TopK
 from saetools.dictionaries.variational import Variational
 from saetools.errors import ConfigError
@@ -179,6 +180,18 @@ def test_who_gets_the_fused_step(caplog: pytest.LogCaptureFixture, monkeypatch: 
     weights = topk.loss_weights(PROGRESS)
     monkeypatch.setattr(topk, "loss_weights", lambda now: weights | {"late": float(now.step > 99)})
     assert why_not_fused(topk) == "the fused step of 'topk' does not cover late", "whenever in the run it has a weight"
+
+
+@pytest.mark.parametrize("n_groups", [256, 257])
+def test_more_groups_than_a_byte_counts(n_groups: int) -> None:
+    """The 257th group had been taken for the first, without a word."""
+    settings = {"n_features": n_groups, "k": 4, "group_fractions": (1 / n_groups,) * n_groups, "aux_weight": 0}
+    nested = in_general_position(Matryoshka(Matryoshka.configure(**settings), D, 0))
+    step = make_step(nested, Adam(trained_parameters(nested)), 1.0, "auto")
+    assert isinstance(step, FusedStep if n_groups == 256 else PlainStep)
+    x_ND, state = rows(), nested.initial_state()
+    expected = nested.loss_terms(x_ND, x_ND, {}, state, PROGRESS).losses["nested_reconstruction"].detach()
+    torch.testing.assert_close(step(x_ND, x_ND, {}, state, PROGRESS, 1e-3).loss, expected, rtol=1e-5, atol=0)
 
 
 def test_the_lowest_features_win_among_equal_slots() -> None:

@@ -8,6 +8,10 @@ from torch import Tensor
 
 from saetools.kernels.sparse import Sparse
 
+BETAS = (0.9, 0.999)
+EPS = 6.25e-10
+"""As in Gao et al. 2024 (arXiv 2406.04093), appendix A.3; torch's default 1e-8 is not small beside their gradients."""
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -85,8 +89,8 @@ class Rule:
     lr: float
     n_steps: int
     clip_norm: float = 1.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 6.25e-10
+    betas: tuple[float, float] = BETAS
+    eps: float = EPS
     elsewhere: float = 0.0  # sum of squares of the gradients of features that another process holds
 
     def clip(self, norm: float) -> float:

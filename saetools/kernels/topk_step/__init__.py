@@ -7,6 +7,8 @@ with `impl="reference"`, and `training/step.PlainStep`; the tests compare fifty 
 from dataclasses import dataclass
 from typing import Literal
 
+from saetools.kernels.backward_adam.problem import BETAS, EPS
+
 Compute = Literal["bf16", "fp32"]
 Clip = Literal["exact", "lagged"]
 
@@ -40,8 +42,8 @@ class StepSettings:
     capacity: int = 0
     guess: float = 0.95
     n_ahead: int = 16
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 6.25e-10
+    betas: tuple[float, float] = BETAS
+    eps: float = EPS
     route: Literal["auto", "cublas", "fused"] = "auto"
     exact_values: bool = False  # bf16: compute the values of selected features again from float32 rows and weights
     chunk_bytes: int = 512 << 20  # of pre-activations held at once
