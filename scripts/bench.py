@@ -7,6 +7,7 @@ matmul of the same dtype measured in the same rounds. Rows are appended to analy
 """
 
 import argparse
+import shutil
 import sys
 
 import bench_ops
@@ -63,6 +64,8 @@ def arguments() -> argparse.Namespace:
     a = parser.parse_args()
     if a.peers and not a.peers_python:
         parser.error("--peers needs --peers-python, the interpreter of an environment that has the other libraries")
+    if a.peers and shutil.which(a.peers_python) is None:
+        parser.error(f"--peers-python: {a.peers_python} is no program")
     return a
 
 

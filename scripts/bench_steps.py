@@ -142,7 +142,8 @@ def run_child(a: argparse.Namespace) -> None:
         own = StepRunner(argparse.Namespace(**{**vars(a), "dictionary": "matching_pursuit"}), "plain autograd")
     else:
         own = StepRunner(a, a.own)
-    times = interleaved({"gemm": encode_matmul(a, torch.float32), "own": own}, 8, a.clock)
+    gemm = encode_matmul(a, torch.bfloat16 if "bf16" in a.own else torch.float32)
+    times = interleaved({"gemm": gemm, "own": own}, 8, a.clock)
     print(json.dumps({"ms": times["own"], "gemm_ms": times["gemm"], "peak_rss_mb": round(peak_rss_mb(), 1)}))
 
 

@@ -49,7 +49,8 @@ def run_peer(python: str, peer: str, task: str, arguments: list[str]) -> dict[st
     command = [python, str(ROOT / "scripts" / "bench_peers.py"), peer, "--task", task, *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        print(f"{peer} does not run there: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+        said = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+        print(f"{peer} does not run there: {said[-1]}", file=sys.stderr)
         return None
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

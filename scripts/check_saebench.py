@@ -34,7 +34,8 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=16, help="of 8 windows each")
     options = parser.parse_args()
     dictionary = saetools.load(options.source)
-    assert dictionary.spec is not None and dictionary.spec.host == "pycode", "a dictionary of the embedded model"
+    if dictionary.spec is None or dictionary.spec.host != "pycode":
+        parser.error(f"{options.source} is no dictionary of the embedded model")
     OFFICIAL_MODEL_NAMES.append(str(HOST))  # it reads a local directory, but asks for the name first
     layer = int(dictionary.spec.point.split(".")[1])
     sae = SAEBenchAdapter(dictionary, layer, str(HOST))

@@ -101,6 +101,33 @@ def test_peers_need_their_interpreter(bench, capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit):
         bench("step", "--peers")
     assert "--peers-python" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        bench("step", "--peers", "--peers-python", "no/such/python")
+    assert "no/such/python" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("own", "dtype"), [("fused fp32", "float32"), ("fused bf16-screen", "bfloat16")])
+def test_a_turn_of_our_own_is_set_against_the_product_of_its_dtype(
+    bench, own: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import bench_steps
+
+    found = []
+    monkeypatch.setattr(bench_steps, "encode_matmul", lambda a, dtype: found.append(str(dtype)) or (lambda n: None))
+    bench("child", *SMALL, "--own", own)
+    assert found == [f"torch.{dtype}"]
+
+
+def test_a_library_that_ends_without_a_word_is_left_out(
+    bench, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from bench_turns import run_peer
+
+    killed = tmp_path / "python"
+    killed.write_text("#!/bin/sh\nkill -9 $$\n")
+    killed.chmod(0o755)
+    assert run_peer(str(killed), "naive-dense", "step", []) is None
+    assert "naive-dense does not run there: it ended with -9" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
