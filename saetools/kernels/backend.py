@@ -61,13 +61,20 @@ def operation(function: Callable[P, R]) -> Callable[P, R]:
 
 @cache
 def have_numba() -> bool:
-    """Whether numba is installed; says so once where it is not."""
-    found = importlib.util.find_spec("numba") is not None
-    if not found:
+    """Whether numba is installed, and fits what is installed beside it; says so once where it does not."""
+    why = None
+    if importlib.util.find_spec("numba") is None:
+        why = "numba is not installed"
+    else:
+        try:
+            importlib.import_module("numba")
+        except (ImportError, OSError) as error:  # it refuses a numpy that is too new for it
+            why = f"numba cannot be imported ({error})"
+    if why is not None:
         logging.getLogger(__name__).warning(
-            "numba is not installed: kernels run on stock torch operations, exact but slower (pip install numba)"
+            "%s: kernels run on stock torch operations, exact but slower (pip install --upgrade numba)", why
         )
-    return found
+    return why is None
 
 
 def numba_runs() -> bool:

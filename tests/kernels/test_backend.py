@@ -92,3 +92,12 @@ def test_operations_are_not_traced() -> None:
     x = torch.randn(5)
     compiled = torch.compile(lambda x: doubled(x + 1) - 1, backend="eager")
     assert torch.equal(compiled(x), (x + 1) * 2 + 0.5 - 1)
+
+
+def test_encoding_by_a_score_is_not_traced() -> None:
+    from saetools.kernels.encode_topk import encode_by_score
+    from saetools.kernels.score import Score
+
+    x, W, b = torch.randn(5, 4), torch.randn(30, 4), torch.randn(30)
+    compiled = torch.compile(lambda x: encode_by_score(x + 1, W, b, 3, Score("absolute"))[0] * 2, backend="eager")
+    assert torch.equal(compiled(x), encode_by_score(x + 1, W, b, 3, Score("absolute"))[0] * 2)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -152,6 +153,22 @@ def test_without_numba_stock_torch_runs_and_says_so_once() -> None:
     assert done.stdout.split()[:2] == ["fused-torch-fp32", "torch"]
     assert "needs numba (installed: False)" in done.stdout
     assert done.stderr.count("numba is not installed") == 1
+
+
+def test_a_numba_that_cannot_be_imported_is_none(tmp_path: Path) -> None:
+    """As one does that is older than the numpy beside it: every kernel had ended by its ImportError."""
+    (tmp_path / "numba.py").write_text("raise ImportError('Numba needs NumPy 2.0 or less. Got NumPy 2.4.')")
+    done = run_python(
+        """
+        import os, sys
+        sys.path.insert(0, os.environ["WITH_NUMBA"])
+        from saetools.kernels.encode_topk import cases
+        cases.verify("auto")
+        """,
+        WITH_NUMBA=str(tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("numba cannot be imported (Numba needs NumPy 2.0 or less") == 1
 
 
 def test_an_unknown_implementation_is_refused() -> None:

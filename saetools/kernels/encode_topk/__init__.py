@@ -41,7 +41,8 @@ def encode_topk(
     are computed in the dtype of x, and the k best of them are kept. Compiled (`screen.py`), the bf16 scores are proven
     upper bounds and as many candidates are taken as the proof asks for: the result is the exact top k, several times
     faster where the CPU has bf16 matrix units. Elsewhere ceil(margin * k) candidates are taken: values are exact,
-    and recall is at least 0.9999 at margin 1.5. "auto": see `preferred_precision`.
+    and of random rows and features recall is at least 0.9999 at margin 1.5; it is less where bf16 tells few scores
+    apart (beside large biases, say). "auto": see `preferred_precision`.
 
     ValueError where k is not in 1..F, and where shapes do not fit. Source: two-stage selection is our own; see
     `select.py`.

@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor
 
-from saetools.kernels.backend import Impl, check_shapes, resolve
+from saetools.kernels.backend import Impl, check_shapes, operation, resolve
 from saetools.kernels.encode_topk import stock
 from saetools.kernels.score import Score
 from saetools.kernels.workspace import Workspace
 
 
 @torch.no_grad()
+@operation
 def encode_by_score(
     x_ND: Tensor,
     W_FD: Tensor,
