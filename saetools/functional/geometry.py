@@ -32,10 +32,10 @@ def angles(atoms_FD: Tensor, n_babel: int, weight_F: Tensor | None = None) -> An
     """
     unit_FD = unit(atoms_FD)
     n_features = len(unit_FD)
-    weight_F = torch.ones(n_features, dtype=torch.float32) if weight_F is None else weight_F
+    weight_F = torch.ones(n_features, dtype=torch.float32, device="cpu") if weight_F is None else weight_F
     weight_F = weight_F.to(unit_FD.device, torch.float64)
     n_babel = min(n_babel, n_features - 1)
-    nearest, babel_M = [], torch.zeros(n_babel, dtype=torch.float64)
+    nearest, babel_M = [], torch.zeros(n_babel, dtype=torch.float64, device="cpu")
     total = weighted = 0.0
     for start in range(0, n_features, block := max(1, BLOCK_BYTES // (4 * n_features))):
         cosine_RF = (unit_FD[start : start + block] @ unit_FD.T).abs_()

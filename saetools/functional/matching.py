@@ -39,7 +39,8 @@ def best_matches(a_AD: Tensor, b_BD: Tensor, either_sign: bool = False) -> tuple
     (0, -1) where b has no row.
     """
     if not len(b_BD):
-        return torch.zeros(len(a_AD), dtype=torch.float32), torch.full((len(a_AD),), -1)
+        none_A = torch.full((len(a_AD),), -1, device="cpu")
+        return none_A.new_zeros(len(a_AD), dtype=torch.float32), none_A
     unit_BD, parts = unit(b_BD), []
     for block in unit(a_AD).split(max(1, BLOCK_BYTES // (4 * len(unit_BD)))):
         cosine_AB = block @ unit_BD.T

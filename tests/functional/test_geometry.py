@@ -50,3 +50,11 @@ def test_co_firing_pairs_by_a_loop():
 
 def test_row_cosines():
     assert row_cosines(torch.eye(2), torch.tensor([[3.0, 0], [1, 1]])).tolist() == pytest.approx([1, 0.5**0.5])
+
+
+def test_torchs_default_device_is_not_asked_for():
+    atoms = torch.randn(9, 4)
+    expected = angles(atoms, 3)
+    with torch.device("meta"):
+        found = angles(atoms, 3)
+    assert torch.equal(found.largest_sum_M, expected.largest_sum_M) and found.mean_weighted == expected.mean_weighted

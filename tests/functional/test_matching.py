@@ -48,3 +48,9 @@ def test_random_atoms_share_the_second_moment():
     share_D = drawn.square().mean(0)
     assert share_D[0] > 2 / 6 > 4 * share_D[5]  # isotropic rows would have 1/6 everywhere
     assert random_atoms_like(atoms, 0).equal(drawn) and not random_atoms_like(atoms, 1).equal(drawn)
+
+
+def test_nothing_to_match_with():
+    with torch.device("meta"):
+        cosine, index = best_matches(torch.ones(3, 2, device="cpu"), torch.ones(0, 2, device="cpu"))
+    assert cosine.tolist() == [0, 0, 0] and index.tolist() == [-1, -1, -1]
