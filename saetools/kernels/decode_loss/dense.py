@@ -17,7 +17,7 @@ from saetools.kernels.workspace import Workspace
 
 DENSE_UP_TO = 64
 """Features for each kept one up to which the product is taken: of 32, 64, 128 and 256 the last at which it is faster on
-an H200 (D = 2,304: 1.09x, 4,096: 1.13x; at 128 0.66x), by `gpu_suite.py`."""
+an H200 (D = 2,304: 1.09x, 4,096: 1.13x; at 128 0.66x; D = 768: what was timed are launches), by `gpu_suite.py`."""
 
 
 @triton.jit
