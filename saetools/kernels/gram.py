@@ -23,7 +23,7 @@ class Gram:
 
     def __init__(self, W_FD: Tensor, most: int | None = None) -> None:
         self.n_atoms, self._most = 0, most
-        self._allocate(W_FD, 0)
+        self.buffer, self._atoms = _room(W_FD, 0)
         self.extend_(W_FD)
 
     @property
@@ -40,11 +40,6 @@ class Gram:
         if self.n_atoms != len(W_FD):
             raise ValueError(f"the Gram matrix is that of {self.n_atoms} atoms, but there are {len(W_FD)}")
 
-    def _allocate(self, like_FD: Tensor, capacity: int) -> None:
-        with torch.inference_mode(False):  # what is made in inference mode could not be extended outside it
-            self.buffer = like_FD.new_empty(capacity, capacity)
-            self._atoms = like_FD.new_empty(capacity, like_FD.shape[1])
-
     @torch.no_grad()
     def extend_(self, W_MD: Tensor) -> None:
         """Add atoms after the others."""
@@ -52,11 +47,17 @@ class Gram:
         if after > len(self.buffer):
             capacity = after if before == 0 else max(after, 2 * len(self.buffer))
             capacity = capacity if self._most is None else max(after, min(capacity, self._most))
-            old, atoms = self.matrix(), self.W_FD
-            self._allocate(W_MD, capacity)
-            self.buffer[:before, :before], self._atoms[:before] = old, atoms
+            buffer, atoms = _room(W_MD, capacity)
+            buffer[:before, :before], atoms[:before] = self.matrix(), self.W_FD
+            self.buffer, self._atoms = buffer, atoms
         self._atoms[before:after] = W_MD
         block = W_MD @ self._atoms[:after].T
         self.buffer[before:after, :after] = block
         self.buffer[:before, before:after] = block[:, :before].T
         self.n_atoms = after
+
+
+def _room(like_FD: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
+    """Memory for G and its atoms."""
+    with torch.inference_mode(False):  # what is made in inference mode could not be extended outside it
+        return like_FD.new_empty(capacity, capacity), like_FD.new_empty(capacity, like_FD.shape[1])

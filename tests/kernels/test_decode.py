@@ -54,6 +54,8 @@ def test_by_feature_is_stable_and_skips_unused_slots(impl: str) -> None:
     assert by_feature(values[:0], indices[:0], 3, impl=impl)[0].tolist() == [0, 0, 0, 0]
     with pytest.raises(IndexError, match=r"0\.\.4"):
         by_feature(values, indices, 4, impl=impl)
+    with pytest.raises(ValueError, match=r"must both be"):
+        by_feature(values, indices[:3], 6, impl=impl)
 
 
 @pytest.mark.parametrize("impl", ["auto", "reference", "torch", "numba"])

@@ -11,9 +11,11 @@ def by_feature(values_M: Tensor, indices_M: Tensor, n_features: int, *, impl: Im
     """offsets_F1 and slots (int32): feature f owns slots[offsets[f] : offsets[f + 1]], slot numbers ascending.
 
     values_M and indices_M (int32) are the flat slots of a code of either layout; slots of value 0 are left out.
-    IndexError where an index of a used slot does not lie in 0..n_features - 1.
+    IndexError where an index does not lie in 0..n_features - 1, ValueError where there is not one for each value.
     """
     values_M, indices_M = values_M.detach().contiguous(), indices_M.contiguous()
+    if values_M.ndim != 1 or values_M.shape != indices_M.shape:
+        raise ValueError(f"values {tuple(values_M.shape)} and indices {tuple(indices_M.shape)} must both be [M]")
     if len(indices_M):
         low, high = (int(v) for v in indices_M.aminmax())
         if low < 0 or high >= n_features:
