@@ -13,7 +13,8 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields, is_dataclass
 from functools import cache, wraps
 from typing import Literal, ParamSpec, TypeVar
 
@@ -47,16 +48,32 @@ if sys.platform != "win32":
 def operation(function: Callable[P, R]) -> Callable[P, R]:
     """A public operation: `torch.compile` calls it as it is, and compiles what stands around it.
 
-    Traced into, numba's own compiler would be compiled, which ends in a RecursionError.
+    Traced into, numba's own compiler would be compiled, which ends in a RecursionError. The GPU of its tensors is the
+    current one meanwhile: triton launches on that, wherever its pointers lead.
     """
+
+    @wraps(function)
+    def on_device(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _current(*args, *kwargs.values()):
+            return function(*args, **kwargs)
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if "torch._dynamo" not in sys.modules:  # which takes a second to import
-            return function(*args, **kwargs)
-        return torch.compiler.disable(function, reason="kernels are compiled already")(*args, **kwargs)
+            return on_device(*args, **kwargs)
+        return torch.compiler.disable(on_device, reason="kernels are compiled already")(*args, **kwargs)
 
     return call
+
+
+def _current(*values: object) -> AbstractContextManager[object]:
+    """Makes the device of the first tensor, itself or the first of a record, the current one, where that is a GPU."""
+    for value in values:
+        if is_dataclass(value):
+            value = getattr(value, fields(value)[0].name)
+        if isinstance(value, Tensor):
+            return torch.cuda.device(value.device) if value.is_cuda else nullcontext()
+    return nullcontext()
 
 
 @cache

@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from saetools.kernels.backend import exclusive, operation
+from saetools.kernels.sparse import Sparse
 
 numba = pytest.importorskip("numba", reason="the kernels run on stock torch without numba")
 
@@ -19,6 +22,22 @@ def test_compiled_kernels_use_the_threads_of_torch(n: int) -> None:
     with exclusive():
         assert numba.get_num_threads() == min(n, numba.config.NUMBA_NUM_THREADS)
     assert torch.get_num_threads() == n
+
+
+def test_the_gpu_of_the_tensors_is_the_current_one_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dictionary loaded to `cuda:1` was encoded with by launches on the first GPU."""
+    entered = []
+
+    def device(which: torch.device) -> nullcontext[None]:
+        entered.append(which)
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    run = operation(lambda *values, **named: len(entered))
+    with FakeTensorMode():
+        tensors = [torch.empty(2, device=f"cuda:{number}") for number in (1, 2)]
+    assert run(*tensors) == 1 and run(code=Sparse(*tensors, tensors[0])) == 2 and run(0.5, torch.ones(1)) == 2
+    assert entered == [torch.device("cuda", 1)] * 2
 
 
 def test_machine_code_older_than_a_source_is_forgotten(tmp_path: Path) -> None:
