@@ -40,7 +40,7 @@ def matching_pursuit(
     atom may hold several slots of a row. `gram`: G = W W^T of the same W to update correlations by, c -= v G[i];
     "auto" builds it where it pays and fits (F < N * K, or N * K / 13 where steps can be screened; at most 1 GiB, on a
     GPU 4); None computes correlations anew: with bf16 units of a CPU by bf16 products, choices certified in float32
-    (`screened.py`).
+    (`screened.py`). ValueError for no atoms, for more steps than atoms without `reselect`, for a G of other atoms.
 
     Differentiable in x and W through values and residual, choices held fixed: the pursuit is run backwards, so memory
     is O(N D + N K), not O(N K F). Source: Costa et al. 2025 (arXiv 2506.03093); the signed rule is that of
