@@ -18,6 +18,7 @@ from typing import Any
 
 import numba
 from numba import prange
+from numba.core.caching import FunctionCache
 
 
 @cache
@@ -42,21 +43,43 @@ def _say_not_kept() -> None:
 
 
 def kept(**options: Any) -> Callable[[Callable], Any]:
-    """`numba.njit` with its cache on, where there is a place for it."""
+    """`numba.njit` with a cache, where there is a place for it."""
 
     def compiled(function: Callable) -> Any:
+        made = numba.njit(**options)(function)
+        if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+            return made  # which is the function itself
         try:
-            made = numba.njit(cache=True, **options)(function)
+            made._cache = _Cache(function)
         except RuntimeError as error:
             if "cannot cache" not in str(error):
                 raise
             _say_not_kept()
-            return numba.njit(**options)(function)
-        if not numba.config.DISABLE_JIT:  # type: ignore[attr-defined]  # else it is the function itself
-            forget_outdated(Path(__file__).parent, Path(made.stats.cache_path))
+        else:
+            forget_outdated(Path(__file__).parent, Path(made._cache.cache_path))
         return made
 
     return compiled
+
+
+class _Cache(FunctionCache):
+    """Numba's, from which what is damaged is made anew, and which goes without what cannot be written."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            found = super().load_overload(sig, target_context)
+        except Exception:  # an empty file, as a power cut leaves it, is unpickled to anything
+            with suppress(OSError):
+                self.flush()
+            return None
+        # two processes that begin together give two signatures one file
+        return found if found is None or tuple(found.signature.args) == tuple(sig) else None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError:  # a full disk
+            _say_not_kept()
 
 
 parallel: Any = kept(parallel=True, fastmath=FASTMATH, error_model="numpy", nogil=True)

@@ -1,5 +1,6 @@
 """One number of threads, torch's, for torch and for the compiled kernels."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -87,6 +88,41 @@ def test_kernels_run_where_machine_code_cannot_be_kept(
 
     assert twice(3.0) == 6.0
     assert "Set NUMBA_CACHE_DIR" in caplog.text
+
+
+def test_kernels_run_whatever_is_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from saetools.kernels import compiled
+
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+
+    def twice(v: float) -> float:
+        return v + v
+
+    def fresh() -> object:
+        return compiled.serial(twice)
+
+    for v in (3, 0.5):
+        assert fresh()(v) == 2 * v
+    kept_in = Path(fresh().stats.cache_path)
+    index, one, two = sorted(kept_in.glob("*.nbi")) + sorted(kept_in.glob("*.nbc"))
+    two.write_bytes(one.read_bytes())  # what two processes that begin together do to each other
+    assert fresh()(0.5) == 1.0
+    for damaged in (index, one):
+        damaged.write_bytes(b"")
+        for v in (3, 0.5, 3):
+            assert fresh()(v) == 2 * v
+    again = fresh()
+    assert again(3) == 6 and again.stats.cache_hits, "it is kept again"
+    monkeypatch.setattr(compiled.FunctionCache, "_save_overload", raise_disk_full)
+    compiled._say_not_kept.cache_clear()
+    assert fresh()(1j) == 2j
+    assert "cannot be kept" in caplog.text
+
+
+def raise_disk_full(*args: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_starting_the_pool_leaves_torch_its_number() -> None:
