@@ -24,16 +24,16 @@ class Tile:
 
 
 def tiles(n_features: int, d_model: int, device: torch.device) -> tuple[Tile, Tile]:
-    """For measuring and for updating, unless they are measured: the best on an H200 of `gpu_suite.py --tune`."""
-    wide = d_model > 1024
-    measuring = _measuring(512 if wide else 256, 4 if wide else 2, n_features, d_model, device)
-    return measuring, _updating(256, 1, n_features, d_model, device, 136)
+    """For measuring and for updating, until they are tried: within 1 % and 9 % of the best on an H200 of
+    `gpu_suite.py --tune` (`analysis/bench/2026-11-27-gpu-h200.csv`)."""
+    measuring, updating = other_tiles(n_features, d_model, device)
+    return measuring[d_model > 3072], updating[0]
 
 
 def other_tiles(n_features: int, d_model: int, device: torch.device) -> tuple[list[Tile], list[Tile]]:
     """What is worth a try, for measuring and for updating."""
     sizes = n_features, d_model, device
-    measuring = [_measuring(columns, slots, *sizes) for columns, slots in ((256, 2), (512, 4))]
+    measuring = [_measuring(columns, warps, slots, *sizes) for columns, warps, slots in ((256, 1, 2), (1024, 2, 4))]
     plain = [
         _updating(columns, warps, *sizes, registers)
         for columns, warps, registers in ((256, 1, 136), (256, 1, None), (512, 2, None))
@@ -47,10 +47,10 @@ def other_tiles(n_features: int, d_model: int, device: torch.device) -> tuple[li
     return measuring, plain + held
 
 
-def _measuring(columns: int, slots: int, n_features: int, d_model: int, device: torch.device) -> Tile:
+def _measuring(columns: int, warps: int, slots: int, n_features: int, d_model: int, device: torch.device) -> Tile:
     columns = min(columns, max(16, next_power(d_model)))
     n_programs = 24 * n_processors(device) // triton.cdiv(d_model, columns)  # as many as are resident
-    return Tile(columns, 1, slots, min(n_features, max(1, n_programs)))
+    return Tile(columns, warps, slots, min(n_features, max(1, n_programs)))
 
 
 def _updating(
