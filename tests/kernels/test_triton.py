@@ -365,6 +365,14 @@ def test_no_argument_has_to_be_contiguous() -> None:
     assert torch.equal(reached, all_reached)
 
 
+def test_an_infinite_bound_clips_nothing() -> None:
+    wide, unbound = (backward_cases.random_case("", 3, 2, 4, 5) for _ in range(2))
+    for case, clip_norm in ((wide, 1e9), (unbound, torch.inf)):
+        rule = replace(case.rule, clip_norm=clip_norm)
+        assert backward_adam(case.weights, case.first, case.second, case.batch, rule, impl="triton") > 1
+    assert all(torch.equal(a, b) for a, b in zip(wide.weights, unbound.weights))
+
+
 def test_the_bound_holds_for_extra_rows_of_any_sign() -> None:
     """They double the gradient of every feature, by a factor below 0, as AuxK's is."""
     case = backward_cases.random_case("", 3, 2, 4, 5)

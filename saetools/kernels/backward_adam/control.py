@@ -96,7 +96,7 @@ def _decide(
     p2 = tl.load(power_ptr + 1) * tl.load(power_ptr + 3)
     lr = tl.load(lr_ptr + tl.load(count_ptr + 1) % n_lr).to(tl.float64)
     tl.store(control_ptr, fine.to(tl.float32))
-    tl.store(control_ptr + 1, clip_norm / tl.maximum(norm, clip_norm))
+    tl.store(control_ptr + 1, tl.where(norm > clip_norm, clip_norm / norm, 1.0))
     tl.store(control_ptr + 2, (lr / (1.0 - p1)).to(tl.float32))
     tl.store(control_ptr + 3, (1.0 / tl.sqrt(1.0 - p2)).to(tl.float32))
     tl.store(power_ptr, tl.where(fine, p1, tl.load(power_ptr)))
