@@ -77,6 +77,12 @@ def test_indices_beyond_int32_do_not_come_around(impl: str) -> None:
 
 
 @pytest.mark.parametrize("impl", ["auto", "reference", "torch", "numba"])
+def test_no_slot_lies_within_a_matrix_without_rows(impl: str) -> None:
+    with pytest.raises(IndexError, match=r"0\.\.0 of the 0 rows"):
+        decode(torch.zeros(2, 1), torch.zeros(2, 1, dtype=torch.int32), torch.randn(0, 5), impl=impl)
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference", "torch", "numba"])
 def test_the_gradient_of_a_value_that_is_zero(impl: str) -> None:
     """What optimises codes begins there: it had been the gradient of feature 0."""
     W = torch.randn(900, 5)

@@ -39,17 +39,25 @@ def decode(
             offsets_N1 = torch.zeros(n_rows + 1, dtype=torch.long, device=values.device)
     flat = values.reshape(-1) if chosen == "triton" else values.reshape(-1).to(W_FD.dtype)
     local_M = indices.reshape(-1) - first_feature
-    outside_M = (local_M < 0) | (local_M >= len(W_FD))
-    used_outside_M = outside_M & (flat.detach() != 0)
-    if used_outside_M.any():
-        low, high = (int(v) for v in local_M[flat.detach() != 0].aminmax())
-        raise IndexError(f"feature indices span {low}..{high} of the {len(W_FD)} rows of W")
-    local_M = local_M.masked_fill(outside_M, 0).int()
+    if len(local_M):
+        low, high = (int(v) for v in local_M.aminmax())
+        if low < 0 or high >= len(W_FD):
+            local_M = _within(local_M, flat.detach() != 0, len(W_FD))
+    local_M = local_M.int()
     crowded = n_rows * len(W_FD) < DENSE_BELOW * len(flat)
     if chosen == "reference" or (impl == "auto" and crowded):
         rows_M = _rows(offsets_N1)
         return reference.decode(flat, local_M, rows_M, n_rows, W_FD)
     return _Decode.apply(flat, local_M, offsets_N1.long(), W_FD, chosen)
+
+
+def _within(local_M: Tensor, used_M: Tensor, n_rows: int) -> Tensor:
+    """Indices of which those that lie outside become 0; IndexError where one of these is used, or there is no row 0."""
+    outside_M = (local_M < 0) | (local_M >= n_rows)
+    if n_rows == 0 or (outside_M & used_M).any():
+        low, high = (int(v) for v in local_M[used_M if n_rows else outside_M].aminmax())
+        raise IndexError(f"feature indices span {low}..{high} of the {n_rows} rows of W")
+    return local_M.masked_fill(outside_M, 0)
 
 
 def _check_layout(values: Tensor, indices: Tensor, offsets_N1: Tensor | None) -> None:
