@@ -26,14 +26,13 @@ class _Preactivations(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, W_enc_FD: Tensor, b_enc_F: Tensor, b_dec_D: Tensor) -> Tensor:
-        u_ND = x_ND - b_dec_D
-        ctx.save_for_backward(u_ND, W_enc_FD)
-        return functional.linear(u_ND, W_enc_FD, b_enc_F)
+        ctx.save_for_backward(x_ND, W_enc_FD, b_dec_D)
+        return functional.linear(x_ND - b_dec_D, W_enc_FD, b_enc_F)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        u_ND, W_enc_FD = ctx.saved_tensors
+        x_ND, W_enc_FD, b_dec_D = ctx.saved_tensors
+        u_ND = x_ND - b_dec_D  # anew: a second derivative goes by it
         for_x, for_W, for_b_enc, for_b_dec = ctx.needs_input_grad
         (grad_NF,) = gradients  # of lower precision than the weights under autocast
         sum_F = grad_NF.sum(0, dtype=W_enc_FD.dtype) if for_b_enc or for_b_dec else None
