@@ -377,9 +377,8 @@ def measure_rows(page: Any, server: Server, store: FeatureStore) -> Iterator[dic
         before = page.locator(".ag-row[row-index='0']").get_attribute("row-id")
         started = time.perf_counter()
         page.click(f".ag-header-cell[col-id='{column}'] .ag-header-cell-label")
-        page.wait_for_selector(
-            f".ag-row[row-index='0'][row-id]:not([row-id='{before}'])"
-        )  # rows exist before they are loaded
+        # with an id: rows exist before they are loaded
+        page.wait_for_selector(f".ag-row[row-index='0'][row-id]:not([row-id='{before}'])")
         sorts.append(1e3 * (time.perf_counter() - started))
         first = page.locator(".ag-row[row-index='0']").get_attribute("row-id")
         if first not in {str(store.table(sign + column, limit=1).rows[0].feature) for sign in ("", "-")}:

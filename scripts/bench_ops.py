@@ -38,7 +38,7 @@ from saetools.kernels.workspace import Workspace
 Variants = dict[str, Callable[[int], Any]]
 
 
-def spread(n: int, n_features: int) -> torch.Tensor:
+def lying_apart(n: int, n_features: int) -> torch.Tensor:
     """n features that lie apart, as dead ones do: rows side by side would be read faster."""
     return torch.linspace(0, n_features - 1, n, dtype=torch.float64).long()
 
@@ -57,7 +57,7 @@ def run_ops(a: argparse.Namespace, setting: Setting) -> list[Timing]:
     weights = [W, W_dec, b, b_dec]
     four = [Weights(*(f(t) for t in weights)) for f in (torch.clone, torch.zeros_like, torch.zeros_like)]
     batch = Batch(x, code, pull, dots, 2 / a.batch)
-    dead, low, scores = spread(a.features // 10, a.features), W.bfloat16(), x @ W.T
+    dead, low, scores = lying_apart(a.features // 10, a.features), W.bfloat16(), x @ W.T
     groups: dict[str, Variants] = {
         "encode": {
             "gemm": lambda n: torch.mm(x, W.T, out=pre),

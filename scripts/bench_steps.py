@@ -61,7 +61,7 @@ class StepRunner:
                 raise ConfigError(
                     f"--dead: dictionaries of kind {cls.kind!r} have no encoder whose rows could be short"
                 )
-            dead_F = bench_ops.spread(self.n_dead, a.features)
+            dead_F = bench_ops.lying_apart(self.n_dead, a.features)
             with torch.no_grad():
                 self.dictionary.W_enc_FD[dead_F] *= 1e-3  # never among the k largest; of AuxK's codes half are positive
             self.state.tokens_since_fired_F[dead_F] = 10**9

@@ -97,7 +97,7 @@ def main() -> int:
     known = facts(options.commit or current_commit())
     print(known, flush=True)
     if options.workers > 0:
-        compile_beforehand(options.workers, options.shapes)
+        compile_beforehand(0 if options.skip_checks else options.workers, options.shapes)
     report = Report()
     device = ceilings(report)
     failed = set() if options.skip_checks else failed_parts(report, *options.checks)

@@ -11,10 +11,9 @@ T = TypeVar("T")
 
 
 @cache
-def _beside(device: torch.device) -> torch.cuda.Stream:
-    """One for all, since cuBLAS keeps a workspace for every stream that it has seen. Of high priority: the blocks of
-    others, which fill the device, would all be begun before the first of its own."""
-    return torch.cuda.Stream(device, priority=-1)
+def shared_stream(device: torch.device, priority: int = 0) -> torch.cuda.Stream:
+    """One for all who ask for it: cuBLAS keeps a workspace for every stream that it has seen."""
+    return torch.cuda.Stream(device, priority=priority)
 
 
 class Branch:
@@ -25,7 +24,8 @@ class Branch:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = _beside(device) if device.type == "cuda" else None
+        # of high priority: blocks of others, which fill the device, would all be begun before the first of its own
+        self.stream = shared_stream(device, -1) if device.type == "cuda" else None
 
     def start(self, work: Callable[[], T]) -> Callable[[], T]:
         """Launch the work after all that was launched so far. The result joins: what is launched after its call waits

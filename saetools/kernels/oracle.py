@@ -45,7 +45,7 @@ def on(device: str, cases: Iterable[Case], most: int | None = None) -> Iterator[
                 yield _changed(case, lambda t: t.to(device))  # which keeps an order of dimensions, but no gaps
 
 
-def spread(value: Case) -> Case:
+def with_gaps(value: Case) -> Case:
     """The same with gaps between the elements of every tensor."""
     return _changed(value, lambda t: torch.stack([t, t], dim=-1)[..., 0])
 

@@ -34,7 +34,7 @@ from saetools.kernels.global_topk import cases as global_cases
 from saetools.kernels.global_topk import global_topk
 from saetools.kernels.global_topk import triton as global_kernels
 from saetools.kernels.matching_pursuit import cases as pursuit_cases
-from saetools.kernels.oracle import spread
+from saetools.kernels.oracle import with_gaps
 from saetools.kernels.per_feature_topm import per_feature_topm
 from saetools.kernels.score import Score
 from saetools.kernels.sparse import Sparse
@@ -352,11 +352,11 @@ def test_no_argument_has_to_be_contiguous() -> None:
     """Beside what the cases hold: kernels read what lies there, gap or not."""
     case = backward_cases.random_case("", 5, 3, 9, 4, n_groups=2, n_extra=4, shrink=0.3)
     tensors = case.weights, case.batch, case.extra
-    for got, expected in zip(gradients(*spread(tensors), impl="triton"), gradients(*tensors, impl="reference")):
+    for got, expected in zip(gradients(*with_gaps(tensors), impl="triton"), gradients(*tensors, impl="reference")):
         torch.testing.assert_close(got, expected)
     tensors = normal(5, 4), normal(9, 4, seed=1), normal(9, seed=2), torch.arange(9) % 6
     results = []
-    for impl, change in (("triton", spread), ("reference", lambda same: same)):
+    for impl, change in (("triton", with_gaps), ("reference", lambda same: same)):
         x, W, b, budget, threshold = change((*tensors, normal(9, seed=3)))
         results.append(per_feature_topm(x, W, b, budget, threshold_F=threshold, impl=impl))
     (got, reached), (expected, all_reached) = results

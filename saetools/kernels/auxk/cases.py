@@ -8,7 +8,7 @@ from torch import Tensor
 
 from saetools.kernels.auxk import auxk
 from saetools.kernels.backend import Impl
-from saetools.kernels.oracle import assert_as_good, on, spread
+from saetools.kernels.oracle import assert_as_good, on, with_gaps
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def cases() -> Iterator[Case]:
     yield random_case("very many dead", 33, 8, 500, 300, 4)
     yield random_case("all dead", 16, 5, 30, 30, 8)
     yield random_case("more kept than there are", 9, 5, 30, 30, 40)
-    yield spread(random_case("not contiguous", 12, 6, 50, 20, 4))
+    yield with_gaps(random_case("not contiguous", 12, 6, 50, 20, 4))
     mixed = random_case("dead in any order", 12, 6, 50, 20, 4)
     yield replace(mixed, dead_A=mixed.dead_A.flip(0))
 

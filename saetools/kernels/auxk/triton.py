@@ -14,7 +14,7 @@ from saetools.kernels.auxk import TRITON_CAPACITY
 from saetools.kernels.backward_adam.problem import Rule
 from saetools.kernels.backward_adam.triton import Control, Extra
 from saetools.kernels.branch import Branch
-from saetools.kernels.decode_loss.dense import spread
+from saetools.kernels.decode_loss.dense import write_dense
 from saetools.kernels.encode_topk.triton import group_size, scratch_columns, select
 from saetools.kernels.triton_parts import next_power
 
@@ -188,7 +188,7 @@ class DeviceAuxK:
         """Pre-activations of the dead become their code, in place."""
         slots = self.values_NK, self.indices_NK, self.keys_NK
         select(self.code_NC, self.bias_C, self.max_NG, self.scratch, slots, self.k, relu=True, group=self.group)
-        spread(self.values_NK, self.indices_NK, None, self.code_NC)
+        write_dense(self.values_NK, self.indices_NK, None, self.code_NC)
 
     def keep_chosen(self) -> None:
         """Of the gradients of all pre-activations those of the code, in place."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from saetools.kernels.backend import Impl
 from saetools.kernels.decode_loss import decode_loss
-from saetools.kernels.oracle import assert_as_good, on, spread
+from saetools.kernels.oracle import assert_as_good, on, with_gaps
 from saetools.kernels.sparse import Sparse
 from saetools.kernels.workspace import Workspace
 
@@ -54,7 +54,7 @@ def cases() -> Iterator[Case]:
     offsets = torch.nn.functional.pad(torch.tensor([0, 3, 50, 0, 17, 50]).cumsum(0), (1, 0))
     yield Case("ragged", base.x_ND[:6], Sparse(base.code.values_M, base.code.indices_M, offsets), base.W_FD, base.b_D)
     yield Case("transposed", base.x_ND.T.contiguous().T, base.code, base.W_FD.T.contiguous().T, base.b_D)
-    yield spread(random_case("not contiguous", 11, 4, 30, 8, weights=(0.5, 0.25)))
+    yield with_gaps(random_case("not contiguous", 11, 4, 30, 8, weights=(0.5, 0.25)))
 
 
 def verify(impl: Impl, dtype: torch.dtype = torch.float32, device: str = "cpu", most: int | None = None) -> None:

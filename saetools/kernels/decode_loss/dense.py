@@ -49,7 +49,7 @@ def _residual(x_ptr, b_ptr, product_ptr, pull_ptr, loss_ptr, D, n_blocks, BLOCK:
     tl.store(pull_ptr + row * D + d, left.to(pull_ptr.dtype.element_ty), mask=inside)
 
 
-def spread(values: Tensor, indices: Tensor, offsets_N1: Tensor | None, code_NF: Tensor) -> None:
+def write_dense(values: Tensor, indices: Tensor, offsets_N1: Tensor | None, code_NF: Tensor) -> None:
     """Write the dense code of slots: [N, K], or ragged ones by their offsets."""
     K = 0 if offsets_N1 is not None else values.shape[1]
     N, F = code_NF.shape
@@ -78,9 +78,9 @@ def dense_decode_loss_into(
         part = slice(start, min(N, start + rows))
         n = part.stop - start
         if offsets_N1 is None:
-            spread(values[part], indices[part], None, code_CF[:n])
+            write_dense(values[part], indices[part], None, code_CF[:n])
         else:
-            spread(values, indices, offsets_N1[start:], code_CF[:n])
+            write_dense(values, indices, offsets_N1[start:], code_CF[:n])
         _product(code_CF[:n], W_FD, product_CD[:n])
         _residual[(n, triton.cdiv(D, block))](
             x_ND[part], b_D, product_CD, pull_NGD[part], loss_NGB[part], D, loss_NGB.shape[2], BLOCK=block,

@@ -103,9 +103,7 @@ class _OMP(torch.autograd.Function):
             atoms = W_FD[indices[rows].long()] * used[:, :, None]
             gram = atoms @ atoms.mT + torch.diag_embed((~used).to(W_FD.dtype))
             g = dvalues[rows] * used - (atoms @ dresidual[rows, :, None])[:, :, 0]
-            u = torch.linalg.solve_ex(
-                gram, g[:, :, None]
-            ).result  # not finite for rows that are not, instead of an error
+            u, _ = torch.linalg.solve_ex(gram, g[:, :, None])  # rows that are not finite raise no error
             dx[rows] += (u.mT @ atoms)[:, 0]
             datoms = u @ residual[rows, None] - values[rows, :, None] @ dx[rows, None]
             dW.index_add_(0, indices[rows].reshape(-1).long(), (datoms * used[:, :, None]).reshape(-1, W_FD.shape[1]))

@@ -15,7 +15,6 @@ threshold, is then right to 2^-9 of itself.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ from saetools.kernels.backward_adam.control import Control
 from saetools.kernels.backward_adam.problem import Rule, Weights
 from saetools.kernels.backward_adam.tiles import Tile
 from saetools.kernels.backward_adam.triton import Backward, Problem
-from saetools.kernels.branch import Branch
+from saetools.kernels.branch import Branch, shared_stream
 from saetools.kernels.by_feature.triton import Sorted, sort_slots
 from saetools.kernels.decode.triton import gather_dot
 from saetools.kernels.decode_loss.dense import DENSE_UP_TO, dense_decode_loss_into
@@ -40,12 +39,6 @@ from saetools.kernels.workspace import Workspace
 
 N_STATS = 9
 """Numbers of a record."""
-
-
-@cache
-def _capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all steps: cuBLAS keeps a workspace for every stream that it has seen."""
-    return torch.cuda.Stream(device)
 
 
 @dataclass(frozen=True)
@@ -273,7 +266,7 @@ class DeviceStep:
         """Record the step as a CUDA graph; the batch that is loaded is not trained on."""
         small = self._small()
         kept = [t.clone() for t in small]
-        stream = _capture_stream(self.device)
+        stream = shared_stream(self.device)
         stream.wait_stream(torch.cuda.current_stream())
         n_launched = self.n_launched
         with torch.cuda.stream(stream):
